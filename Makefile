@@ -1,0 +1,74 @@
+# Every target creates and fills .venv by itself. Needs Python >= 3.10, make and gcc.
+SHELL  := bash
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL  ?=
+PROMPT ?= Once upon a time
+N      ?= 128
+# What pyproject.toml asks for in [build-system]; a test holds the two together.
+BUILD_REQUIRES := "setuptools>=77" "Cython>=3.0,<4"
+KERNEL_SOURCES := $(wildcard engine/*.pyx engine/*.pxd engine/simd/*.h)
+
+export MODEL PROMPT
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench lint build dist clean
+
+help:
+	@echo "make demo MODEL=file.gguf PROMPT='text' [N=128]   write text with both cache strategies"
+	@echo "make test     the test suite           make bench    the benchmarks"
+	@echo "make lint     ruff, mypy, cython-lint  make build    compile the kernels in place"
+	@echo "make dist     wheel and sdist in dist/ make clean    remove all of it, .venv too"
+
+# The environment: made again when what it holds is declared anew.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "lariat needs Python 3.10 or newer, and $(PYTHON) is older: name another one with make PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv python3-dev)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(BUILD_REQUIRES)
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# The extension: compiled again when its sources change.
+$(VENV)/.built: $(VENV)/.installed setup.py $(KERNEL_SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+build: $(VENV)/.built
+
+demo:
+ifeq ($(strip $(MODEL)),)
+	@echo "No demo model is bundled yet: give one with make demo MODEL=path/to/model.gguf PROMPT='Once upon a time'." >&2; exit 2
+else
+	@$(MAKE) --no-print-directory -s $(VENV)/.built
+	@set -euo pipefail; for cache in roped raw; do \
+	    echo "--- $$cache cache"; \
+	    $(BIN)/lariat generate -m "$$MODEL" -p "$$PROMPT" -n $(N) --temp 0 --cache $$cache \
+	        | tee $(VENV)/demo-$$cache.txt; \
+	done; \
+	if cmp -s $(VENV)/demo-roped.txt $(VENV)/demo-raw.txt; \
+	then echo "--- both caches wrote the same text"; \
+	else echo "--- the two caches wrote DIFFERENT texts" >&2; exit 1; fi
+endif
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest bench
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint engine
+
+dist: $(VENV)/.built
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info engine/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	find engine tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

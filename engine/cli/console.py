@@ -1,0 +1,110 @@
+"""Where the commands write: text to stdout, everything else to stderr, bars on terminals only.
+
+Either stream may be closed, full, or a pipe that nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+from typing import Any
+
+
+class OutputError(Exception):
+    """Standard output cannot take the text; carries the reason as a sentence."""
+
+
+class ClosedPipeError(OutputError):
+    """Whoever read standard output has gone away."""
+
+
+def write(text: str) -> None:
+    """Write to stdout as UTF-8 and flush, so that the text is seen at once. Raises OutputError."""
+    if sys.stdout is None:  # the shell's >&-
+        raise OutputError("standard output is closed")
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        _discard_stdout()
+        if isinstance(error, BrokenPipeError):
+            raise ClosedPipeError("the reader of standard output is gone") from error
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def note(text: str) -> None:
+    """Write a line to stderr, as far as that is possible."""
+    if sys.stderr is None:  # print() would take that for stdout
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # there is nowhere left to complain
+
+
+def printable(text: str) -> str:
+    """The text on one line and without control characters: what is odd becomes an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def stderr_is_terminal() -> bool:
+    """Whether a person is likely to watch stderr."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class Bar:
+    """A progress bar on stderr that appears with the first report and leaves no trace.
+
+    Called with the fraction that is done. Does nothing unless `enabled` and on a terminal.
+    """
+
+    def __init__(self, label: str, enabled: bool = True) -> None:
+        self._label = label
+        self._enabled = enabled and stderr_is_terminal()
+        self._tqdm: Any = None
+
+    def __call__(self, fraction: float) -> None:
+        if not self._enabled:
+            return
+        if self._tqdm is None:
+            from tqdm import tqdm
+
+            tqdm.monitor_interval = 0  # no thread of its own
+            self._tqdm = tqdm(
+                total=1.0,
+                desc=self._label,
+                leave=False,
+                file=sys.stderr,
+                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}",
+            )
+        self._tqdm.update(fraction - self._tqdm.n)
+
+    def close(self) -> None:
+        """Remove it; it does not come back."""
+        self._enabled = False
+        if self._tqdm is not None:
+            self._tqdm.close()
+            self._tqdm = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _discard_stdout() -> None:
+    """Point stdout at nothing, or Python complains again when it flushes at exit."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except OSError:
+        pass  # stdout has no file behind it

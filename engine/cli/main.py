@@ -1,0 +1,112 @@
+"""The command `lariat`: picks the command, and turns what went wrong into a sentence and a code.
+
+Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted, and 141 when the reader of stdout
+went away (what a shell reports of a program that SIGPIPE ended, and just as quiet).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from engine.cli import console
+from engine.errors import LariatError
+
+# One module a command. Each has `register(commands)`, which adds its parser and names what runs.
+# They import the engine only when they run, so that --help is quick.
+_COMMANDS = (
+    "generate",
+    "info",
+    "tokenize",
+)
+
+_DESCRIPTION = """\
+Run LLaMA models from GGUF files on this machine's processor.
+
+Text goes to standard output, everything else to standard error."""
+
+_EPILOG = """\
+examples:
+  lariat generate -m model.gguf -p "Once upon a time" -n 128
+  lariat info -m model.gguf -c 8192
+  lariat tokenize -m model.gguf -p "Hello"
+
+`lariat COMMAND --help` explains the flags of a command."""
+
+_MISSING_PARTS = ("engine._kernels", "numpy", "sentencepiece", "threadpoolctl", "tqdm", "google")
+
+
+class UsageError(Exception):
+    """The command line asks for something that makes no sense."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports errors as one sentence, and takes no abbreviated flags (nor does llama.cpp)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of printing the usage and leaving."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+class _Version(argparse.Action):
+    """--version; looks the version up only when asked."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            console.write(f"lariat {version('lariat')}\n")
+        except PackageNotFoundError:
+            console.write("lariat, run from a source tree that is not installed\n")
+        raise SystemExit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    try:
+        try:
+            args = _parser().parse_args(argv)
+            code: int = args.run(args)
+        except SystemExit as done:  # --help and --version
+            code = int(done.code or 0)
+        console.write("")  # flushes: a full disk shows here at the latest
+        return code
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except console.ClosedPipeError:
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (LariatError, console.OutputError) as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        what = error.strerror or str(error)
+        return _fail(f"{os.fspath(error.filename)}: {what}" if error.filename else what, 1)
+    except MemoryError as error:
+        return _fail(f"not enough memory{f': {error}' if str(error) else ''}", 1)
+    except ImportError as error:
+        if error.name is None or not error.name.startswith(_MISSING_PARTS):
+            raise
+        return _fail(f"lariat is not fully installed ({error}): run `make build`", 1)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="lariat", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in _COMMANDS:
+        importlib.import_module(f"engine.cli.{name}").register(commands)
+    return parser
+
+
+def _fail(message: str, code: int) -> int:
+    console.note(f"lariat: error: {console.printable(message)}")
+    return code

@@ -1,0 +1,230 @@
+"""Frozen configuration: of the model (from its file), of the engine, and of sampling.
+
+Each class checks its values when it is made and never changes afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import GGUFError, ModelError
+
+if TYPE_CHECKING:
+    from engine.gguf import GGUFFile
+
+CACHE_STRATEGIES = ("roped", "raw")
+CACHE_TYPES = ("f16", "f32")
+
+# Bounds of what a sane file holds. They keep later arithmetic and allocations small.
+_MAX_LAYERS = 512
+_MAX_HEADS = 4096
+_MAX_DIM = 1 << 20
+_MAX_CTX = 1 << 27
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and constants of a `llama` model, from the metadata of its GGUF file.
+
+    Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (section "LLM").
+    """
+
+    n_vocab: int
+    n_ctx_train: int
+    dim: int  # embedding_length
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim_k: int  # attention.key_length
+    head_dim_v: int  # attention.value_length
+    n_ff: int
+    norm_eps: float
+    rope_dim: int  # how many leading dims of a head are rotated
+    rope_freq_base: float
+    rope_scale: float  # linear scaling: positions are divided by it
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.n_heads // self.n_kv_heads
+
+    @classmethod
+    def from_gguf(cls, gguf: GGUFFile) -> ModelConfig:
+        """Read and check the metadata. Raises `GGUFError` or `ModelError`."""
+        arch = gguf.get_str("general.architecture")
+        if arch != "llama":
+            raise ModelError(
+                f"{gguf.path}: architecture {arch!r} is not supported, only 'llama' is"
+            )
+
+        def whole(key: str, maximum: int, default: int | None = None, minimum: int = 1) -> int:
+            return gguf.get_int(f"llama.{key}", default=default, minimum=minimum, maximum=maximum)
+
+        if whole("expert_count", 1 << 16, 0, 0) > 0:
+            raise ModelError(f"{gguf.path}: mixture-of-experts models are not supported")
+        dim = whole("embedding_length", _MAX_DIM)
+        n_heads = whole("attention.head_count", _MAX_HEADS)
+        n_kv_heads = whole("attention.head_count_kv", _MAX_HEADS, n_heads)
+        if n_heads % n_kv_heads:
+            raise GGUFError(
+                f"{gguf.path}: {n_heads} query heads do not divide among {n_kv_heads} KV heads"
+            )
+        if dim % n_heads and "llama.attention.key_length" not in gguf.metadata:
+            raise GGUFError(
+                f"{gguf.path}: embedding length {dim} does not divide by {n_heads} heads"
+            )
+        head_dim_k = whole("attention.key_length", 4096, max(dim // n_heads, 1))
+        head_dim_v = whole("attention.value_length", 4096, max(dim // n_heads, 1))
+        for name, value in (("key", head_dim_k), ("value", head_dim_v)):
+            if value % 2:
+                raise GGUFError(f"{gguf.path}: {name} length {value} of a head is odd")
+        rope_dim = whole("rope.dimension_count", 4096, head_dim_k)
+        if rope_dim % 2 or rope_dim > head_dim_k:
+            raise GGUFError(
+                f"{gguf.path}: llama.rope.dimension_count is {rope_dim}, "
+                f"expected an even number of at most {head_dim_k}"
+            )
+        return cls(
+            n_vocab=_vocab_size(gguf),
+            n_ctx_train=whole("context_length", _MAX_CTX),
+            dim=dim,
+            n_layers=whole("block_count", _MAX_LAYERS),
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim_k=head_dim_k,
+            head_dim_v=head_dim_v,
+            n_ff=whole("feed_forward_length", _MAX_DIM),
+            norm_eps=gguf.get_float(
+                "llama.attention.layer_norm_rms_epsilon", minimum=0.0, maximum=1.0
+            ),
+            rope_dim=rope_dim,
+            rope_freq_base=gguf.get_float(
+                "llama.rope.freq_base", default=10000.0, minimum=1e-3, maximum=1e15
+            ),
+            rope_scale=_rope_scale(gguf),
+        )
+
+
+def _vocab_size(gguf: GGUFFile) -> int:
+    """Rows of the embedding, which is what the logits have; the token list must agree."""
+    info = gguf.tensors.get("token_embd.weight")
+    if info is None:
+        raise GGUFError(f"{gguf.path}: tensor 'token_embd.weight' is missing")
+    if len(info.shape) != 2:
+        raise GGUFError(f"{gguf.path}: tensor 'token_embd.weight' has shape {info.shape}, not 2-D")
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None and len(tokens) != info.shape[0]:
+        raise GGUFError(
+            f"{gguf.path}: the vocabulary has {len(tokens)} tokens, "
+            f"but tensor 'token_embd.weight' has {info.shape[0]} rows"
+        )
+    return info.shape[0]
+
+
+def _rope_scale(gguf: GGUFFile) -> float:
+    """The linear scaling factor; other scaling methods are refused by name, not ignored."""
+    kind = gguf.get_str("llama.rope.scaling.type", default="")
+    old = gguf.get_float("llama.rope.scale_linear", default=1.0, minimum=1e-3, maximum=1e6)
+    if kind == "linear":
+        return gguf.get_float("llama.rope.scaling.factor", minimum=1e-3, maximum=1e6)
+    if kind in ("", "none"):
+        return old if kind == "" else 1.0
+    raise ModelError(f"{gguf.path}: RoPE scaling {kind!r} is not supported, only 'linear' is")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a model is run; see `LLM` for the meaning of each value."""
+
+    n_ctx: int = 0
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    cache: str = "roped"
+    type_k: str = "f16"
+    type_v: str = "f16"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("n_ctx", self.n_ctx, 0, _MAX_CTX)
+        _check_whole("n_batch", self.n_batch, 1, 1 << 20)
+        _check_whole("n_ubatch", self.n_ubatch, 1, 1 << 16)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0, (1 << 64) - 1)
+        if self.cache not in CACHE_STRATEGIES:
+            raise ValueError(
+                f"cache is {self.cache!r}, expected one of {', '.join(CACHE_STRATEGIES)}"
+            )
+        for name in ("type_k", "type_v"):
+            if getattr(self, name) not in CACHE_TYPES:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(CACHE_TYPES)}"
+                )
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen; names and defaults are llama.cpp's.
+
+    `max_tokens` -1 means until the model ends or the context is full. `temperature` 0 is greedy.
+    `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1 and the other penalties at
+    0 switch that stage off. `repeat_last_n` counts the last tokens that penalties look at, 0 is
+    none and -1 the whole context. `stop` are texts that end generation and are not part of it.
+    """
+
+    max_tokens: int = -1
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_whole("max_tokens", self.max_tokens, -1, 1 << 31)
+        _check_whole("top_k", self.top_k, 0, 1 << 31)
+        _check_whole("repeat_last_n", self.repeat_last_n, -1, 1 << 31)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0, (1 << 64) - 1)
+        _check_real("temperature", self.temperature, 0.0, 1e6)
+        _check_real("top_p", self.top_p, 0.0, 1.0)
+        _check_real("min_p", self.min_p, 0.0, 1.0)
+        _check_real("typical_p", self.typical_p, 0.0, 1.0)
+        _check_real("repeat_penalty", self.repeat_penalty, 1e-6, 1e6)
+        _check_real("frequency_penalty", self.frequency_penalty, -1e6, 1e6)
+        _check_real("presence_penalty", self.presence_penalty, -1e6, 1e6)
+        for token, bias in self.logit_bias.items():
+            _check_whole("a token of logit_bias", token, 0, 1 << 31)
+            if math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"the logit bias of token {token} is {bias}, expected a number")
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        else:
+            object.__setattr__(self, "stop", tuple(self.stop))
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            raise ValueError("a stop text is empty or not a string")
+
+
+def _check_whole(name: str, value: Any, minimum: int, maximum: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} is {value!r}, expected a whole number")
+    if not minimum <= value.__index__() <= maximum:
+        raise ValueError(f"{name} is {value}, expected {minimum} to {maximum}")
+
+
+def _check_real(name: str, value: Any, minimum: float, maximum: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}, expected a number")
+    if not minimum <= value <= maximum:  # also false for NaN
+        raise ValueError(f"{name} is {value}, expected {minimum:g} to {maximum:g}")

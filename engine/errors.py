@@ -1,0 +1,17 @@
+"""The exceptions Lariat raises for what a user can cause; each carries one sentence."""
+
+
+class LariatError(Exception):
+    """Base of all of Lariat's own errors."""
+
+
+class GGUFError(LariatError, ValueError):
+    """The file is not a GGUF file that can be read: says the file, what was found, what is due."""
+
+
+class ModelError(LariatError, ValueError):
+    """The file is sound, but its model is not one that this engine runs."""
+
+
+class ContextError(LariatError, ValueError):
+    """A prompt does not fit into the context."""

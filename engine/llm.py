@@ -1,0 +1,364 @@
+"""LLM: load a model, then stream or generate text, or compute logits."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import overload
+
+import numpy as np
+
+from engine import sampler, threads
+from engine.batch import Chunk, make_batch, split
+from engine.config import EngineConfig, ModelConfig, SamplingParams
+from engine.errors import ContextError
+from engine.gguf import GGUFFile
+from engine.kv_cache import STRATEGIES
+from engine.model import Model
+from engine.rope import RopeTable, frequencies
+from engine.scheduler import Scheduler
+from engine.sequence import Completion, Sequence, StopText, Timings
+from engine.tokenizer import Tokenizer
+from engine.weights import load_weights
+
+
+class LLM:
+    """A model ready to run.
+
+    model_path       a GGUF file of architecture `llama`
+    n_ctx            positions of the KV cache, shared by all sequences; 0: as many as the model
+                     was trained on
+    n_threads        threads for decoding; None: the physical cores this process may use
+    n_threads_batch  threads for prompts; None: as `n_threads`
+    n_batch          most tokens of one scheduler step
+    n_ubatch         most tokens of one forward pass
+    cache            "roped" (keys stored rotated) or "raw" (rotated when they are read)
+    type_k, type_v   "f16" or "f32", of keys and values in the cache
+    seed             of sampling where `SamplingParams` has none; None: from the system
+    progress         is called with the share loaded, 0 to 1
+
+    Raises `GGUFError` or `ModelError` for files it cannot run, ValueError for bad parameters,
+    OSError for a file that is not there. Close it, or use it in a `with` statement.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 0,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        cache: str = "roped",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        seed: int | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        start = time.perf_counter()
+        e = EngineConfig(
+            n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed
+        )
+        self.n_threads = threads.resolve(n_threads)
+        self.n_threads_batch = threads.resolve(
+            self.n_threads if n_threads_batch is None else n_threads_batch, "n_threads_batch"
+        )
+        self._gguf = GGUFFile(model_path)
+        try:
+            self.config = ModelConfig.from_gguf(self._gguf)
+            self.tokenizer = Tokenizer.from_gguf(self._gguf)
+            self.n_ctx = n_ctx or self.config.n_ctx_train
+            with threads.forward_pass():
+                weights = load_weights(self._gguf, self.config, self.n_threads_batch, progress)
+            rope = RopeTable(frequencies(self.config, weights.rope_factors), self.n_ctx + 32)
+            self._cache = STRATEGIES[cache](self.config, self.n_ctx, type_k, type_v, rope)
+        except BaseException:
+            self._gguf.close()
+            raise
+        self._engine = e
+        self._n_ubatch = min(n_ubatch, n_batch, self.n_ctx)
+        self._model = Model(self.config, weights, self._cache, self._n_ubatch)
+        self._scheduler = Scheduler(self._cache.pool, n_batch)
+        self._streams: dict[Sequence, Stream] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+        self.load_time = time.perf_counter() - start
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary, the width of the logits."""
+        return self.config.n_vocab
+
+    def close(self) -> None:
+        """Give back memory and the file. Closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            del self._model, self._cache, self._scheduler
+            self._streams.clear()
+            self._gguf.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`; see `Tokenizer.encode`."""
+        return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
+
+    def detokenize(self, ids: list[int]) -> str:
+        """Text of token ids; control tokens are invisible."""
+        return self.tokenizer.decode(ids)
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """Logits after each token, from an empty context: float32 [len(ids), n_vocab]."""
+        ids = self._checked_ids(ids)
+        with self._lock:
+            context = self._cache.new_context()
+            if context.n_new_blocks(len(ids)) > self._cache.pool.n_free:
+                raise ContextError("other sequences hold too much of the KV cache")
+            out = np.empty((len(ids), self.n_vocab), np.float32)
+            done = 0
+            try:
+                for group in split([Chunk(context, ids, "all")], self._n_ubatch):
+                    rows = self._forward(group)
+                    out[done : done + len(rows)] = rows
+                    done += len(rows)
+            finally:
+                context.clear()
+        return out
+
+    def stream(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams | None = None,
+        *,
+        prompt_progress: Callable[[int, int], None] | None = None,
+    ) -> Stream:
+        """Generate text piece by piece.
+
+        `prompt` is text, or token ids as they are. The iterator's `completion` tells the state at
+        any time. Several streams may be open at once; each step computes all of them together.
+        `prompt_progress` is called with prompt tokens done and their total.
+        """
+        return Stream(self, self._add(prompt, params or SamplingParams(), prompt_progress))
+
+    @overload
+    def generate(
+        self, prompt: str | list[int], params: SamplingParams | None = None
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], params: SamplingParams | None = None
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: str | list[int] | list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+    ) -> Completion | list[Completion]:
+        """Complete a prompt (text or token ids), or a list of prompts in one batch."""
+        params = params or SamplingParams()
+        if isinstance(prompt, str) or (
+            len(prompt) > 0 and not isinstance(prompt[0], (str, list, tuple, np.ndarray))
+        ):
+            with self.stream(prompt, params) as stream:  # type: ignore[arg-type]
+                for _ in stream:
+                    pass
+            return stream.completion
+        streams: list[Stream] = []
+        try:
+            streams.extend(self.stream(one, params) for one in prompt)  # type: ignore[arg-type]
+            for stream in streams:
+                for _ in stream:
+                    pass
+        finally:
+            for stream in streams:
+                stream.close()
+        return [stream.completion for stream in streams]
+
+    # ---- below: the engine's loop --------------------------------------------------------
+
+    def _add(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        on_prompt: Callable[[int, int], None] | None,
+    ) -> Sequence:
+        self._check_open()
+        ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        for token in params.logit_bias:
+            if token >= self.n_vocab:
+                raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
+        seed = params.seed if params.seed is not None else self._engine.seed
+        completion = Completion(ids, timings=Timings(load_s=self.load_time))
+        context = self._cache.new_context()
+        return Sequence(ids, params, context, np.random.default_rng(seed), completion, on_prompt)
+
+    def _checked_ids(self, ids: list[int]) -> list[int]:
+        self._check_open()
+        checked = []
+        for i in ids:
+            if isinstance(i, bool) or not hasattr(i, "__index__"):
+                raise ValueError(f"{i!r} is not a token id")
+            if not 0 <= i.__index__() < self.n_vocab:
+                raise ValueError(f"token id {i} is out of range, expected 0 to {self.n_vocab - 1}")
+            checked.append(i.__index__())
+        if not checked:
+            raise ValueError("the prompt is empty")
+        if len(checked) > self.n_ctx:
+            raise ContextError(
+                f"the prompt has {len(checked)} tokens, more than the context of {self.n_ctx}"
+            )
+        return checked
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the model is closed")
+
+    def _start(self, stream: Stream) -> None:
+        with self._lock:
+            self._streams[stream.sequence] = stream
+            self._scheduler.add(stream.sequence)
+
+    def _stop(self, stream: Stream) -> None:
+        with self._lock:
+            if self._streams.pop(stream.sequence, None) is not None:
+                self._scheduler.remove(stream.sequence)
+
+    def _step(self) -> None:
+        """Schedule, run, sample: one step for all open streams."""
+        with self._lock:
+            start = time.perf_counter()
+            step = self._scheduler.schedule()
+            assert step, "nothing can run: the pool is smaller than one sequence"
+            chunks = [
+                Chunk(
+                    s.context,
+                    s.ids[s.context.n_tokens : s.context.n_tokens + n],
+                    "last" if n == s.n_pending else "none",
+                )
+                for s, n in step
+            ]
+            in_prompt = {s: s.in_prompt for s, _ in step}
+            by_context = {s.context: s for s, _ in step}
+            try:
+                for group in split(chunks, self._n_ubatch):
+                    self._run_group(group, by_context)
+            except BaseException:
+                # Their contexts are half-written: give up these sequences, keep the rest.
+                for s, _ in step:
+                    self._stop(self._streams[s])
+                raise
+            seconds = time.perf_counter() - start
+            for s, n in step:
+                self._streams[s].count(n, seconds, in_prompt[s])
+                if s.finished:
+                    self._stop(self._streams[s])
+
+    def _run_group(self, group: list[Chunk], by_context: dict) -> None:
+        """Run one forward pass, then sample a token wherever logits were asked for."""
+        logits = iter(self._forward(group))
+        for chunk in group:
+            sequence = by_context[chunk.context]
+            if sequence.on_prompt and not sequence.completion.token_ids:
+                sequence.on_prompt(chunk.context.n_tokens, len(sequence.completion.prompt_ids))
+            if chunk.logits == "last":
+                self._streams[sequence].accept(self._sample(sequence, next(logits)))
+
+    def _forward(self, group: list[Chunk]) -> np.ndarray:
+        batch = make_batch(group)
+        decoding = batch.n_tokens == len(group)
+        with threads.forward_pass():
+            return self._model.forward(batch, self.n_threads if decoding else self.n_threads_batch)
+
+    def _sample(self, sequence: Sequence, logits: np.ndarray) -> int:
+        if sequence.params.ignore_eos:
+            logits[list(self.tokenizer.eog_ids)] = -np.inf
+        return sampler.sample(logits, sequence.params, sequence.ids, sequence.rng)
+
+
+class Stream:
+    """Iterator over the text of one completion, see `LLM.stream`."""
+
+    def __init__(self, llm: LLM, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self.completion = sequence.completion
+        self._llm = llm
+        self._decoder = llm.tokenizer.decoder()
+        self._stop = StopText(sequence.params.stop)
+        self._pieces: deque[str] = deque()
+        if sequence.params.max_tokens == 0:
+            self.completion.finish_reason = "length"
+        else:
+            llm._start(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while not self._pieces:
+            if self.sequence.finished or self.sequence not in self._llm._streams:
+                raise StopIteration
+            self._llm._step()
+        return self._pieces.popleft()
+
+    def close(self) -> None:
+        """Stop generating and free the blocks of the cache. Closing twice does nothing."""
+        self._llm._stop(self)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pieces"):
+            self.close()
+
+    def accept(self, token: int) -> None:
+        """Take a sampled token: its text, and whether it ends the sequence."""
+        sequence, params, done = self.sequence, self.sequence.params, self.completion
+        if token in self._llm.tokenizer.eog_ids and not params.ignore_eos:
+            self._finish("stop")
+            return
+        sequence.ids.append(token)
+        done.token_ids.append(token)
+        text, stopped = self._stop.feed(self._decoder.feed(token))
+        self._show(text)
+        if stopped:
+            done.finish_reason = "stop"
+        elif len(done.token_ids) == params.max_tokens:
+            self._finish("length")
+        elif len(sequence.ids) >= self._llm.n_ctx:
+            self._finish("context")
+
+    def count(self, n_tokens: int, seconds: float, in_prompt: bool) -> None:
+        """Book a step's tokens and time."""
+        t = self.completion.timings
+        if in_prompt:
+            t.n_prompt += n_tokens
+            t.prompt_s += seconds
+        else:
+            t.n_decode += n_tokens
+            t.decode_s += seconds
+
+    def _finish(self, reason: str) -> None:
+        """End, and show what the decoder and the stop texts still hold back."""
+        text, stopped = self._stop.feed(self._decoder.flush())
+        self._show(text)
+        if stopped:
+            reason = "stop"
+        else:
+            self._show(self._stop.flush())
+        self.completion.finish_reason = reason
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            self.completion.text += text

@@ -1,0 +1,352 @@
+"""The block formats of ggml: names, sizes, and a NumPy reference of (de)quantization.
+
+A row of weights is cut into blocks; each block holds its own scale (and perhaps minimum) and a few
+bits a weight. The functions here are the plain statement of each format, to judge kernels by and
+to prepare small tensors; the fast versions are in `engine/simd/`.
+
+Source of the layouts and of the rounding: ggml, `src/ggml-common.h` and `src/ggml-quants.c`
+(https://github.com/ggml-org/ggml). A layout comment lists the fields of one block in file order.
+All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+U8: TypeAlias = npt.NDArray[np.uint8]
+F32: TypeAlias = npt.NDArray[np.float32]
+# One pair a format. decode: uint8 [n_blocks, bytes per block] -> float32 [n_blocks, weights per
+# block]; encode is the other way round. Both expect C-contiguous input.
+_Decode: TypeAlias = Callable[[U8], F32]
+_Encode: TypeAlias = Callable[[F32], U8]
+
+
+class GGMLType(IntEnum):
+    """Type numbers as they stand in GGUF files (`enum ggml_type` in ggml.h)."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q8_1 = 9
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    Q8_K = 15
+    IQ2_XXS = 16
+    IQ2_XS = 17
+    IQ3_XXS = 18
+    IQ1_S = 19
+    IQ4_NL = 20
+    IQ3_S = 21
+    IQ2_S = 22
+    IQ4_XS = 23
+    I8 = 24
+    I16 = 25
+    I32 = 26
+    I64 = 27
+    F64 = 28
+    IQ1_M = 29
+    BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
+    MXFP4 = 39
+    NVFP4 = 40
+    Q1_0 = 41
+
+
+REMOVED_TYPES: dict[int, str] = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
+"""Numbers that ggml once used and gave up; known so that an error can name them."""
+
+BLOCK: dict[GGMLType, tuple[int, int]] = {
+    GGMLType.F32: (1, 4),
+    GGMLType.F16: (1, 2),
+    GGMLType.Q4_0: (32, 18),
+    GGMLType.Q4_1: (32, 20),
+    GGMLType.Q5_0: (32, 22),
+    GGMLType.Q5_1: (32, 24),
+    GGMLType.Q8_0: (32, 34),
+    # ggml's block_q8_1 holds two f16 and is 36 bytes; 40 is its older form with two f32. No model
+    # file holds either: the type exists for activations in memory.
+    GGMLType.Q8_1: (32, 36),
+    GGMLType.Q2_K: (256, 84),
+    GGMLType.Q3_K: (256, 110),
+    GGMLType.Q4_K: (256, 144),
+    GGMLType.Q5_K: (256, 176),
+    GGMLType.Q6_K: (256, 210),
+    GGMLType.Q8_K: (256, 292),
+    GGMLType.IQ2_XXS: (256, 66),
+    GGMLType.IQ2_XS: (256, 74),
+    GGMLType.IQ3_XXS: (256, 98),
+    GGMLType.IQ1_S: (256, 50),
+    GGMLType.IQ4_NL: (32, 18),
+    GGMLType.IQ3_S: (256, 110),
+    GGMLType.IQ2_S: (256, 82),
+    GGMLType.IQ4_XS: (256, 136),
+    GGMLType.I8: (1, 1),
+    GGMLType.I16: (1, 2),
+    GGMLType.I32: (1, 4),
+    GGMLType.I64: (1, 8),
+    GGMLType.F64: (1, 8),
+    GGMLType.IQ1_M: (256, 56),
+    GGMLType.BF16: (1, 2),
+    GGMLType.TQ1_0: (256, 54),
+    GGMLType.TQ2_0: (256, 66),
+    GGMLType.MXFP4: (32, 17),
+    GGMLType.NVFP4: (64, 36),
+    GGMLType.Q1_0: (128, 18),
+}
+"""Type -> (weights per block, bytes per block)."""
+
+# Weights that are converted at a time: the temporaries stay in the cache and stay small.
+_CHUNK_WEIGHTS = 1 << 16
+
+
+def row_bytes(type: GGMLType, n_cols: int) -> int:
+    """Bytes of one row of `n_cols` weights. ValueError if the row is not whole blocks."""
+    n_weights, n_bytes = BLOCK[type]
+    if n_cols < 0 or n_cols % n_weights:
+        raise ValueError(
+            f"a row of {n_cols} weights does not divide into {type.name} blocks of {n_weights}"
+        )
+    return n_cols // n_weights * n_bytes
+
+
+def dequantize(data: U8, type: GGMLType) -> F32:
+    """Weights of rows of blocks.
+
+    data: uint8 [n_rows, row_bytes]; returns float32 [n_rows, n_cols], a new array.
+    ValueError if the type is not in `SUPPORTED` or the rows are not whole blocks. Scales that are
+    NaN or Inf in the file come out as such.
+    """
+    decode = _codec(type)[0]
+    n_weights, n_bytes = BLOCK[type]
+    if data.ndim != 2 or data.dtype != np.uint8:
+        raise ValueError(f"expected bytes [n_rows, row_bytes], found {data.dtype} {data.shape}")
+    n_rows, n_row_bytes = data.shape
+    if n_row_bytes % n_bytes:
+        raise ValueError(
+            f"a row of {n_row_bytes} bytes does not divide into {type.name} blocks of {n_bytes}"
+        )
+    n_blocks = n_row_bytes // n_bytes
+    out = np.empty((n_rows, n_blocks * n_weights), np.float32)
+    if not out.size:
+        return out
+    step = max(1, _CHUNK_WEIGHTS // out.shape[1])
+    with np.errstate(all="ignore"):
+        for row in range(0, n_rows, step):
+            blocks = np.ascontiguousarray(data[row : row + step]).reshape(-1, n_bytes)
+            out[row : row + step] = decode(blocks).reshape(-1, out.shape[1])
+    return out
+
+
+def quantize(x: npt.ArrayLike, type: GGMLType) -> U8:
+    """Rows of blocks from weights, rounded as ggml's reference does (Q6_K: see `_encode_q6_k`).
+
+    x: float32 [n_rows, n_cols]; returns uint8 [n_rows, row_bytes].
+    ValueError if the type is not in `SUPPORTED`, the rows are not whole blocks, or a block format
+    is asked to hold NaN or Inf, which it cannot.
+    """
+    encode = _codec(type)[1]
+    n_weights = BLOCK[type][0]
+    weights = np.asarray(x, np.float32)
+    if weights.ndim != 2:
+        raise ValueError(f"expected weights [n_rows, n_cols], found shape {weights.shape}")
+    n_rows, n_cols = weights.shape
+    out = np.empty((n_rows, row_bytes(type, n_cols)), np.uint8)
+    if not out.size:
+        return out
+    step = max(1, _CHUNK_WEIGHTS // n_cols)
+    with np.errstate(all="ignore"):
+        for row in range(0, n_rows, step):
+            blocks = np.ascontiguousarray(weights[row : row + step]).reshape(-1, n_weights)
+            if n_weights > 1 and not np.isfinite(blocks).all():
+                raise ValueError(f"{type.name} cannot hold NaN or infinite weights")
+            out[row : row + step] = encode(blocks).reshape(-1, out.shape[1])
+    return out
+
+
+def _codec(type: GGMLType) -> tuple[_Decode, _Encode]:
+    try:
+        return _CODECS[type]
+    except KeyError:
+        names = ", ".join(sorted(t.name for t in SUPPORTED))
+        name = getattr(type, "name", repr(type))
+        raise ValueError(f"type {name} is not supported, only {names} are") from None
+
+
+def _f16(fields: U8) -> F32:
+    """The f16 in two bytes of every block: uint8 [n_blocks, 2] -> float32 [n_blocks, 1]."""
+    return np.ascontiguousarray(fields).view("<f2").astype(np.float32)
+
+
+def _bytes(values: npt.NDArray[Any], dtype: str) -> U8:
+    """float32 [n_blocks, n] -> the same numbers as `dtype`, as bytes [n_blocks, n * itemsize]."""
+    return np.ascontiguousarray(values.astype(dtype)).view(np.uint8)
+
+
+def _inverse(scale: F32) -> F32:
+    """1 / scale, and 0 where scale is 0: a block of zeros then encodes as zeros."""
+    return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+
+
+def _unpack_nibbles(packed: U8) -> U8:
+    """16 bytes -> 32 numbers: the low nibbles are weights 0..15, the high ones 16..31."""
+    return np.concatenate([packed & 15, packed >> 4], axis=1)
+
+
+def _pack_nibbles(values: U8) -> U8:
+    half = values.shape[1] // 2
+    return values[:, :half] | (values[:, half:] << np.uint8(4))
+
+
+def _decode_f32(blocks: U8) -> F32:
+    return blocks.view("<f4").astype(np.float32, copy=False)
+
+
+def _encode_f32(weights: F32) -> U8:
+    return _bytes(weights, "<f4")
+
+
+def _decode_f16(blocks: U8) -> F32:
+    return _f16(blocks)
+
+
+def _encode_f16(weights: F32) -> U8:
+    return _bytes(weights, "<f2")
+
+
+def _decode_bf16(blocks: U8) -> F32:
+    """bf16 is the upper half of a float32."""
+    return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _encode_bf16(weights: F32) -> U8:
+    """Round to nearest, ties to even. NaN is made quiet and kept from rounding up to Inf."""
+    bits = weights.view(np.uint32)
+    upper = bits >> 16
+    # Adding just under half, plus the lowest bit that stays, carries into the upper half exactly
+    # when rounding goes up. Only bit patterns of NaN could wrap around.
+    rounded = (bits + (np.uint32(0x7FFF) + (upper & 1))) >> 16
+    return _bytes(np.where(np.isnan(weights), upper | 64, rounded), "<u2")
+
+
+def _decode_q4_0(blocks: U8) -> F32:
+    """f16 d, 16 bytes of nibbles q: weight = d (q - 8)."""
+    q = _unpack_nibbles(blocks[:, 2:]).astype(np.float32)
+    return _f16(blocks[:, :2]) * (q - 8)
+
+
+def _encode_q4_0(weights: F32) -> U8:
+    """The weight of largest magnitude becomes exactly -8 d, so d takes its sign, negated."""
+    largest = np.abs(weights).argmax(axis=1)[:, None]
+    d = np.take_along_axis(weights, largest, axis=1) / np.float32(-8)
+    q = np.trunc(weights * _inverse(d) + np.float32(8.5)).astype(np.uint8)
+    return np.concatenate([_bytes(d, "<f2"), _pack_nibbles(np.minimum(q, 15))], axis=1)
+
+
+def _decode_q4_1(blocks: U8) -> F32:
+    """f16 d, f16 m, 16 bytes of nibbles q: weight = d q + m."""
+    q = _unpack_nibbles(blocks[:, 4:]).astype(np.float32)
+    return _f16(blocks[:, :2]) * q + _f16(blocks[:, 2:4])
+
+
+def _encode_q4_1(weights: F32) -> U8:
+    """The 16 steps run from the smallest weight to the largest."""
+    low = weights.min(axis=1, keepdims=True)
+    d = (weights.max(axis=1, keepdims=True) - low) / np.float32(15)
+    q = np.trunc((weights - low) * _inverse(d) + np.float32(0.5)).astype(np.uint8)
+    packed = _pack_nibbles(np.minimum(q, 15))
+    return np.concatenate([_bytes(d, "<f2"), _bytes(low, "<f2"), packed], axis=1)
+
+
+def _decode_q8_0(blocks: U8) -> F32:
+    """f16 d, 32 int8 q: weight = d q."""
+    return blocks[:, 2:].view(np.int8).astype(np.float32) * _f16(blocks[:, :2])
+
+
+def _encode_q8_0(weights: F32) -> U8:
+    """Halves round away from zero, as C's roundf does and NumPy's rint does not."""
+    d = np.abs(weights).max(axis=1, keepdims=True) / np.float32(127)
+    scaled = weights * _inverse(d)
+    magnitude = np.abs(scaled)
+    whole = np.floor(magnitude)
+    # The fraction is exact, so comparing it with a half cannot round, unlike floor(x + 0.5).
+    whole += magnitude - whole >= np.float32(0.5)
+    return np.concatenate([_bytes(d, "<f2"), _bytes(np.copysign(whole, scaled), "i1")], axis=1)
+
+
+def _decode_q6_k(blocks: U8) -> F32:
+    """128 bytes ql, 64 bytes qh, 16 int8 scales, f16 d: weight = d scale (q - 32).
+
+    q has 4 low bits in ql and 2 high bits in qh. A block is two halves of 4 groups of 32 weights:
+    in a half, the low nibbles of its 64 bytes of ql are groups 0 and 1, the high ones groups 2
+    and 3; bits 2g and 2g + 1 of its 32 bytes of qh belong to group g. A scale serves 16 weights.
+    """
+    n_blocks = blocks.shape[0]
+    ql = blocks[:, :128].reshape(n_blocks, 2, 1, 64)
+    qh = blocks[:, 128:192].reshape(n_blocks, 2, 1, 32)
+    low = np.concatenate([ql & 15, ql >> 4], axis=2).reshape(n_blocks, 2, 4, 32)
+    high = (qh >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
+    q = (low | (high << 4)).reshape(n_blocks, 16, 16).astype(np.float32) - 32
+    scales = _f16(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    weights: F32 = scales[:, :, None] * q
+    return weights.reshape(n_blocks, 256)
+
+
+def _encode_q6_k(weights: F32) -> U8:
+    """A plain valid encoding, without ggml's search for the scale of least squared error.
+
+    In each group of 16 the weight of largest magnitude becomes -32 steps, and the largest of the
+    16 steps becomes -128 d, so both ranges are used to their longer end.
+    """
+    n_blocks = weights.shape[0]
+    groups = weights.reshape(n_blocks, 16, 16)
+    largest = np.abs(groups).argmax(axis=2)[:, :, None]
+    steps = np.take_along_axis(groups, largest, axis=2)[:, :, 0] / np.float32(-32)
+    widest = np.abs(steps).argmax(axis=1)[:, None]
+    d = np.take_along_axis(steps, widest, axis=1) / np.float32(-128)
+    stored_d = _bytes(d, "<f2")
+    d = _f16(stored_d)  # what a reader will multiply with
+    scales = np.clip(np.rint(steps * _inverse(d)), -128, 127)
+    q = np.rint(groups * _inverse(d * scales)[:, :, None])
+    # Overflow of d to Inf leaves NaN here; such a block decodes to NaN whatever q is.
+    q = (np.clip(np.nan_to_num(q), -32, 31) + 32).astype(np.uint8).reshape(n_blocks, 2, 4, 32)
+    low = (q & 15).reshape(n_blocks, 2, 2, 64)
+    ql = (low[:, :, 0] | (low[:, :, 1] << 4)).reshape(n_blocks, 128)
+    high = (q >> 4) << np.array([0, 2, 4, 6], np.uint8)[:, None]
+    qh = np.bitwise_or.reduce(high, axis=2).reshape(n_blocks, 64)
+    return np.concatenate([ql, qh, _bytes(np.nan_to_num(scales), "i1"), stored_d], axis=1)
+
+
+_CODECS: dict[GGMLType, tuple[_Decode, _Encode]] = {
+    GGMLType.F32: (_decode_f32, _encode_f32),
+    GGMLType.F16: (_decode_f16, _encode_f16),
+    GGMLType.BF16: (_decode_bf16, _encode_bf16),
+    GGMLType.Q4_0: (_decode_q4_0, _encode_q4_0),
+    GGMLType.Q4_1: (_decode_q4_1, _encode_q4_1),
+    GGMLType.Q8_0: (_decode_q8_0, _encode_q8_0),
+    GGMLType.Q6_K: (_decode_q6_k, _encode_q6_k),
+}
+
+SUPPORTED: frozenset[GGMLType] = frozenset(_CODECS)
+"""The types that `dequantize` and `quantize` know, and that a model's matrices may have."""

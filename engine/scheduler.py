@@ -1,0 +1,86 @@
+"""What to run next: mixes prompt chunks and decoding sequences into one step.
+
+Knows tokens and free blocks, nothing of arrays or kernels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from engine.context import BlockPool
+from engine.sequence import Sequence
+
+
+class Scheduler:
+    """Sequences that run and sequences that wait for blocks of the cache."""
+
+    def __init__(self, pool: BlockPool, n_batch: int) -> None:
+        self._pool = pool
+        self._n_batch = n_batch
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Drop a request, finished or not; its blocks are free at once."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+        sequence.context.clear()
+
+    @property
+    def n_unfinished(self) -> int:
+        """Requests that run or wait."""
+        return len(self._running) + len(self._waiting)
+
+    def schedule(self) -> list[tuple[Sequence, int]]:
+        """Choose the next step: sequences, and how many of their pending tokens to compute.
+
+        Decoding sequences come first, one token each; what is left of `n_batch` goes to prompts,
+        oldest first. When a running sequence finds no block, the youngest one gives its blocks
+        back and waits, to be computed again later. Never more tokens than `n_batch`, nor more
+        blocks than are free.
+        """
+        step: list[tuple[Sequence, int]] = []
+        room = self._n_batch
+        promised = 0  # blocks that this step's choices will take
+        for sequence in [*self._of_running(prompts=False), *self._of_running(prompts=True)]:
+            if sequence not in self._running or room == 0:
+                continue
+            n = min(sequence.n_pending, room)
+            while sequence.context.n_new_blocks(n) + promised > self._pool.n_free:
+                victim = self._running[-1]
+                promised -= sum(s.context.n_new_blocks(m) for s, m in step if s is victim)
+                room += sum(m for s, m in step if s is victim)
+                step = [(s, m) for s, m in step if s is not victim]
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                step.append((sequence, n))
+                room -= n
+                promised += sequence.context.n_new_blocks(n)
+        while self._waiting and room:
+            sequence = self._waiting[0]
+            # Room for all it has, so that a prompt is not stuck half-way behind another.
+            if sequence.context.n_new_blocks(sequence.n_pending) + promised > self._pool.n_free:
+                break
+            self._running.append(self._waiting.popleft())
+            n = min(sequence.n_pending, room)
+            step.append((sequence, n))
+            room -= n
+            promised += sequence.context.n_new_blocks(sequence.n_pending)
+        return step
+
+    def _of_running(self, prompts: bool) -> Iterator[Sequence]:
+        return (sequence for sequence in list(self._running) if sequence.in_prompt == prompts)
+
+    def _preempt(self, victim: Sequence) -> None:
+        self._running.remove(victim)
+        victim.context.clear()
+        self._waiting.appendleft(victim)

@@ -1,0 +1,335 @@
+/* Attention tiles for AVX2 with FMA and F16C: queries against one block of up to 32 positions.
+ * What each operation does is said in attention_scalar.h, the stepping of raw queries in
+ * attention_avx512.h. Rows that do not divide by 8 end in a vector padded with zeros.
+ */
+#ifndef LARIAT_ATTENTION_AVX2_H
+#define LARIAT_ATTENTION_AVX2_H
+
+#include <immintrin.h>
+
+#include "attention_scalar.h"
+#include "layout.h"
+#include "vector_avx2.h"
+
+ALWAYS_INLINE __m256 load_avx2(const void *p, int64_t i, const int f32) {
+    return f32 ? _mm256_loadu_ps((const float *)p + i)
+               : _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const f16_t *)p + i)));
+}
+
+/* The first n < 8 elements from i on, zeros after them */
+static inline __m256 load_some_avx2(const void *p, int64_t i, int64_t n, const int f32) {
+    uint8_t padded[32] = {0};
+    if (f32) memcpy(padded, (const float *)p + i, 4 * (size_t)n);
+    else memcpy(padded, (const f16_t *)p + i, 2 * (size_t)n);
+    return load_avx2(padded, 0, f32);
+}
+
+/* 8 elements from i on, or what a row of `end` elements has left */
+ALWAYS_INLINE __m256 load_up_to_avx2(const void *p, int64_t i, int64_t end, int64_t base,
+                                     const int f32) {
+    return i + 8 <= end ? load_avx2(p, base + i, f32) : load_some_avx2(p, base + i, end - i, f32);
+}
+
+static inline void store_up_to_avx2(float *p, int64_t i, int64_t end, __m256 x) {
+    if (i + 8 <= end) {
+        _mm256_storeu_ps(p + i, x);
+        return;
+    }
+    float lanes[8];
+    _mm256_storeu_ps(lanes, x);
+    memcpy(p + i, lanes, sizeof(float) * (size_t)(end - i));
+}
+
+/* Lane i of the result is the sum of the lanes of p[i]. */
+ALWAYS_INLINE __m256 sum_8_avx2(const __m256 p_f32x8[8]) {
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(p_f32x8[0], p_f32x8[1]),
+                                    _mm256_hadd_ps(p_f32x8[2], p_f32x8[3]));
+    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(p_f32x8[4], p_f32x8[5]),
+                                    _mm256_hadd_ps(p_f32x8[6], p_f32x8[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+static void rotate_back_avx2(const float *x, const float *row, int64_t half, float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= half; i += 8) {
+        const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + half + i);
+        const __m256 cosine = _mm256_loadu_ps(row + i), sine = _mm256_loadu_ps(row + half + i);
+        _mm256_storeu_ps(out + i, _mm256_fmadd_ps(a, cosine, _mm256_mul_ps(b, sine)));
+        _mm256_storeu_ps(out + half + i, _mm256_fmsub_ps(b, cosine, _mm256_mul_ps(a, sine)));
+    }
+    for (; i < half; i++) {
+        const float a = x[i], b = x[half + i];
+        out[i] = a * row[i] + b * row[half + i];
+        out[half + i] = b * row[i] - a * row[half + i];
+    }
+}
+
+/* Keys as they are, or (rows not NULL) key j turned by j with table row j; n_q is 1, 2 or 4. */
+ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k, int n,
+                                    int64_t head_dim, const float *rows, float *s, const int f32) {
+    const int64_t half = head_dim / 2;
+    for (int j0 = 0; j0 < n; j0 += 8) {
+        __m256 partial[4][8];
+        for (int j = 0; j < 8; j++) {
+            __m256 sum[4];
+            FOR_EACH_QUERY sum[r] = _mm256_setzero_ps();
+            const int64_t at = (j0 + j) * head_dim;
+            if (j0 + j < n && rows)
+                for (int64_t i = 0; i < half; i += 8) {
+                    const __m256 a = load_up_to_avx2(k, i, half, at, f32);
+                    const __m256 b = load_up_to_avx2(k, i, half, at + half, f32);
+                    const __m256 cosine = load_up_to_avx2(rows, i, half, at, 1);
+                    const __m256 sine = load_up_to_avx2(rows, i, half, at + half, 1);
+                    const __m256 x = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
+                    const __m256 y = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
+                    FOR_EACH_QUERY {
+                        const int64_t row = r * head_dim;
+                        sum[r] = _mm256_fmadd_ps(x, load_up_to_avx2(q, i, half, row, 1), sum[r]);
+                        sum[r] =
+                            _mm256_fmadd_ps(y, load_up_to_avx2(q, i, half, row + half, 1), sum[r]);
+                    }
+                }
+            else if (j0 + j < n)
+                for (int64_t i = 0; i < head_dim; i += 8) {
+                    const __m256 key = load_up_to_avx2(k, i, head_dim, at, f32);
+                    FOR_EACH_QUERY
+                        sum[r] = _mm256_fmadd_ps(
+                            key, load_up_to_avx2(q, i, head_dim, r * head_dim, 1), sum[r]);
+                }
+            FOR_EACH_QUERY partial[r][j] = sum[r];
+        }
+        FOR_EACH_QUERY _mm256_storeu_ps(s + r * SLOTS + j0, sum_8_avx2(partial[r]));
+    }
+}
+
+/* One query stepped from key to key, 8 * n_v pairs from pair i0 on. Adds to `partial`. */
+ALWAYS_INLINE void step_query_avx2(const float *q, const void *k, int n, int64_t head_dim,
+                                   const float *step, int64_t i0, const int n_v,
+                                   __m256 partial[SLOTS], const int f32) {
+    const int64_t half = head_dim / 2;
+    __m256 x[2], y[2], dx[2], dy[2], bend[2];
+    FOR_EACH_VECTOR(v) {
+        const int64_t i = i0 + 8 * v;
+        x[v] = load_up_to_avx2(q, i, half, 0, 1);
+        y[v] = load_up_to_avx2(q, i, half, half, 1);
+        bend[v] = load_up_to_avx2(step, i, half, 0, 1);
+        const __m256 sine = load_up_to_avx2(step, i, half, half, 1);
+        const __m256 half_bend = _mm256_mul_ps(bend[v], _mm256_set1_ps(0.5f));
+        dx[v] = _mm256_fmadd_ps(half_bend, x[v], _mm256_mul_ps(sine, y[v]));
+        dy[v] = _mm256_fmsub_ps(half_bend, y[v], _mm256_mul_ps(sine, x[v]));
+    }
+    for (int j = 0; j < n; j++) {
+        __m256 sum_x = partial[j], sum_y = _mm256_setzero_ps();
+        FOR_EACH_VECTOR(v) {
+            const int64_t i = i0 + 8 * v, at = j * head_dim;
+            sum_x = _mm256_fmadd_ps(load_up_to_avx2(k, i, half, at, f32), x[v], sum_x);
+            sum_y = _mm256_fmadd_ps(load_up_to_avx2(k, i, half, at + half, f32), y[v], sum_y);
+            dx[v] = _mm256_fnmadd_ps(bend[v], x[v], dx[v]);
+            dy[v] = _mm256_fnmadd_ps(bend[v], y[v], dy[v]);
+            x[v] = _mm256_add_ps(x[v], dx[v]);
+            y[v] = _mm256_add_ps(y[v], dy[v]);
+        }
+        partial[j] = _mm256_add_ps(sum_x, sum_y);
+    }
+}
+
+ALWAYS_INLINE void scores_stepped_avx2(const float *q, const void *k, int n, int64_t head_dim,
+                                       const float *step, float *s, const int f32) {
+    const int64_t half = head_dim / 2;
+    __m256 partial[SLOTS];
+    for (int j = 0; j < SLOTS; j++) partial[j] = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 16 <= half; i += 16) step_query_avx2(q, k, n, head_dim, step, i, 2, partial, f32);
+    for (; i < half; i += 8) step_query_avx2(q, k, n, head_dim, step, i, 1, partial, f32);
+    for (int j = 0; j < n; j += 8) _mm256_storeu_ps(s + j, sum_8_avx2(partial + j));
+}
+
+#define BY_QUERIES_AVX2(four, two, one)                                                    \
+    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS) four;                    \
+    if (n_q >= 2) {                                                                        \
+        two;                                                                               \
+        n_q -= 2, q += 2 * head_dim, s += 2 * SLOTS;                                       \
+    }                                                                                      \
+    if (n_q) one;
+
+static void scores_roped_f16_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                  const rope_t *rope UNUSED, float *s) {
+    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, NULL, s, 0),
+                    scores_rows_avx2(q, 2, k, n, head_dim, NULL, s, 0),
+                    scores_rows_avx2(q, 1, k, n, head_dim, NULL, s, 0))
+}
+
+static void scores_roped_f32_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                  const rope_t *rope UNUSED, float *s) {
+    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, NULL, s, 1),
+                    scores_rows_avx2(q, 2, k, n, head_dim, NULL, s, 1),
+                    scores_rows_avx2(q, 1, k, n, head_dim, NULL, s, 1))
+}
+
+static void scores_raw_f16_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                const rope_t *rope, float *s) {
+    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, rope->rows, s, 0),
+                    scores_rows_avx2(q, 2, k, n, head_dim, rope->rows, s, 0),
+                    scores_stepped_avx2(q, k, n, head_dim, rope->step, s, 0))
+}
+
+static void scores_raw_f32_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                const rope_t *rope, float *s) {
+    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, rope->rows, s, 1),
+                    scores_rows_avx2(q, 2, k, n, head_dim, rope->rows, s, 1),
+                    scores_stepped_avx2(q, k, n, head_dim, rope->step, s, 1))
+}
+#undef BY_QUERIES_AVX2
+
+ALWAYS_INLINE void keys_avx2(const void *k, int n, int64_t head_dim, const float *row, float *tile,
+                             const int f32) {
+    const int64_t half = head_dim / 2;
+    if (n < SLOTS) memset(tile, 0, sizeof(float) * SLOTS * (size_t)head_dim);
+    for (int j = 0; j < n; j++)
+        for (int64_t i = 0; i < half; i += 8) {
+            const int64_t at = j * head_dim;
+            __m256 a = load_up_to_avx2(k, i, half, at, f32);
+            __m256 b = load_up_to_avx2(k, i, half, at + half, f32);
+            if (row) {
+                const __m256 cosine = load_up_to_avx2(row, i, half, at, 1);
+                const __m256 sine = load_up_to_avx2(row, i, half, at + half, 1);
+                const __m256 x = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
+                b = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
+                a = x;
+            }
+            float x[8], y[8];
+            _mm256_storeu_ps(x, a);
+            _mm256_storeu_ps(y, b);
+            for (int64_t d = 0; d < 8 && i + d < half; d++) {
+                tile[(i + d) * SLOTS + j] = x[d];
+                tile[(half + i + d) * SLOTS + j] = y[d];
+            }
+        }
+}
+
+static void keys_f16_avx2(const void *k, int n, int64_t head_dim, const float *row, float *tile) {
+    keys_avx2(k, n, head_dim, row, tile, 0);
+}
+
+static void keys_f32_avx2(const void *k, int n, int64_t head_dim, const float *row, float *tile) {
+    keys_avx2(k, n, head_dim, row, tile, 1);
+}
+
+/* n_q queries against the 16 keys from j on */
+ALWAYS_INLINE void tile_rows_avx2(const float *q, const int n_q, const float *tile,
+                                  int64_t head_dim, int j, float *s) {
+    __m256 sum[4][2];
+    FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < head_dim; i++) {
+        const __m256 first = _mm256_loadu_ps(tile + i * SLOTS + j);
+        const __m256 second = _mm256_loadu_ps(tile + i * SLOTS + j + 8);
+        FOR_EACH_QUERY {
+            const __m256 x = _mm256_set1_ps(q[r * head_dim + i]);
+            sum[r][0] = _mm256_fmadd_ps(first, x, sum[r][0]);
+            sum[r][1] = _mm256_fmadd_ps(second, x, sum[r][1]);
+        }
+    }
+    FOR_EACH_QUERY {
+        _mm256_storeu_ps(s + r * SLOTS + j, sum[r][0]);
+        _mm256_storeu_ps(s + r * SLOTS + j + 8, sum[r][1]);
+    }
+}
+
+static void tile_scores_avx2(const float *q, int n_q, const float *tile, int64_t head_dim,
+                             float *s) {
+    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS) {
+        tile_rows_avx2(q, 4, tile, head_dim, 0, s);
+        tile_rows_avx2(q, 4, tile, head_dim, 16, s);
+    }
+    for (; n_q >= 1; n_q -= 1, q += head_dim, s += SLOTS) {
+        tile_rows_avx2(q, 1, tile, head_dim, 0, s);
+        tile_rows_avx2(q, 1, tile, head_dim, 16, s);
+    }
+}
+
+static void softmax_block_avx2(float *s, int n_q, int n, int n_visible, int more, float *m,
+                               float *l, float *acc, int64_t head_dim) {
+    for (int r = 0; r < n_q; r++, s += SLOTS, acc += head_dim) {
+        int see = n_visible + r * more < n ? n_visible + r * more : n;
+        see = see > 0 ? see : 0;
+        for (int j = see; j < SLOTS; j++) s[j] = -INFINITY;
+        __m256 most_f32x8 = _mm256_loadu_ps(s);
+        for (int j = 8; j < SLOTS; j += 8)
+            most_f32x8 = _mm256_max_ps(most_f32x8, _mm256_loadu_ps(s + j));
+        const float most = max_lanes_avx2(most_f32x8);
+        if (most > m[r]) {
+            const float shrink = expf(m[r] - most);
+            m[r] = most;
+            l[r] *= shrink;
+            for (int64_t i = 0; i < head_dim; i += 8)
+                store_up_to_avx2(acc, i, head_dim,
+                                 _mm256_mul_ps(load_up_to_avx2(acc, i, head_dim, 0, 1),
+                                               _mm256_set1_ps(shrink)));
+        }
+        __m256 sum = _mm256_setzero_ps();
+        for (int j = 0; j < SLOTS; j += 8) {
+            const __m256 score = _mm256_loadu_ps(s + j);
+            const __m256 hidden =
+                _mm256_cmp_ps(score, _mm256_set1_ps(-INFINITY), _CMP_EQ_OQ);
+            const __m256 e = _mm256_andnot_ps(
+                hidden, exp_avx2(_mm256_sub_ps(score, _mm256_set1_ps(m[r]))));
+            _mm256_storeu_ps(s + j, e);
+            sum = _mm256_add_ps(sum, e);
+        }
+        l[r] += sum_lanes_avx2(sum);
+    }
+}
+
+/* n_q rows of acc, 8 * n_v dims from dim i on; the last vector may be partial */
+ALWAYS_INLINE void weigh_dims_avx2(const float *s, const int n_q, const void *v, int n,
+                                   int64_t head_dim, int64_t i, const int n_v, float *acc,
+                                   const int f32) {
+    __m256 sum[4][8];
+    FOR_EACH_QUERY
+        FOR_EACH_VECTOR(x)
+            sum[r][x] = load_up_to_avx2(acc, i + 8 * x, head_dim, r * head_dim, 1);
+    for (int j = 0; j < n; j++)
+        FOR_EACH_VECTOR(x) {
+            const __m256 value = load_up_to_avx2(v, i + 8 * x, head_dim, j * head_dim, f32);
+            FOR_EACH_QUERY
+                sum[r][x] = _mm256_fmadd_ps(value, _mm256_set1_ps(s[r * SLOTS + j]), sum[r][x]);
+        }
+    FOR_EACH_QUERY
+        FOR_EACH_VECTOR(x)
+            store_up_to_avx2(acc + r * head_dim, i + 8 * x, head_dim, sum[r][x]);
+}
+
+ALWAYS_INLINE void weigh_rows_avx2(const float *s, const int n_q, const void *v, int n,
+                                   int64_t head_dim, float *acc, const int f32) {
+    int64_t i = 0;
+    if (n_q == 1)
+        for (; i + 64 <= head_dim; i += 64)
+            weigh_dims_avx2(s, n_q, v, n, head_dim, i, 8, acc, f32);
+    for (; i + 16 <= head_dim; i += 16) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 2, acc, f32);
+    for (; i < head_dim; i += 8) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 1, acc, f32);
+}
+
+ALWAYS_INLINE void weigh_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                              float *acc, const int f32) {
+    for (; n_q >= 4; n_q -= 4, s += 4 * SLOTS, acc += 4 * head_dim)
+        weigh_rows_avx2(s, 4, v, n, head_dim, acc, f32);
+    for (; n_q; n_q--, s += SLOTS, acc += head_dim)
+        weigh_rows_avx2(s, 1, v, n, head_dim, acc, f32);
+}
+
+static void weigh_f16_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                           float *acc) {
+    weigh_avx2(s, n_q, v, n, head_dim, acc, 0);
+}
+
+static void weigh_f32_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                           float *acc) {
+    weigh_avx2(s, n_q, v, n, head_dim, acc, 1);
+}
+
+static void to_f32_avx2(const f16_t *x, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i += 8)
+        store_up_to_avx2(out, i, n, load_up_to_avx2(x, i, n, 0, 0));
+}
+
+#endif

@@ -1,0 +1,392 @@
+/* Attention tiles for AVX-512: queries against one block of up to 32 cached positions.
+ * What each operation does is said in attention_scalar.h.
+ *
+ * A raw key at position p + j, dotted with the query, is the raw key dotted with the query turned
+ * back by p + j. With theta the angle of a pair, a query q(j) turned back by j more obeys
+ *     q(j + 1) - 2 cos(theta) q(j) + q(j - 1) = 0,
+ * which is stepped as
+ *     d(j + 1) = d(j) - 2 (1 - cos(theta)) q(j),    q(j + 1) = q(j) + d(j + 1)
+ * (Reinsch's form): 2 operations a component where a rotation has 3, and no table to read. Unlike
+ * the plain recurrence its rounding error does not grow with the square of j, because the small
+ * 2 (1 - cos theta) is kept to full precision. Several queries to a KV head share one rotation of
+ * the key instead, with table rows 0..31, which stay in the L1 cache.
+ */
+#ifndef LARIAT_ATTENTION_AVX512_H
+#define LARIAT_ATTENTION_AVX512_H
+
+#include <immintrin.h>
+
+#include "attention_scalar.h"
+#include "layout.h"
+#include "vector_avx512.h"
+
+ALWAYS_INLINE __m512 load_avx512(const void *p, int64_t i, const int f32) {
+    return f32 ? _mm512_loadu_ps((const float *)p + i)
+               : _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const f16_t *)p + i)));
+}
+
+ALWAYS_INLINE __m512 load_lanes_avx512(const void *p, int64_t i, __mmask16 lanes, const int f32) {
+    return f32 ? _mm512_maskz_loadu_ps(lanes, (const float *)p + i)
+               : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, (const f16_t *)p + i));
+}
+
+/* Lane i of the result is the sum of the lanes of p[i]. */
+ALWAYS_INLINE __m512 sum_16_avx512(const __m512 p_f32x16[16]) {
+    __m512 pairs[8], fours[4];
+    for (int i = 0; i < 8; i++)
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(p_f32x16[2 * i], p_f32x16[2 * i + 1]),
+                                 _mm512_unpackhi_ps(p_f32x16[2 * i], p_f32x16[2 * i + 1]));
+    for (int i = 0; i < 4; i++) {
+        const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    /* fours[i]: each 128-bit quarter holds a part of the sums 4i..4i+3; add the quarters */
+    const __m512 left = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x88),
+                                      _mm512_shuffle_f32x4(fours[0], fours[1], 0xdd));
+    const __m512 right = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2], fours[3], 0x88),
+                                       _mm512_shuffle_f32x4(fours[2], fours[3], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(left, right, 0x88),
+                         _mm512_shuffle_f32x4(left, right, 0xdd));
+}
+
+static void rotate_back_avx512(const float *x, const float *row, int64_t half, float *out) {
+    for (int64_t i = 0; i < half; i += 16) {
+        const __mmask16 lanes = first_lanes_avx512(half - i);
+        const __m512 a = _mm512_maskz_loadu_ps(lanes, x + i);
+        const __m512 b = _mm512_maskz_loadu_ps(lanes, x + half + i);
+        const __m512 cosine = _mm512_maskz_loadu_ps(lanes, row + i);
+        const __m512 sine = _mm512_maskz_loadu_ps(lanes, row + half + i);
+        _mm512_mask_storeu_ps(out + i, lanes,
+                              _mm512_fmadd_ps(a, cosine, _mm512_mul_ps(b, sine)));
+        _mm512_mask_storeu_ps(out + half + i, lanes,
+                              _mm512_fmsub_ps(b, cosine, _mm512_mul_ps(a, sine)));
+    }
+}
+
+/* Keys that need no turn: n_q queries of which each keeps one sum of 16 lanes a key. */
+ALWAYS_INLINE void scores_roped_avx512(const float *q, const int n_q, const void *k, int n,
+                                       int64_t head_dim, float *s, const int f32) {
+    const int64_t whole = head_dim & ~(int64_t)15;
+    const __mmask16 rest = first_lanes_avx512(head_dim - whole);
+    for (int j0 = 0; j0 < n; j0 += 16) {
+        __m512 partial[4][16];
+        for (int j = 0; j < 16; j++) {
+            __m512 sum[4];
+            FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
+            if (j0 + j < n) {
+                const int64_t at = (j0 + j) * head_dim;
+                for (int64_t i = 0; i < whole; i += 16) {
+                    const __m512 key = load_avx512(k, at + i, f32);
+                    FOR_EACH_QUERY
+                        sum[r] =
+                            _mm512_fmadd_ps(key, _mm512_loadu_ps(q + r * head_dim + i), sum[r]);
+                }
+                if (rest) {
+                    const __m512 key = load_lanes_avx512(k, at + whole, rest, f32);
+                    FOR_EACH_QUERY
+                        sum[r] = _mm512_fmadd_ps(
+                            key, _mm512_maskz_loadu_ps(rest, q + r * head_dim + whole), sum[r]);
+                }
+            }
+            FOR_EACH_QUERY partial[r][j] = sum[r];
+        }
+        FOR_EACH_QUERY
+            _mm512_storeu_ps(s + r * SLOTS + j0, sum_16_avx512(partial[r]));
+    }
+}
+
+/* Several queries: turn key j by j (table row j), then as above. */
+ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const void *k, int n,
+                                        int64_t head_dim, const float *rows, float *s,
+                                        const int f32) {
+    const int64_t half = head_dim / 2;
+    for (int j0 = 0; j0 < n; j0 += 16) {
+        __m512 partial[4][16];
+        for (int j = 0; j < 16; j++) {
+            __m512 sum[4];
+            FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
+            if (j0 + j < n)
+                for (int64_t i = 0; i < half; i += 16) {
+                    const __mmask16 lanes = first_lanes_avx512(half - i);
+                    const int64_t at = (j0 + j) * head_dim + i;
+                    const __m512 a = load_lanes_avx512(k, at, lanes, f32);
+                    const __m512 b = load_lanes_avx512(k, at + half, lanes, f32);
+                    const __m512 cosine = _mm512_maskz_loadu_ps(lanes, rows + at);
+                    const __m512 sine = _mm512_maskz_loadu_ps(lanes, rows + at + half);
+                    const __m512 x = _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine));
+                    const __m512 y = _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine));
+                    FOR_EACH_QUERY {
+                        const float *qr = q + r * head_dim + i;
+                        sum[r] = _mm512_fmadd_ps(x, _mm512_maskz_loadu_ps(lanes, qr), sum[r]);
+                        sum[r] =
+                            _mm512_fmadd_ps(y, _mm512_maskz_loadu_ps(lanes, qr + half), sum[r]);
+                    }
+                }
+            FOR_EACH_QUERY partial[r][j] = sum[r];
+        }
+        FOR_EACH_QUERY
+            _mm512_storeu_ps(s + r * SLOTS + j0, sum_16_avx512(partial[r]));
+    }
+}
+
+/* One query: step it instead, 16 * n_v pairs from pair i0 on. Adds to what `partial` holds. */
+ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64_t head_dim,
+                                     const float *step, int64_t i0, const int n_v,
+                                     __m512 partial[SLOTS], const int f32, const int masked) {
+    const int64_t half = head_dim / 2;
+    __m512 x[4], y[4], dx[4], dy[4], bend[4];
+    __mmask16 lanes[4];
+    FOR_EACH_VECTOR(v) {
+        const int64_t i = i0 + 16 * v;
+        lanes[v] = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
+        x[v] = _mm512_maskz_loadu_ps(lanes[v], q + i);
+        y[v] = _mm512_maskz_loadu_ps(lanes[v], q + half + i);
+        bend[v] = _mm512_maskz_loadu_ps(lanes[v], step + i);
+        /* d(0) = q(0) - q(-1), where q(-1) is q(0) turned forward by theta */
+        const __m512 sine = _mm512_maskz_loadu_ps(lanes[v], step + half + i);
+        const __m512 half_bend = _mm512_mul_ps(bend[v], _mm512_set1_ps(0.5f));
+        dx[v] = _mm512_fmadd_ps(half_bend, x[v], _mm512_mul_ps(sine, y[v]));
+        dy[v] = _mm512_fmsub_ps(half_bend, y[v], _mm512_mul_ps(sine, x[v]));
+    }
+    for (int j = 0; j < n; j++) {
+        __m512 sum_x = partial[j], sum_y = _mm512_setzero_ps();
+        FOR_EACH_VECTOR(v) {
+            const int64_t at = j * head_dim + i0 + 16 * v;
+            const __m512 a = masked ? load_lanes_avx512(k, at, lanes[v], f32)
+                                    : load_avx512(k, at, f32);
+            const __m512 b = masked ? load_lanes_avx512(k, at + half, lanes[v], f32)
+                                    : load_avx512(k, at + half, f32);
+            sum_x = _mm512_fmadd_ps(a, x[v], sum_x);
+            sum_y = _mm512_fmadd_ps(b, y[v], sum_y);
+            dx[v] = _mm512_fnmadd_ps(bend[v], x[v], dx[v]);
+            dy[v] = _mm512_fnmadd_ps(bend[v], y[v], dy[v]);
+            x[v] = _mm512_add_ps(x[v], dx[v]);
+            y[v] = _mm512_add_ps(y[v], dy[v]);
+        }
+        partial[j] = _mm512_add_ps(sum_x, sum_y);
+    }
+}
+
+ALWAYS_INLINE void scores_stepped_avx512(const float *q, const void *k, int n, int64_t head_dim,
+                                         const float *step, float *s, const int f32) {
+    const int64_t half = head_dim / 2;
+    __m512 partial[SLOTS];
+    for (int j = 0; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; i + 64 <= half; i += 64) step_query_avx512(q, k, n, head_dim, step, i, 4, partial, f32, 0);
+    for (; i + 32 <= half; i += 32) step_query_avx512(q, k, n, head_dim, step, i, 2, partial, f32, 0);
+    for (; i < half; i += 16) step_query_avx512(q, k, n, head_dim, step, i, 1, partial, f32, 1);
+    _mm512_storeu_ps(s, sum_16_avx512(partial));
+    if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
+}
+
+/* Queries in fours, twos and ones, each compiled on its own so that sums stay in registers. */
+#define BY_QUERIES_AVX512(four, two, one)                                                  \
+    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS) four;                    \
+    if (n_q >= 2) {                                                                        \
+        two;                                                                               \
+        n_q -= 2, q += 2 * head_dim, s += 2 * SLOTS;                                       \
+    }                                                                                      \
+    if (n_q) one;
+
+static void scores_roped_f16_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                    const rope_t *rope UNUSED, float *s) {
+    BY_QUERIES_AVX512(scores_roped_avx512(q, 4, k, n, head_dim, s, 0),
+                      scores_roped_avx512(q, 2, k, n, head_dim, s, 0),
+                      scores_roped_avx512(q, 1, k, n, head_dim, s, 0))
+}
+
+static void scores_roped_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                    const rope_t *rope UNUSED, float *s) {
+    BY_QUERIES_AVX512(scores_roped_avx512(q, 4, k, n, head_dim, s, 1),
+                      scores_roped_avx512(q, 2, k, n, head_dim, s, 1),
+                      scores_roped_avx512(q, 1, k, n, head_dim, s, 1))
+}
+
+static void scores_raw_f16_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                  const rope_t *rope, float *s) {
+    BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rope->rows, s, 0),
+                      scores_turned_avx512(q, 2, k, n, head_dim, rope->rows, s, 0),
+                      scores_stepped_avx512(q, k, n, head_dim, rope->step, s, 0))
+}
+
+static void scores_raw_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                  const rope_t *rope, float *s) {
+    BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rope->rows, s, 1),
+                      scores_turned_avx512(q, 2, k, n, head_dim, rope->rows, s, 1),
+                      scores_stepped_avx512(q, k, n, head_dim, rope->step, s, 1))
+}
+#undef BY_QUERIES_AVX512
+
+/* 16 keys' worth of 16 dims, keys in rows, to dims in rows of SLOTS floats */
+ALWAYS_INLINE void store_transposed_avx512(const __m512 rows_f32x16[16], int64_t n_dims,
+                                           float *tile) {
+    float square[16][16];
+    for (int j = 0; j < 16; j++) _mm512_storeu_ps(square[j], rows_f32x16[j]);
+    const __m512i down = _mm512_mullo_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+        _mm512_set1_epi32(16));
+    for (int64_t i = 0; i < n_dims; i++)
+        _mm512_storeu_ps(tile + i * SLOTS, _mm512_i32gather_ps(down, &square[0][i], 4));
+}
+
+ALWAYS_INLINE void keys_avx512(const void *k, int n, int64_t head_dim, const float *row, float *tile,
+                               const int f32) {
+    const int64_t half = head_dim / 2;
+    for (int j0 = 0; j0 < SLOTS; j0 += 16)
+        for (int64_t i = 0; i < half; i += 16) {
+            const __mmask16 lanes = first_lanes_avx512(half - i);
+            __m512 x[16], y[16];
+            for (int j = 0; j < 16; j++) {
+                const int64_t at = (j0 + j) * head_dim + i;
+                x[j] = y[j] = _mm512_setzero_ps();
+                if (j0 + j >= n) continue;
+                const __m512 a = load_lanes_avx512(k, at, lanes, f32);
+                const __m512 b = load_lanes_avx512(k, at + half, lanes, f32);
+                if (row) {
+                    const __m512 cosine = _mm512_maskz_loadu_ps(lanes, row + at);
+                    const __m512 sine = _mm512_maskz_loadu_ps(lanes, row + at + half);
+                    x[j] = _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine));
+                    y[j] = _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine));
+                } else {
+                    x[j] = a;
+                    y[j] = b;
+                }
+            }
+            const int64_t n_dims = half - i < 16 ? half - i : 16;
+            store_transposed_avx512(x, n_dims, tile + i * SLOTS + j0);
+            store_transposed_avx512(y, n_dims, tile + (half + i) * SLOTS + j0);
+        }
+}
+
+static void keys_f16_avx512(const void *k, int n, int64_t head_dim, const float *row, float *tile) {
+    keys_avx512(k, n, head_dim, row, tile, 0);
+}
+
+static void keys_f32_avx512(const void *k, int n, int64_t head_dim, const float *row, float *tile) {
+    keys_avx512(k, n, head_dim, row, tile, 1);
+}
+
+ALWAYS_INLINE void tile_rows_avx512(const float *q, const int n_q, const float *tile,
+                                    int64_t head_dim, float *s) {
+    __m512 sum[8][2];
+    FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < head_dim; i++) {
+        const __m512 first = _mm512_loadu_ps(tile + i * SLOTS);
+        const __m512 second = _mm512_loadu_ps(tile + i * SLOTS + 16);
+        FOR_EACH_QUERY {
+            const __m512 x = _mm512_set1_ps(q[r * head_dim + i]);
+            sum[r][0] = _mm512_fmadd_ps(first, x, sum[r][0]);
+            sum[r][1] = _mm512_fmadd_ps(second, x, sum[r][1]);
+        }
+    }
+    FOR_EACH_QUERY {
+        _mm512_storeu_ps(s + r * SLOTS, sum[r][0]);
+        _mm512_storeu_ps(s + r * SLOTS + 16, sum[r][1]);
+    }
+}
+
+static void tile_scores_avx512(const float *q, int n_q, const float *tile, int64_t head_dim,
+                               float *s) {
+    for (; n_q >= 8; n_q -= 8, q += 8 * head_dim, s += 8 * SLOTS)
+        tile_rows_avx512(q, 8, tile, head_dim, s);
+    for (; n_q >= 1; n_q -= 1, q += head_dim, s += SLOTS) tile_rows_avx512(q, 1, tile, head_dim, s);
+}
+
+static void softmax_block_avx512(float *s, int n_q, int n, int n_visible, int more, float *m,
+                                 float *l, float *acc, int64_t head_dim) {
+    const __m512 nothing = _mm512_set1_ps(-INFINITY);
+    for (int r = 0; r < n_q; r++, s += SLOTS, acc += head_dim) {
+        int see = n_visible + r * more < n ? n_visible + r * more : n;
+        see = see > 0 ? see : 0;
+        const __mmask16 seen0 = first_lanes_avx512(see);
+        const __mmask16 seen1 = see > 16 ? first_lanes_avx512(see - 16) : 0;
+        const __m512 s0 = _mm512_mask_loadu_ps(nothing, seen0, s);
+        const __m512 s1 = _mm512_mask_loadu_ps(nothing, seen1, s + 16);
+        const float most = _mm512_reduce_max_ps(_mm512_max_ps(s0, s1));
+        if (most > m[r]) {
+            const float shrink = expf(m[r] - most);
+            const __m512 factor = _mm512_set1_ps(shrink);
+            m[r] = most;
+            l[r] *= shrink;
+            for (int64_t i = 0; i < head_dim; i += 16) {
+                const __mmask16 lanes = first_lanes_avx512(head_dim - i);
+                _mm512_mask_storeu_ps(
+                    acc + i, lanes, _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, acc + i), factor));
+            }
+        }
+        const __m512 base = _mm512_set1_ps(m[r]);
+        const __m512 e0 = _mm512_maskz_mov_ps(seen0, exp_avx512(_mm512_sub_ps(s0, base)));
+        const __m512 e1 = _mm512_maskz_mov_ps(seen1, exp_avx512(_mm512_sub_ps(s1, base)));
+        _mm512_storeu_ps(s, e0);
+        _mm512_storeu_ps(s + 16, e1);
+        l[r] += _mm512_reduce_add_ps(_mm512_add_ps(e0, e1));
+    }
+}
+
+/* n_q rows of acc, 16 * n_v dims from dim i on */
+ALWAYS_INLINE void weigh_dims_avx512(const float *s, const int n_q, const void *v, int n,
+                                     int64_t head_dim, int64_t i, const int n_v, __mmask16 lanes,
+                                     float *acc, const int f32, const int masked) {
+    __m512 sum[4][8];
+    FOR_EACH_QUERY
+        FOR_EACH_VECTOR(x)
+            sum[r][x] = _mm512_maskz_loadu_ps(lanes, acc + r * head_dim + i + 16 * x);
+    for (int j = 0; j < n; j++)
+        FOR_EACH_VECTOR(x) {
+            const int64_t at = j * head_dim + i + 16 * x;
+            const __m512 value = masked ? load_lanes_avx512(v, at, lanes, f32)
+                                        : load_avx512(v, at, f32);
+            FOR_EACH_QUERY
+                sum[r][x] = _mm512_fmadd_ps(value, _mm512_set1_ps(s[r * SLOTS + j]), sum[r][x]);
+        }
+    FOR_EACH_QUERY
+        FOR_EACH_VECTOR(x)
+            _mm512_mask_storeu_ps(acc + r * head_dim + i + 16 * x, lanes, sum[r][x]);
+}
+
+ALWAYS_INLINE void weigh_rows_avx512(const float *s, const int n_q, const void *v, int n,
+                                     int64_t head_dim, float *acc, const int f32) {
+    int64_t i = 0;
+    if (n_q < 4)
+        for (; i + 128 <= head_dim; i += 128)
+            weigh_dims_avx512(s, n_q, v, n, head_dim, i, 8, 0xffff, acc, f32, 0);
+    for (; i + 64 <= head_dim; i += 64)
+        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 4, 0xffff, acc, f32, 0);
+    for (; i + 16 <= head_dim; i += 16)
+        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 1, 0xffff, acc, f32, 0);
+    if (i < head_dim)
+        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 1, first_lanes_avx512(head_dim - i), acc, f32,
+                          1);
+}
+
+ALWAYS_INLINE void weigh_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                                float *acc, const int f32) {
+    for (; n_q >= 4; n_q -= 4, s += 4 * SLOTS, acc += 4 * head_dim)
+        weigh_rows_avx512(s, 4, v, n, head_dim, acc, f32);
+    if (n_q >= 2) {
+        weigh_rows_avx512(s, 2, v, n, head_dim, acc, f32);
+        n_q -= 2, s += 2 * SLOTS, acc += 2 * head_dim;
+    }
+    if (n_q) weigh_rows_avx512(s, 1, v, n, head_dim, acc, f32);
+}
+
+static void weigh_f16_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                             float *acc) {
+    weigh_avx512(s, n_q, v, n, head_dim, acc, 0);
+}
+
+static void weigh_f32_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                             float *acc) {
+    weigh_avx512(s, n_q, v, n, head_dim, acc, 1);
+}
+
+static void to_f32_avx512(const f16_t *x, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 lanes = first_lanes_avx512(n - i);
+        _mm512_mask_storeu_ps(out + i, lanes, load_lanes_avx512(x, i, lanes, 0));
+    }
+}
+
+#endif

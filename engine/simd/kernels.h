@@ -1,0 +1,164 @@
+/* The table of operations and its dispatch, a ladder: the portable version of everything first,
+ * then each level that the processor and the operating system have overwrites it, up to the one
+ * asked for. `select_level` is called once when the module loads (and by tests).
+ */
+#ifndef LARIAT_KERNELS_H
+#define LARIAT_KERNELS_H
+
+#include "attention_scalar.h"
+#include "layout.h"
+#include "matmul_scalar.h"
+#include "pack.h"
+#include "vector_scalar.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LARIAT_X86 1
+#endif
+
+#ifdef LARIAT_X86
+#include <immintrin.h>
+/* Everything in a region may use its instruction set; nothing outside may, so the module loads and
+ * runs on any x86-64 processor. */
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#include "matmul_avx2.h"
+#include "vector_avx2.h"
+#include "attention_avx2.h"
+#pragma clang attribute pop
+#pragma clang attribute push(                                                              \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c"))), \
+    apply_to = function)
+#include "matmul_avx512.h"
+#include "vector_avx512.h"
+#include "attention_avx512.h"
+#pragma clang attribute pop
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#include "matmul_avx2.h"
+#include "vector_avx2.h"
+#include "attention_avx2.h"
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c")
+#include "matmul_avx512.h"
+#include "vector_avx512.h"
+#include "attention_avx512.h"
+#pragma GCC pop_options
+#endif
+#endif
+
+/* Weight types in the order of the matmul table; the numbers are ours, not ggml's. */
+enum { W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K, N_WEIGHT_TYPES };
+enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };
+
+typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                          float *out, int64_t out_stride, int n_rows, int add);
+typedef void (*scores_fn)(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                          const rope_t *rope, float *s);
+typedef void (*keys_fn)(const void *k, int n, int64_t head_dim, const float *row, float *tile);
+typedef void (*weigh_fn)(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                         float *acc);
+
+typedef struct {
+    int level;
+    matmul_fn matmul[N_WEIGHT_TYPES];
+    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
+    void (*quantize_column)(const float *x, int64_t n_k, int64_t width, int8_t *q, float *scale,
+                            int32_t *neg8_sum, int16_t *half_sum);
+    void (*rope_head)(float *x, const float *row, int64_t half, float scale);
+    void (*silu_mul)(float *gate, const float *up, int64_t n);
+    void (*to_f16)(const float *x, int64_t n, f16_t *out);
+    void (*to_f32)(const f16_t *x, int64_t n, float *out);
+    void (*rotate_back)(const float *x, const float *row, int64_t half, float *out);
+    scores_fn scores[2][2]; /* [roped, raw][f16, f32] */
+    keys_fn keys[2];        /* [f16, f32] */
+    void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, float *s);
+    void (*softmax_block)(float *s, int n_q, int n, int n_visible, int more, float *m, float *l,
+                          float *acc, int64_t head_dim);
+    weigh_fn weigh[2]; /* [f16, f32] */
+} kernels_t;
+
+static kernels_t KERNELS;
+
+static int supported_level(void) {
+#ifdef LARIAT_X86
+    __builtin_cpu_init(); /* reads CPUID, and XCR0 for what the operating system saves */
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+        !__builtin_cpu_supports("f16c"))
+        return LEVEL_SCALAR;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
+        !__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512vbmi"))
+        return LEVEL_AVX2;
+    return LEVEL_AVX512;
+#else
+    return LEVEL_SCALAR;
+#endif
+}
+
+static void select_level(int level) {
+    kernels_t k = {
+        .level = LEVEL_SCALAR,
+        .matmul = {matmul_f32_scalar, matmul_f16_scalar, matmul_bf16_scalar, matmul_q4_0_scalar,
+                   matmul_q4_1_scalar, matmul_q8_0_scalar, matmul_q6_K_scalar},
+        .rms_norm = rms_norm_scalar,
+        .quantize_column = quantize_column_scalar,
+        .rope_head = rope_head_scalar,
+        .silu_mul = silu_mul_scalar,
+        .to_f16 = to_f16_scalar,
+        .to_f32 = to_f32_scalar,
+        .rotate_back = rotate_back_scalar,
+        .scores = {{scores_roped_f16_scalar, scores_roped_f32_scalar},
+                   {scores_raw_f16_scalar, scores_raw_f32_scalar}},
+        .keys = {keys_f16_scalar, keys_f32_scalar},
+        .tile_scores = tile_scores_scalar,
+        .softmax_block = softmax_block_scalar,
+        .weigh = {weigh_f16_scalar, weigh_f32_scalar},
+    };
+    KERNELS = k;
+    if (level == LEVEL_SCALAR) return;
+#ifdef LARIAT_X86
+    kernels_t avx2 = {
+        .level = LEVEL_AVX2,
+        .matmul = {matmul_f32_avx2, matmul_f16_avx2, matmul_bf16_avx2, matmul_q4_0_avx2,
+                   matmul_q4_1_avx2, matmul_q8_0_avx2, matmul_q6_K_avx2},
+        .rms_norm = rms_norm_avx2,
+        .quantize_column = quantize_column_avx2,
+        .rope_head = rope_head_avx2,
+        .silu_mul = silu_mul_avx2,
+        .to_f16 = to_f16_avx2,
+        .to_f32 = to_f32_avx2,
+        .rotate_back = rotate_back_avx2,
+        .scores = {{scores_roped_f16_avx2, scores_roped_f32_avx2},
+                   {scores_raw_f16_avx2, scores_raw_f32_avx2}},
+        .keys = {keys_f16_avx2, keys_f32_avx2},
+        .tile_scores = tile_scores_avx2,
+        .softmax_block = softmax_block_avx2,
+        .weigh = {weigh_f16_avx2, weigh_f32_avx2},
+    };
+    KERNELS = avx2;
+    if (level == LEVEL_AVX2) return;
+    kernels_t avx512 = {
+        .level = LEVEL_AVX512,
+        .matmul = {matmul_f32_avx512, matmul_f16_avx512, matmul_bf16_avx512, matmul_q4_0_avx512,
+                   matmul_q4_1_avx512, matmul_q8_0_avx512, matmul_q6_K_avx512},
+        .rms_norm = rms_norm_avx512,
+        .quantize_column = quantize_column_avx512,
+        .rope_head = rope_head_avx512,
+        .silu_mul = silu_mul_avx512,
+        .to_f16 = to_f16_avx512,
+        .to_f32 = to_f32_avx512,
+        .rotate_back = rotate_back_avx512,
+        .scores = {{scores_roped_f16_avx512, scores_roped_f32_avx512},
+                   {scores_raw_f16_avx512, scores_raw_f32_avx512}},
+        .keys = {keys_f16_avx512, keys_f32_avx512},
+        .tile_scores = tile_scores_avx512,
+        .softmax_block = softmax_block_avx512,
+        .weigh = {weigh_f16_avx512, weigh_f32_avx512},
+    };
+    KERNELS = avx512;
+#endif
+}
+
+#endif

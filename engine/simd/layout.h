@@ -1,0 +1,137 @@
+/* What every instruction set agrees on: block layouts, activations, small scalar helpers.
+ *
+ * Weights are interleaved by groups of 16 rows, so that one 64-byte vector holds the same 4
+ * columns (or the same 1, for float types) of all 16 rows, and one broadcast of 4 activations
+ * feeds a dot product for 16 rows at once. The bytes are those of the GGUF file in another
+ * order: nothing grows.
+ */
+#ifndef LARIAT_LAYOUT_H
+#define LARIAT_LAYOUT_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    GROUP_ROWS = 16,   /* rows of a group */
+    BLOCK = 32,        /* weights that share a scale, and activations that do */
+    SLOTS = 32,        /* positions of a cache block */
+    TILE_COLUMNS = 16, /* most columns of one matmul tile */
+    SCORE_ROWS = 8     /* most queries of one call that reads keys in their stored type */
+};
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define UNUSED __attribute__((unused))
+/* Loops over a count known when compiling, so that what they index stays in registers */
+#define FOR_EACH_QUERY _Pragma("GCC unroll 8") for (int r = 0; r < n_q; r++)
+#define FOR_EACH_VECTOR(i) _Pragma("GCC unroll 8") for (int i = 0; i < n_v; i++)
+
+typedef uint16_t f16_t;
+
+/* Vector v of the nibbles: byte 4r + j belongs to row r; its low nibble is column 4v + j of the
+ * block, its high nibble column 16 + 4v + j. */
+typedef struct {
+    f16_t d[16];
+    uint8_t q[4][64];
+} q4_0_x16;
+
+typedef struct {
+    f16_t d[16];
+    f16_t m[16];
+    uint8_t q[4][64];
+} q4_1_x16;
+
+/* Vector v: byte 4r + j is row r, column 4v + j, stored as q + 128 because the dot product
+ * instruction wants its first operand unsigned. */
+typedef struct {
+    f16_t d[16];
+    uint8_t q[8][64];
+} q8_0_x16;
+
+/* A super-block of 256 columns in 8 parts of 32. Low 4 bits as in Q4_0. The high 2 bits of column
+ * 4v + j, v = 0..7, are bits 2(v / 2) and up of byte 4r + j of qh[v % 2]. */
+typedef struct {
+    f16_t d[16];
+    struct {
+        int8_t scale[2][16];
+        uint8_t ql[4][64];
+        uint8_t qh[2][64];
+    } part[8];
+} q6_K_x16;
+
+/* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale
+ * (see activation_scale).
+ *
+ * The quantized columns stand in tiles of 16, 8, 4, 2 or 1 columns (`tile_width`). A tile that
+ * starts at column c holds, from q + c * n_k on, [n_blocks][width][32]; scale and sums likewise.
+ * So a tile is read in one run: with columns apart by n_k bytes, 16 of them would fight for the
+ * same set of the L1 cache. */
+typedef struct {
+    const float *x;          /* [n_cols][n_k] */
+    int8_t *q;               /* [tile][n_blocks][width][32] */
+    float *scale;            /* [tile][n_blocks][width] */
+    int32_t *neg8_sum;       /* [tile][n_blocks][width]: -8 times the sum of the block's q */
+    int16_t *half_sum;       /* [tile][n_blocks][width][2]: sums of 16 */
+    int64_t n_k;
+} activations_t;
+
+static inline int64_t tile_width(int64_t n_left) {
+    return n_left >= 16 ? 16 : n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1;
+}
+
+static inline float f16_to_f32(f16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u;
+    uint32_t bits;
+    float f;
+    if (exponent == 0) { /* zero and subnormal: mantissa * 2^-24, exact in f32 */
+        f = (float)mantissa * 0x1p-24f;
+        memcpy(&bits, &f, 4);
+        bits |= sign;
+    } else if (exponent == 31) {
+        bits = sign | 0x7f800000u | mantissa << 13;
+    } else {
+        bits = sign | (exponent + 112) << 23 | mantissa << 13;
+    }
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+/* Rounds to nearest, ties to even, as the F16C instruction does. */
+static inline f16_t f32_to_f16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (f16_t)(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
+    if (magnitude >= 0x47800000u) return (f16_t)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) { /* subnormal: adding 0.5 leaves the rounded bits at the end */
+        float shifted;
+        memcpy(&shifted, &magnitude, 4);
+        shifted += 0.5f;
+        memcpy(&bits, &shifted, 4);
+        return (f16_t)(sign | (bits - 0x3f000000u));
+    }
+    magnitude += 0xfffu + (magnitude >> 13 & 1u);
+    return (f16_t)(sign | ((magnitude - 0x38000000u) >> 13));
+}
+
+/* The scale of a block of activations whose largest magnitude is `most`: most / 127, rounded to
+ * the 11 significant bits of f16 though not to its range. llama.cpp keeps these scales as f16;
+ * with the same rounding our logits are those of llama.cpp to six digits, instead of differing by
+ * the noise of 8-bit rounding (2 % of a prompt's negative log-likelihood on a tiny model). */
+static inline float activation_scale(float most) {
+    float scale = most / 127.0f;
+    uint32_t bits;
+    memcpy(&bits, &scale, 4);
+    bits = (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu;
+    memcpy(&scale, &bits, 4);
+    return scale;
+}
+
+static inline float bf16_to_f32(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+#endif

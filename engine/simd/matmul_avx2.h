@@ -1,0 +1,326 @@
+/* Matmul tiles for AVX2 with FMA and F16C: one group of 16 rows times one tile of columns.
+ *
+ * The 16 rows of a 64-byte vector are two halves of 8. vpmaddubsw multiplies unsigned weight bytes
+ * with signed activation bytes and adds pairs in int16. A nibble times an activation is at most
+ * 15 * 127, so all eight pair sums of a block (30480) fit into int16 and are widened once; six-bit
+ * weights are widened after two (2 * 2 * 63 * 127 = 32004). Eight-bit weights would overflow, so
+ * they go in as |w| * (sign(w) q), at most 2 * 128 * 127 = 32512, and are widened each time.
+ */
+#ifndef LARIAT_MATMUL_AVX2_H
+#define LARIAT_MATMUL_AVX2_H
+
+#include <immintrin.h>
+
+#include "layout.h"
+
+enum { COLUMNS_AVX2 = 4 }; /* columns that share one unpacking: 8 int16 sums, half the registers */
+
+#define FOR_EACH_COLUMN _Pragma("GCC unroll 4") for (int c = 0; c < nc; c++)
+#define FOR_BOTH_HALVES _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
+
+typedef struct {
+    __m256 half[2]; /* rows 0..7, rows 8..15 */
+} rows_f32x16_avx2;
+
+ALWAYS_INLINE __m256i broadcast_4_bytes_avx2(const int8_t *q) {
+    int32_t four;
+    memcpy(&four, q, 4);
+    return _mm256_set1_epi32(four);
+}
+
+ALWAYS_INLINE __m256 load_8_f16_avx2(const f16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+
+ALWAYS_INLINE __m256i load_half_avx2(const uint8_t vector[64], int h) {
+    return _mm256_loadu_si256((const __m256i *)(vector + 32 * h));
+}
+
+/* int16 pairs to int32 */
+ALWAYS_INLINE __m256i widen_avx2(__m256i pairs_i16x16) {
+    return _mm256_madd_epi16(pairs_i16x16, _mm256_set1_epi16(1));
+}
+
+ALWAYS_INLINE void store_columns_avx2(const rows_f32x16_avx2 *acc, const int nc, float *out,
+                                      int64_t out_stride, int n_rows, int add) {
+    for (int c = 0; c < nc; c++) {
+        float rows[16], *o = out + c * out_stride;
+        _mm256_storeu_ps(rows, acc[c].half[0]);
+        _mm256_storeu_ps(rows + 8, acc[c].half[1]);
+        for (int r = 0; r < n_rows; r++) o[r] = add ? o[r] + rows[r] : rows[r];
+    }
+}
+
+/* acc += dot * (d * scale), both halves of the rows */
+ALWAYS_INLINE void add_scaled_avx2(rows_f32x16_avx2 *acc, const __m256i dot[2], const __m256 d[2],
+                                   float scale) {
+    FOR_BOTH_HALVES acc->half[h] =
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[h]), _mm256_mul_ps(d[h], _mm256_set1_ps(scale)),
+                        acc->half[h]);
+}
+
+/* int16 sums of one block of nibbles for nc columns that are 32 bytes apart */
+ALWAYS_INLINE void nibble_dots_avx2(const uint8_t w[4][64], const int8_t *q, const int nc,
+                                    __m256i sum_i16x16[][2]) {
+    const __m256i low = _mm256_set1_epi8(15);
+    FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[c][h] = _mm256_setzero_si256();
+    _Pragma("GCC unroll 4")
+    for (int v = 0; v < 4; v++) {
+        __m256i first[2], second[2];
+        FOR_BOTH_HALVES {
+            const __m256i t = load_half_avx2(w[v], h);
+            first[h] = _mm256_and_si256(t, low);
+            second[h] = _mm256_and_si256(_mm256_srli_epi16(t, 4), low);
+        }
+        FOR_EACH_COLUMN {
+            const __m256i q0 = broadcast_4_bytes_avx2(q + c * BLOCK + 4 * v);
+            const __m256i q1 = broadcast_4_bytes_avx2(q + c * BLOCK + 16 + 4 * v);
+            FOR_BOTH_HALVES sum_i16x16[c][h] = _mm256_add_epi16(
+                sum_i16x16[c][h], _mm256_add_epi16(_mm256_maddubs_epi16(first[h], q0),
+                                                   _mm256_maddubs_epi16(second[h], q1)));
+        }
+    }
+}
+
+/* Each *_columns function does nc columns from column `first` on of a tile of `width` columns. */
+ALWAYS_INLINE void q4_0_columns_avx2(const q4_0_x16 *w, const activations_t *a, int64_t col,
+                                     int width, int first, const int nc, float *out,
+                                     int64_t out_stride, int n_rows, int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    int64_t at = col * n_blocks + first;
+    rows_f32x16_avx2 acc[COLUMNS_AVX2];
+    FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, w++, at += width) {
+        __m256i sum_i16x16[COLUMNS_AVX2][2];
+        nibble_dots_avx2(w->q, a->q + at * BLOCK, nc, sum_i16x16);
+        const __m256 d[2] = {load_8_f16_avx2(w->d), load_8_f16_avx2(w->d + 8)};
+        FOR_EACH_COLUMN {
+            const __m256i start = _mm256_set1_epi32(a->neg8_sum[at + c]);
+            __m256i dot[2];
+            FOR_BOTH_HALVES dot[h] = _mm256_add_epi32(widen_avx2(sum_i16x16[c][h]), start);
+            add_scaled_avx2(&acc[c], dot, d, a->scale[at + c]);
+        }
+    }
+    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+}
+
+ALWAYS_INLINE void q4_1_columns_avx2(const q4_1_x16 *w, const activations_t *a, int64_t col,
+                                     int width, int first, const int nc, float *out,
+                                     int64_t out_stride, int n_rows, int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    int64_t at = col * n_blocks + first;
+    rows_f32x16_avx2 acc[COLUMNS_AVX2];
+    FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, w++, at += width) {
+        __m256i sum_i16x16[COLUMNS_AVX2][2];
+        nibble_dots_avx2(w->q, a->q + at * BLOCK, nc, sum_i16x16);
+        const __m256 d[2] = {load_8_f16_avx2(w->d), load_8_f16_avx2(w->d + 8)};
+        const __m256 m[2] = {load_8_f16_avx2(w->m), load_8_f16_avx2(w->m + 8)};
+        FOR_EACH_COLUMN {
+            __m256i dot[2];
+            FOR_BOTH_HALVES dot[h] = widen_avx2(sum_i16x16[c][h]);
+            add_scaled_avx2(&acc[c], dot, d, a->scale[at + c]);
+            const __m256 sum =
+                _mm256_set1_ps(a->scale[at + c] * -0.125f * (float)a->neg8_sum[at + c]);
+            FOR_BOTH_HALVES acc[c].half[h] = _mm256_fmadd_ps(m[h], sum, acc[c].half[h]);
+        }
+    }
+    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+}
+
+ALWAYS_INLINE void q8_0_columns_avx2(const q8_0_x16 *w, const activations_t *a, int64_t col,
+                                     int width, int first, const int nc, float *out,
+                                     int64_t out_stride, int n_rows, int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    const __m256i flip = _mm256_set1_epi8((char)0x80);
+    int64_t at = col * n_blocks + first;
+    rows_f32x16_avx2 acc[COLUMNS_AVX2];
+    FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, w++, at += width) {
+        __m256i dot[COLUMNS_AVX2][2];
+        FOR_EACH_COLUMN FOR_BOTH_HALVES dot[c][h] = _mm256_setzero_si256();
+        for (int v = 0; v < 8; v++) {
+            __m256i weight[2], magnitude[2];
+            FOR_BOTH_HALVES {
+                weight[h] = _mm256_xor_si256(load_half_avx2(w->q[v], h), flip);
+                magnitude[h] = _mm256_abs_epi8(weight[h]);
+            }
+            FOR_EACH_COLUMN {
+                const __m256i q = broadcast_4_bytes_avx2(a->q + (at + c) * BLOCK + 4 * v);
+                FOR_BOTH_HALVES dot[c][h] = _mm256_add_epi32(
+                    dot[c][h], widen_avx2(_mm256_maddubs_epi16(
+                                   magnitude[h], _mm256_sign_epi8(q, weight[h]))));
+            }
+        }
+        const __m256 d[2] = {load_8_f16_avx2(w->d), load_8_f16_avx2(w->d + 8)};
+        FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d, a->scale[at + c]);
+    }
+    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+}
+
+/* Bits 2(v / 2) and up of each byte of `high` to bits 4 and 5 */
+ALWAYS_INLINE __m256i high_bits_avx2(__m256i high, const int v) {
+    const __m256i shifted = v < 2   ? _mm256_slli_epi16(high, 4)
+                            : v < 4 ? _mm256_slli_epi16(high, 2)
+                            : v < 6 ? high
+                                    : _mm256_srli_epi16(high, 2);
+    return _mm256_and_si256(shifted, _mm256_set1_epi8(0x30));
+}
+
+ALWAYS_INLINE void q6_K_columns_avx2(const q6_K_x16 *w, const activations_t *a, int64_t col,
+                                     int width, int first, const int nc, float *out,
+                                     int64_t out_stride, int n_rows, int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    const __m256i low = _mm256_set1_epi8(15);
+    int64_t at = col * n_blocks + first;
+    rows_f32x16_avx2 acc[COLUMNS_AVX2];
+    FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, at += width) {
+        const q6_K_x16 *super = w + b / 8;
+        const int part = (int)(b % 8);
+        _Pragma("GCC unroll 2")
+        for (int s = 0; s < 2; s++) { /* 16 columns with one scale a row */
+            __m256i dot[COLUMNS_AVX2][2];
+            FOR_EACH_COLUMN FOR_BOTH_HALVES dot[c][h] =
+                _mm256_set1_epi32(-32 * a->half_sum[2 * (at + c) + s]);
+            _Pragma("GCC unroll 2")
+            for (int pair = 0; pair < 2; pair++) {
+                __m256i weight[2][2];
+                _Pragma("GCC unroll 2")
+                for (int i = 0; i < 2; i++) {
+                    const int v = 4 * s + 2 * pair + i;
+                    FOR_BOTH_HALVES {
+                        const __m256i t = load_half_avx2(super->part[part].ql[v % 4], h);
+                        const __m256i nibble =
+                            _mm256_and_si256(s ? _mm256_srli_epi16(t, 4) : t, low);
+                        weight[i][h] = _mm256_or_si256(
+                            nibble,
+                            high_bits_avx2(load_half_avx2(super->part[part].qh[v % 2], h), v));
+                    }
+                }
+                FOR_EACH_COLUMN {
+                    const int8_t *q = a->q + (at + c) * BLOCK + 4 * (4 * s + 2 * pair);
+                    const __m256i q0 = broadcast_4_bytes_avx2(q);
+                    const __m256i q1 = broadcast_4_bytes_avx2(q + 4);
+                    FOR_BOTH_HALVES dot[c][h] = _mm256_add_epi32(
+                        dot[c][h],
+                        widen_avx2(_mm256_add_epi16(_mm256_maddubs_epi16(weight[0][h], q0),
+                                                    _mm256_maddubs_epi16(weight[1][h], q1))));
+                }
+            }
+            __m256 d[2];
+            FOR_BOTH_HALVES {
+                const __m128i bytes =
+                    _mm_loadl_epi64((const __m128i *)(super->part[part].scale[s] + 8 * h));
+                d[h] = _mm256_mul_ps(load_8_f16_avx2(super->d + 8 * h),
+                                     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+            }
+            FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d, a->scale[at + c]);
+        }
+    }
+    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+}
+
+#define BY_WIDTH_AVX2(columns, type)                                                       \
+    const type *w = weights;                                                               \
+    if (n_cols == 1) columns(w, a, col, 1, 0, 1, out, out_stride, n_rows, add);            \
+    else if (n_cols == 2) columns(w, a, col, 2, 0, 2, out, out_stride, n_rows, add);       \
+    else                                                                                   \
+        for (int c = 0; c < n_cols; c += 4)                                                \
+            columns(w, a, col, n_cols, c, 4, out, out_stride, n_rows, add);
+
+static void matmul_q4_0_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                             float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX2(q4_0_columns_avx2, q4_0_x16)
+}
+
+static void matmul_q4_1_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                             float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX2(q4_1_columns_avx2, q4_1_x16)
+}
+
+static void matmul_q8_0_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                             float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX2(q8_0_columns_avx2, q8_0_x16)
+}
+
+static void matmul_q6_K_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                             float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX2(q6_K_columns_avx2, q6_K_x16)
+}
+
+enum { F32_WEIGHTS_AVX2, F16_WEIGHTS_AVX2, BF16_WEIGHTS_AVX2 };
+
+ALWAYS_INLINE __m256 load_weights_avx2(const void *w, int64_t i, const int type) {
+    if (type == F32_WEIGHTS_AVX2) return _mm256_loadu_ps((const float *)w + i);
+    const uint16_t *p = (const uint16_t *)w + i;
+    if (type == F16_WEIGHTS_AVX2) return load_8_f16_avx2(p);
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+/* Float weights, nc columns: even and odd k in two chains to hide the latency of the sums. */
+ALWAYS_INLINE void float_columns_avx2(const void *w, const float *x, int64_t n_k, const int nc,
+                                      float *out, int64_t out_stride, int n_rows, int add,
+                                      const int type) {
+    rows_f32x16_avx2 even[2], odd[2];
+    FOR_EACH_COLUMN FOR_BOTH_HALVES even[c].half[h] = odd[c].half[h] = _mm256_setzero_ps();
+    int64_t k = 0;
+    for (; k + 2 <= n_k; k += 2) {
+        __m256 w0[2], w1[2];
+        FOR_BOTH_HALVES {
+            w0[h] = load_weights_avx2(w, 16 * k + 8 * h, type);
+            w1[h] = load_weights_avx2(w, 16 * k + 16 + 8 * h, type);
+        }
+        FOR_EACH_COLUMN {
+            const __m256 x0 = _mm256_set1_ps(x[c * n_k + k]);
+            const __m256 x1 = _mm256_set1_ps(x[c * n_k + k + 1]);
+            FOR_BOTH_HALVES {
+                even[c].half[h] = _mm256_fmadd_ps(w0[h], x0, even[c].half[h]);
+                odd[c].half[h] = _mm256_fmadd_ps(w1[h], x1, odd[c].half[h]);
+            }
+        }
+    }
+    FOR_EACH_COLUMN FOR_BOTH_HALVES {
+        if (k < n_k)
+            even[c].half[h] =
+                _mm256_fmadd_ps(load_weights_avx2(w, 16 * k + 8 * h, type),
+                                _mm256_set1_ps(x[c * n_k + k]), even[c].half[h]);
+        even[c].half[h] = _mm256_add_ps(even[c].half[h], odd[c].half[h]);
+    }
+    store_columns_avx2(even, nc, out, out_stride, n_rows, add);
+}
+
+ALWAYS_INLINE void float_tile_avx2(const void *w, const activations_t *a, int64_t col, int n_cols,
+                                   float *out, int64_t out_stride, int n_rows, int add,
+                                   const int type) {
+    const float *x = a->x + col * a->n_k;
+    const int64_t n_k = a->n_k;
+    int c = 0;
+    for (; c + 2 <= n_cols; c += 2)
+        float_columns_avx2(w, x + c * n_k, n_k, 2, out + c * out_stride, out_stride, n_rows, add,
+                           type);
+    if (c < n_cols)
+        float_columns_avx2(w, x + c * n_k, n_k, 1, out + c * out_stride, out_stride, n_rows, add,
+                           type);
+}
+
+static void matmul_f32_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                            float *out, int64_t out_stride, int n_rows, int add) {
+    float_tile_avx2(weights, a, col, n_cols, out, out_stride, n_rows, add, F32_WEIGHTS_AVX2);
+}
+
+static void matmul_f16_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                            float *out, int64_t out_stride, int n_rows, int add) {
+    float_tile_avx2(weights, a, col, n_cols, out, out_stride, n_rows, add, F16_WEIGHTS_AVX2);
+}
+
+static void matmul_bf16_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                             float *out, int64_t out_stride, int n_rows, int add) {
+    float_tile_avx2(weights, a, col, n_cols, out, out_stride, n_rows, add, BF16_WEIGHTS_AVX2);
+}
+
+#undef BY_WIDTH_AVX2
+#undef FOR_BOTH_HALVES
+#undef FOR_EACH_COLUMN
+#endif

@@ -1,0 +1,274 @@
+/* Matmul tiles for AVX-512 (F, BW, VL, VNNI): one group of 16 rows times one tile of columns.
+ *
+ * A row of lanes is a row of the group: vpdpbusd adds, for each of 16 rows, 4 products of an
+ * unsigned weight byte and a signed activation byte. Weights keep their offset (8, 128, 32); since
+ *     sum (n - 8) q = sum n q - 8 sum q
+ * the correction is the start value of the integer sum and costs nothing. Up to 16 columns share
+ * one unpacking of the weights. Each column is summed in the same order whatever the tile's width,
+ * so that a token's result does not depend on its neighbours in the batch.
+ */
+#ifndef LARIAT_MATMUL_AVX512_H
+#define LARIAT_MATMUL_AVX512_H
+
+#include <immintrin.h>
+
+#include "layout.h"
+
+#define FOR_EACH_COLUMN _Pragma("GCC unroll 16") for (int c = 0; c < nc; c++)
+
+ALWAYS_INLINE __m512i broadcast_4_bytes_avx512(const int8_t *q) {
+    int32_t four;
+    memcpy(&four, q, 4);
+    return _mm512_set1_epi32(four);
+}
+
+ALWAYS_INLINE __m512 load_16_f16_avx512(const f16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+ALWAYS_INLINE void store_columns_avx512(const __m512 *acc_f32x16, const int nc, float *out,
+                                        int64_t out_stride, int n_rows, int add) {
+    const __mmask16 rows = (__mmask16)((1u << n_rows) - 1);
+    FOR_EACH_COLUMN {
+        float *o = out + c * out_stride;
+        const __m512 old = add ? _mm512_maskz_loadu_ps(rows, o) : _mm512_setzero_ps();
+        _mm512_mask_storeu_ps(o, rows, _mm512_add_ps(old, acc_f32x16[c]));
+    }
+}
+
+ALWAYS_INLINE void unpack_nibbles_avx512(const uint8_t q[4][64], __m512i w_u8x64[8]) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int v = 0; v < 4; v++) {
+        const __m512i t = _mm512_loadu_si512(q[v]);
+        w_u8x64[v] = _mm512_and_si512(t, low);
+        w_u8x64[4 + v] = _mm512_and_si512(_mm512_srli_epi16(t, 4), low);
+    }
+}
+
+/* start + the dot product of weight vectors [from, to) with the block q of one column */
+ALWAYS_INLINE __m512i dot_avx512(__m512i start, const __m512i *w_u8x64, const int8_t *q,
+                                 const int from, const int to) {
+    _Pragma("GCC unroll 8")
+    for (int v = from; v < to; v++)
+        start = _mm512_dpbusd_epi32(start, w_u8x64[v], broadcast_4_bytes_avx512(q + 4 * v));
+    return start;
+}
+
+ALWAYS_INLINE void q4_0_columns_avx512(const q4_0_x16 *w, const activations_t *a, int64_t col,
+                                       const int nc, float *out, int64_t out_stride, int n_rows,
+                                       int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    const int8_t *q = a->q + col * a->n_k;
+    const float *scale = a->scale + col * n_blocks;
+    const int32_t *neg8_sum = a->neg8_sum + col * n_blocks;
+    __m512 acc_f32x16[TILE_COLUMNS];
+    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
+        __m512i w_u8x64[8];
+        unpack_nibbles_avx512(w->q, w_u8x64);
+        const __m512 d = load_16_f16_avx512(w->d);
+        FOR_EACH_COLUMN {
+            const __m512i dot =
+                dot_avx512(_mm512_set1_epi32(neg8_sum[c]), w_u8x64, q + c * BLOCK, 0, 8);
+            acc_f32x16[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
+                                            _mm512_mul_ps(d, _mm512_set1_ps(scale[c])),
+                                            acc_f32x16[c]);
+        }
+    }
+    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+}
+
+ALWAYS_INLINE void q4_1_columns_avx512(const q4_1_x16 *w, const activations_t *a, int64_t col,
+                                       const int nc, float *out, int64_t out_stride, int n_rows,
+                                       int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    const int8_t *q = a->q + col * a->n_k;
+    const float *scale = a->scale + col * n_blocks;
+    const int32_t *neg8_sum = a->neg8_sum + col * n_blocks;
+    __m512 acc_f32x16[TILE_COLUMNS];
+    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
+        __m512i w_u8x64[8];
+        unpack_nibbles_avx512(w->q, w_u8x64);
+        const __m512 d = load_16_f16_avx512(w->d), m = load_16_f16_avx512(w->m);
+        FOR_EACH_COLUMN {
+            const __m512i dot =
+                dot_avx512(_mm512_setzero_si512(), w_u8x64, q + c * BLOCK, 0, 8);
+            const float sum = scale[c] * -0.125f * (float)neg8_sum[c];
+            acc_f32x16[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
+                                            _mm512_mul_ps(d, _mm512_set1_ps(scale[c])),
+                                            acc_f32x16[c]);
+            acc_f32x16[c] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), acc_f32x16[c]);
+        }
+    }
+    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+}
+
+ALWAYS_INLINE void q8_0_columns_avx512(const q8_0_x16 *w, const activations_t *a, int64_t col,
+                                       const int nc, float *out, int64_t out_stride, int n_rows,
+                                       int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    const int8_t *q = a->q + col * a->n_k;
+    const float *scale = a->scale + col * n_blocks;
+    const int32_t *neg8_sum = a->neg8_sum + col * n_blocks;
+    __m512 acc_f32x16[TILE_COLUMNS];
+    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
+        __m512i w_u8x64[8];
+        for (int v = 0; v < 8; v++) w_u8x64[v] = _mm512_loadu_si512(w->q[v]);
+        const __m512 d = load_16_f16_avx512(w->d);
+        FOR_EACH_COLUMN {
+            const __m512i dot =
+                dot_avx512(_mm512_set1_epi32(16 * neg8_sum[c]), w_u8x64, q + c * BLOCK, 0, 8);
+            acc_f32x16[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
+                                            _mm512_mul_ps(d, _mm512_set1_ps(scale[c])),
+                                            acc_f32x16[c]);
+        }
+    }
+    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+}
+
+ALWAYS_INLINE void q6_K_columns_avx512(const q6_K_x16 *w, const activations_t *a, int64_t col,
+                                       const int nc, float *out, int64_t out_stride, int n_rows,
+                                       int add) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    const int8_t *q = a->q + col * a->n_k;
+    const float *scale = a->scale + col * n_blocks;
+    const int16_t *half_sum = a->half_sum + col * n_blocks * 2;
+    const __m512i two_bits = _mm512_set1_epi8(0x30);
+    __m512 acc_f32x16[TILE_COLUMNS];
+    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b++, q += nc * BLOCK, scale += nc, half_sum += 2 * nc) {
+        const q6_K_x16 *super = w + b / 8;
+        const int part = (int)(b % 8);
+        __m512i w_u8x64[8];
+        unpack_nibbles_avx512(super->part[part].ql, w_u8x64);
+        for (int i = 0; i < 2; i++) { /* vector v: bits 2(v / 2) of qh[v % 2] move to bits 4, 5 */
+            const __m512i high = _mm512_loadu_si512(super->part[part].qh[i]);
+            w_u8x64[i] = _mm512_or_si512(
+                w_u8x64[i], _mm512_and_si512(_mm512_slli_epi16(high, 4), two_bits));
+            w_u8x64[2 + i] = _mm512_or_si512(
+                w_u8x64[2 + i], _mm512_and_si512(_mm512_slli_epi16(high, 2), two_bits));
+            w_u8x64[4 + i] =
+                _mm512_or_si512(w_u8x64[4 + i], _mm512_and_si512(high, two_bits));
+            w_u8x64[6 + i] = _mm512_or_si512(
+                w_u8x64[6 + i], _mm512_and_si512(_mm512_srli_epi16(high, 2), two_bits));
+        }
+        const __m512 d = load_16_f16_avx512(super->d);
+        __m512 d_half[2];
+        for (int h = 0; h < 2; h++) {
+            const __m128i s = _mm_loadu_si128((const __m128i *)super->part[part].scale[h]);
+            d_half[h] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(s)));
+        }
+        FOR_EACH_COLUMN {
+            const __m512i first = dot_avx512(_mm512_set1_epi32(-32 * half_sum[2 * c]), w_u8x64,
+                                             q + c * BLOCK, 0, 4);
+            const __m512i second = dot_avx512(_mm512_set1_epi32(-32 * half_sum[2 * c + 1]), w_u8x64,
+                                              q + c * BLOCK, 4, 8);
+            const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), d_half[0],
+                                               _mm512_mul_ps(_mm512_cvtepi32_ps(second), d_half[1]));
+            acc_f32x16[c] = _mm512_fmadd_ps(sum, _mm512_set1_ps(scale[c]), acc_f32x16[c]);
+        }
+    }
+    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+}
+
+/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. */
+#define BY_WIDTH_AVX512(columns, type)                                                     \
+    const type *w = weights;                                                               \
+    switch (n_cols) {                                                                      \
+    case 16: columns(w, a, col, 16, out, out_stride, n_rows, add); break;                  \
+    case 8: columns(w, a, col, 8, out, out_stride, n_rows, add); break;                    \
+    case 4: columns(w, a, col, 4, out, out_stride, n_rows, add); break;                    \
+    case 2: columns(w, a, col, 2, out, out_stride, n_rows, add); break;                    \
+    default: columns(w, a, col, 1, out, out_stride, n_rows, add);                          \
+    }
+
+static void matmul_q4_0_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                               float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX512(q4_0_columns_avx512, q4_0_x16)
+}
+
+static void matmul_q4_1_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                               float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX512(q4_1_columns_avx512, q4_1_x16)
+}
+
+static void matmul_q8_0_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                               float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX512(q8_0_columns_avx512, q8_0_x16)
+}
+
+static void matmul_q6_K_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                               float *out, int64_t out_stride, int n_rows, int add) {
+    BY_WIDTH_AVX512(q6_K_columns_avx512, q6_K_x16)
+}
+
+enum { F32_WEIGHTS_AVX512, F16_WEIGHTS_AVX512, BF16_WEIGHTS_AVX512 };
+
+ALWAYS_INLINE __m512 load_weights_avx512(const void *w, int64_t k, const int type) {
+    if (type == F32_WEIGHTS_AVX512) return _mm512_loadu_ps((const float *)w + 16 * k);
+    const uint16_t *p = (const uint16_t *)w + 16 * k;
+    if (type == F16_WEIGHTS_AVX512) return load_16_f16_avx512(p);
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+/* Float weights, nc columns: even and odd k in two chains to hide the latency of the sums. */
+ALWAYS_INLINE void float_columns_avx512(const void *w, const float *x, int64_t n_k, const int nc,
+                                        float *out, int64_t out_stride, int n_rows, int add,
+                                        const int type) {
+    __m512 even[8], odd[8];
+    FOR_EACH_COLUMN even[c] = odd[c] = _mm512_setzero_ps();
+    int64_t k = 0;
+    for (; k + 2 <= n_k; k += 2) {
+        const __m512 w0 = load_weights_avx512(w, k, type);
+        const __m512 w1 = load_weights_avx512(w, k + 1, type);
+        FOR_EACH_COLUMN {
+            even[c] = _mm512_fmadd_ps(w0, _mm512_set1_ps(x[c * n_k + k]), even[c]);
+            odd[c] = _mm512_fmadd_ps(w1, _mm512_set1_ps(x[c * n_k + k + 1]), odd[c]);
+        }
+    }
+    if (k < n_k) {
+        const __m512 w0 = load_weights_avx512(w, k, type);
+        FOR_EACH_COLUMN even[c] = _mm512_fmadd_ps(w0, _mm512_set1_ps(x[c * n_k + k]), even[c]);
+    }
+    FOR_EACH_COLUMN even[c] = _mm512_add_ps(even[c], odd[c]);
+    store_columns_avx512(even, nc, out, out_stride, n_rows, add);
+}
+
+ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int64_t col, int n_cols,
+                                     float *out, int64_t out_stride, int n_rows, int add,
+                                     const int type) {
+    const float *x = a->x + col * a->n_k;
+    const int64_t n_k = a->n_k;
+    int c = 0;
+    for (; c + 8 <= n_cols; c += 8)
+        float_columns_avx512(w, x + c * n_k, n_k, 8, out + c * out_stride, out_stride, n_rows, add,
+                             type);
+    for (; c + 4 <= n_cols; c += 4)
+        float_columns_avx512(w, x + c * n_k, n_k, 4, out + c * out_stride, out_stride, n_rows, add,
+                             type);
+    for (; c < n_cols; c++)
+        float_columns_avx512(w, x + c * n_k, n_k, 1, out + c * out_stride, out_stride, n_rows, add,
+                             type);
+}
+
+static void matmul_f32_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                              float *out, int64_t out_stride, int n_rows, int add) {
+    float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, F32_WEIGHTS_AVX512);
+}
+
+static void matmul_f16_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                              float *out, int64_t out_stride, int n_rows, int add) {
+    float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, F16_WEIGHTS_AVX512);
+}
+
+static void matmul_bf16_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                               float *out, int64_t out_stride, int n_rows, int add) {
+    float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, BF16_WEIGHTS_AVX512);
+}
+
+#undef BY_WIDTH_AVX512
+#undef FOR_EACH_COLUMN
+#endif

@@ -1,0 +1,57 @@
+/* Row-wise operations in plain C: norm, activation quantization, RoPE, SiLU, conversion. */
+#ifndef LARIAT_VECTOR_SCALAR_H
+#define LARIAT_VECTOR_SCALAR_H
+
+#include "layout.h"
+
+/* out = x / sqrt(mean(x^2) + eps) * weight */
+static void rms_norm_scalar(const float *x, const float *weight, float eps, int64_t n, float *out) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    const float r = (float)(1.0 / sqrt(sum / (double)n + eps));
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * r * weight[i];
+}
+
+/* One column of n_k floats to blocks that stand `width` blocks apart, see activations_t.
+ * q = 127 x / max |x| to the nearest, ties to even. */
+static void quantize_column_scalar(const float *x, int64_t n_k, int64_t width, int8_t *q,
+                                   float *scale, int32_t *neg8_sum, int16_t *half_sum) {
+    for (int64_t b = 0; b < n_k / BLOCK; b++, x += BLOCK) {
+        float most = 0;
+        for (int i = 0; i < BLOCK; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+        const float inverse = most > 0 ? 127.0f / most : 0.0f;
+        int8_t *block = q + b * width * BLOCK;
+        int sums[2] = {0, 0};
+        for (int i = 0; i < BLOCK; i++) {
+            float rounded = nearbyintf(x[i] * inverse);
+            rounded = rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded;
+            const int value = rounded == rounded ? (int)rounded : 0; /* NaN has no integer */
+            block[i] = (int8_t)value;
+            sums[i / 16] += value;
+        }
+        scale[b * width] = activation_scale(most);
+        neg8_sum[b * width] = -8 * (sums[0] + sums[1]);
+        half_sum[2 * b * width] = (int16_t)sums[0];
+        half_sum[2 * b * width + 1] = (int16_t)sums[1];
+    }
+}
+
+/* Rotates pairs (x[i], x[i + half]) by the angles of one table row [cos | sin], then scales. */
+static void rope_head_scalar(float *x, const float *row, int64_t half, float scale) {
+    for (int64_t i = 0; i < half; i++) {
+        const float a = x[i] * scale, b = x[half + i] * scale;
+        x[i] = a * row[i] - b * row[half + i];
+        x[half + i] = a * row[half + i] + b * row[i];
+    }
+}
+
+/* gate = gate * sigmoid(gate) * up */
+static void silu_mul_scalar(float *gate, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+static void to_f16_scalar(const float *x, int64_t n, f16_t *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = f32_to_f16(x[i]);
+}
+
+#endif

@@ -1,0 +1,115 @@
+"""How many threads, on which processors: the one place that decides."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from threadpoolctl import ThreadpoolController
+
+MAX_THREADS = 512
+
+_blas: ThreadpoolController | None = None
+_owner_pid: int | None = None
+
+
+def available() -> int:
+    """Physical cores this process may use: those of its affinity mask, at most its CPU quota."""
+    quota = _cgroup_quota()
+    cores = _physical_cores()
+    return max(1, min(cores, math.floor(quota))) if quota is not None else cores
+
+
+def resolve(n: int | None, name: str = "n_threads") -> int:
+    """Return `n`, or the available cores if it is None. Raises ValueError outside 1 to 512."""
+    if n is None:
+        return min(available(), MAX_THREADS)
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise ValueError(f"{name} is {n!r}, expected a whole number")
+    if not 1 <= n.__index__() <= MAX_THREADS:
+        raise ValueError(f"{name} is {n}, expected 1 to {MAX_THREADS}")
+    return n.__index__()
+
+
+@contextmanager
+def forward_pass() -> Iterator[None]:
+    """Hold NumPy's BLAS to one thread, so that two pools do not fight for the cores.
+
+    Raises RuntimeError in a process that was forked after the kernels' threads started: OpenMP
+    would wait there for threads that do not exist.
+    """
+    global _blas, _owner_pid
+    if _owner_pid is None:
+        _owner_pid = os.getpid()
+    elif _owner_pid != os.getpid():
+        raise RuntimeError(
+            "this process was forked after Lariat's threads had started and cannot use them; "
+            "start it with multiprocessing's 'spawn' method instead"
+        )
+    if _blas is None:
+        _blas = ThreadpoolController().select(user_api="blas")
+    with _blas.limit(limits=1):
+        yield
+
+
+def _affinity() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _physical_cores(topology: str = "/sys/devices/system/cpu") -> int:
+    """Count the cores behind the processors we may run on; hyper-threads share one."""
+    cores = set()
+    for cpu in _affinity():
+        folder = Path(topology, f"cpu{cpu}", "topology")
+        try:
+            cores.add((folder / "thread_siblings_list").read_text().strip())
+        except OSError:  # no such file system: count processors
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:
+    """CPUs that the control group grants (its own or a parent's), None without a limit."""
+    try:
+        lines = Path(own).read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "":  # version 2
+            folder = Path(root) / path.lstrip("/")
+            while True:
+                quotas.append(_read_quota(folder / "cpu.max"))
+                if folder == Path(root) or Path(root) not in folder.parents:
+                    break
+                folder = folder.parent
+        elif "cpu" in controllers.split(","):  # version 1
+            for base in (Path(root) / "cpu" / path.lstrip("/"), Path(root) / "cpu"):
+                quota = _read_number(base / "cpu.cfs_quota_us")
+                period = _read_number(base / "cpu.cfs_period_us")
+                if quota and period and quota > 0:
+                    quotas.append(quota / period)
+    known = [quota for quota in quotas if quota is not None]
+    return min(known) if known else None
+
+
+def _read_quota(path: Path) -> float | None:
+    """Read cpu.max: "max 100000" or "150000 100000" (microseconds a period)."""
+    try:
+        quota, period = path.read_text().split()
+        return None if quota == "max" else float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _read_number(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return None

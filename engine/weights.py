@@ -1,0 +1,187 @@
+"""From tensor names to layers: checks shapes and types, interleaves matrices, frees the source.
+
+Names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md ("Standardized tensor names").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine import _kernels, quants
+from engine.config import ModelConfig
+from engine.errors import GGUFError, ModelError
+from engine.gguf import GGUFFile, TensorInfo
+from engine.memory import allocate
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = W x + b"""
+
+    weight: _kernels.Matrix  # [n_out, n_in]
+    bias: np.ndarray | None  # float32 [n_out]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer layer."""
+
+    attn_norm: np.ndarray  # float32 [dim]
+    q: Linear  # [n_heads * head_dim_k, dim], halves of each head split
+    k: Linear  # [n_kv_heads * head_dim_k, dim], halves of each head split
+    v: Linear  # [n_kv_heads * head_dim_v, dim]
+    attn_output: Linear  # [dim, n_heads * head_dim_v]
+    ffn_norm: np.ndarray  # float32 [dim]
+    ffn_gate: Linear  # [n_ff, dim]
+    ffn_up: Linear  # [n_ff, dim]
+    ffn_down: Linear  # [dim, n_ff]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a model."""
+
+    embedding: Embedding
+    layers: tuple[Layer, ...]
+    output_norm: np.ndarray  # float32 [dim]
+    output: Linear  # [n_vocab, dim]
+    rope_factors: np.ndarray | None  # float64 [rope_dim / 2]
+
+
+class Embedding:
+    """Rows of the token embedding, read from the mapped file as they are asked for."""
+
+    def __init__(self, gguf: GGUFFile, name: str) -> None:
+        self._rows = gguf.data(name)
+        self._type = gguf.tensors[name].type
+
+    def __getitem__(self, token_ids: np.ndarray) -> np.ndarray:
+        """float32 [n_tokens, dim]"""
+        return quants.dequantize(self._rows[token_ids], self._type)
+
+
+class _Loader:
+    """Takes tensors out of one file and says how far it is."""
+
+    def __init__(
+        self, gguf: GGUFFile, n_threads: int, progress: Callable[[float], None] | None
+    ) -> None:
+        self.gguf = gguf
+        self._n_threads = n_threads
+        self._progress = progress
+        self._total = max(1, sum(info.n_bytes for info in gguf.tensors.values()))
+        self._done = 0
+
+    def matrix(
+        self, name: str, shape: tuple[int, int], order: np.ndarray | None = None
+    ) -> _kernels.Matrix:
+        """Interleave tensor `name` [n_rows, n_cols] with its rows in `order`."""
+        info = self.checked(name, shape)
+        packed = allocate(_kernels.packed_bytes(info.type.name, *shape))
+        matrix = _kernels.Matrix(
+            self.gguf.data(name), info.type.name, shape[1], packed, order, self._n_threads
+        )
+        self._finished(name)
+        return matrix
+
+    def vector(self, name: str, length: int) -> np.ndarray:
+        """Tensor `name` [length] as float32."""
+        info = self.checked(name, (length,))
+        values = quants.dequantize(self.gguf.data(name), info.type).reshape(length)
+        self._finished(name)
+        return np.ascontiguousarray(values, np.float32)
+
+    def linear(self, name: str, shape: tuple[int, int], order: np.ndarray | None = None) -> Linear:
+        """`name`.weight [n_out, n_in] and, where the file has it, `name`.bias [n_out]."""
+        bias = None
+        if f"{name}.bias" in self.gguf.tensors:
+            bias = self.vector(f"{name}.bias", shape[0])
+            bias = bias if order is None else bias[order]
+        return Linear(self.matrix(f"{name}.weight", shape, order), bias)
+
+    def checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self.gguf.tensors.get(name)
+        if info is None:
+            raise GGUFError(f"{self.gguf.path}: tensor {name!r} is missing")
+        if info.shape != shape:
+            raise GGUFError(
+                f"{self.gguf.path}: tensor {name!r} has shape {list(info.shape)}, "
+                f"expected {list(shape)}"
+            )
+        if info.type not in quants.SUPPORTED:
+            known = ", ".join(sorted(t.name for t in quants.SUPPORTED))
+            raise ModelError(
+                f"{self.gguf.path}: tensor {name!r} is of type {info.type.name}, "
+                f"which is not supported (supported: {known})"
+            )
+        return info
+
+    def _finished(self, name: str) -> None:
+        self.gguf.release(name)
+        self._done += self.gguf.tensors[name].n_bytes
+        if self._progress:
+            self._progress(min(1.0, self._done / self._total))
+
+
+def split_halves(n_heads: int, head_dim: int) -> np.ndarray:
+    """Order of rows that brings pairs (2i, 2i + 1) of each head to (i, i + head_dim / 2).
+
+    int64 [n_heads * head_dim]. GGUF's `llama` keeps pairs side by side; apart, they load as two
+    whole vectors. Queries and keys are permuted alike, so their products stay the same.
+    """
+    within = np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
+    return (np.arange(n_heads)[:, None] * head_dim + within).reshape(-1).astype(np.int64)
+
+
+def load_weights(
+    gguf: GGUFFile,
+    config: ModelConfig,
+    n_threads: int,
+    progress: Callable[[float], None] | None = None,
+) -> Weights:
+    """Read all tensors of a `llama` model.
+
+    Each matrix's pages of the file are released once it is interleaved, so that loading needs no
+    more memory than the model. `progress` gets the share done, 0 to 1. Raises `GGUFError` and
+    `ModelError`.
+    """
+    c, load = config, _Loader(gguf, n_threads, progress)
+    n_q, n_k, n_v = (
+        c.n_heads * c.head_dim_k,
+        c.n_kv_heads * c.head_dim_k,
+        c.n_kv_heads * c.head_dim_v,
+    )
+    q_order, k_order = (
+        split_halves(c.n_heads, c.head_dim_k),
+        split_halves(c.n_kv_heads, c.head_dim_k),
+    )
+
+    def layer(i: int) -> Layer:
+        return Layer(
+            attn_norm=load.vector(f"blk.{i}.attn_norm.weight", c.dim),
+            q=load.linear(f"blk.{i}.attn_q", (n_q, c.dim), q_order),
+            k=load.linear(f"blk.{i}.attn_k", (n_k, c.dim), k_order),
+            v=load.linear(f"blk.{i}.attn_v", (n_v, c.dim)),
+            attn_output=load.linear(f"blk.{i}.attn_output", (c.dim, c.n_heads * c.head_dim_v)),
+            ffn_norm=load.vector(f"blk.{i}.ffn_norm.weight", c.dim),
+            ffn_gate=load.linear(f"blk.{i}.ffn_gate", (c.n_ff, c.dim)),
+            ffn_up=load.linear(f"blk.{i}.ffn_up", (c.n_ff, c.dim)),
+            ffn_down=load.linear(f"blk.{i}.ffn_down", (c.dim, c.n_ff)),
+        )
+
+    layers = tuple(layer(i) for i in range(c.n_layers))
+    output_norm = load.vector("output_norm.weight", c.dim)
+    tied = "output.weight" not in gguf.tensors
+    output = load.linear("token_embd" if tied else "output", (c.n_vocab, c.dim))
+    load.checked("token_embd.weight", (c.n_vocab, c.dim))
+    factors = None
+    if "rope_freqs.weight" in gguf.tensors:
+        factors = load.vector("rope_freqs.weight", c.rope_dim // 2).astype(np.float64)
+        if not np.all(np.isfinite(factors) & (factors > 0)):
+            raise GGUFError(
+                f"{gguf.path}: tensor 'rope_freqs.weight' holds a factor that is not > 0"
+            )
+    return Weights(Embedding(gguf, "token_embd.weight"), layers, output_norm, output, factors)

@@ -1,0 +1,113 @@
+"""Builds the Cython modules of `engine`; everything else is in pyproject.toml.
+
+Extra compiler and linker flags come from the environment variable LARIAT_CFLAGS. There is no
+`-march=native`: the module holds every instruction set and picks one when it loads. There is no
+`-ffast-math`: results must not depend on what a compiler likes to reorder.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from glob import glob
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+_EXTRA = shlex.split(os.environ.get("LARIAT_CFLAGS", ""))
+_OPENMP = ["-fopenmp"]
+_CFLAGS = [
+    "-O3",
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    # The rest is about code that Cython writes: helpers it does not call, slots it does not fill.
+    "-Wno-unused-function",
+    "-Wno-unused-parameter",
+    "-Wno-missing-field-initializers",
+]
+_DIRECTIVES = {
+    "language_level": "3",
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+}
+_PROBE = """
+#include <omp.h>
+int main(void) {
+    int sum = 0;
+#pragma omp parallel for reduction(+ : sum)
+    for (int i = 0; i < omp_get_max_threads(); i++) sum += 1;
+    return sum == 0;
+}
+"""
+_NO_OPENMP = (
+    "lariat needs a C compiler with OpenMP, and '{command}' could not build a small OpenMP "
+    "program; install one (Debian and Ubuntu: apt install gcc libgomp1 libc6-dev; "
+    "Fedora: dnf install gcc libgomp; macOS: brew install gcc) and name it with CC if it is not the default, "
+    "for example CC=gcc-14"
+)
+
+
+class BuildExt(build_ext):
+    """Checks for OpenMP first, then runs Cython and the compiler."""
+
+    def build_extensions(self) -> None:
+        """Build all of them, or exit with a sentence."""
+        self._check_openmp()
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one: Cython writes its C below build/, then the compiler runs."""
+        # Imported here, so that a source distribution can be made without Cython.
+        from Cython.Build import cythonize
+
+        # Cython compares only the .pyx with the .c, but a directive may have changed here.
+        ext.sources = cythonize(
+            [ext],
+            compiler_directives=_DIRECTIVES,
+            build_dir="build",
+            force=bool(self.force)
+            or _is_newer(__file__, Path("build", ext.sources[0]).with_suffix(".c")),
+        )[0].sources
+        super().build_extension(ext)
+
+    def _check_openmp(self) -> None:
+        """Exit with a sentence unless a small OpenMP program compiles and links."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(_PROBE)
+            try:
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, extra_postargs=_OPENMP + _EXTRA
+                )
+                self.compiler.link_executable(
+                    objects, str(Path(folder, "probe")), extra_postargs=_OPENMP + _EXTRA
+                )
+            except Exception:  # setuptools and distutils raise several unrelated classes
+                command = shlex.join([*getattr(self.compiler, "compiler", ["cc"])[:1], *_EXTRA])
+                sys.exit("error: " + _NO_OPENMP.format(command=command))
+
+
+def _is_newer(path: str, than: Path) -> bool:
+    return than.exists() and os.path.getmtime(path) > than.stat().st_mtime
+
+
+setup(
+    ext_modules=[
+        Extension(
+            f"engine.{Path(pyx).stem}",
+            sources=[pyx],
+            depends=[*sorted(glob("engine/simd/*.h")), "setup.py"],
+            include_dirs=["engine"],
+            extra_compile_args=[*_CFLAGS, *_OPENMP, *_EXTRA],
+            extra_link_args=[*_OPENMP, *_EXTRA],
+        )
+        for pyx in sorted(glob("engine/*.pyx"))
+    ],
+    cmdclass={"build_ext": BuildExt},
+)

@@ -1,0 +1,184 @@
+"""The judge: LLaMA in NumPy and float64, written to be read and not to be fast.
+
+It shares no code with the engine: files are read and dequantized by the `gguf` package. Papers:
+LLaMA (arXiv 2302.13971), RoPE (2104.09864), grouped-query attention (2305.13245).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
+
+_UNQUANTIZED = {
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
+}
+
+
+class Reference:
+    """A LLaMA model in float64.
+
+    `activations` rounds the input of every matmul whose weight is quantized to 8 bits, as the
+    kernels do it; the remaining difference to the engine is then that of float32 sums, and a tight
+    bound can be held. "q8": with a float32 scale. "q8_f16": with a scale that has the 11
+    significant bits of f16, which makes the numbers those of llama.cpp. None: no rounding.
+    """
+
+    def __init__(self, path: str | Path, activations: str | None = None) -> None:
+        if activations not in (None, "q8", "q8_f16"):
+            raise ValueError(f"activations is {activations!r}, expected None, 'q8' or 'q8_f16'")
+        self._short_scale = activations == "q8_f16"
+        reader = GGUFReader(path)
+        self._fields = reader.fields
+        self.weights: dict[str, np.ndarray] = {}  # float64, matrices are [n_rows, n_cols]
+        self.rounded: set[str] = set()  # matrices that want a rounded input
+        for tensor in reader.tensors:
+            values = dequantize(tensor.data, tensor.tensor_type)
+            self.weights[tensor.name] = values.astype(np.float64)
+            if activations is not None and tensor.tensor_type not in _UNQUANTIZED:
+                self.rounded.add(tensor.name)
+
+        self.dim: int = self._get("embedding_length")
+        self.n_layers: int = self._get("block_count")
+        self.n_heads: int = self._get("attention.head_count")
+        self.n_kv_heads: int = self._get("attention.head_count_kv", self.n_heads)
+        self.head_dim: int = self._get("attention.key_length", self.dim // self.n_heads)
+        self.head_dim_v: int = self._get("attention.value_length", self.dim // self.n_heads)
+        self.norm_eps: float = self._get("attention.layer_norm_rms_epsilon")
+        self.rope_dim: int = self._get("rope.dimension_count", self.head_dim)
+        self.freq_base: float = self._get("rope.freq_base", 10000.0)
+        linear = self._get("rope.scaling.type", "none") == "linear"
+        self.rope_scale: float = self._get("rope.scaling.factor") if linear else 1.0
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        field = self._fields.get(f"llama.{key}")
+        if field is not None:
+            return field.contents()
+        if default is None:
+            raise KeyError(f"llama.{key}")
+        return default
+
+    def logits(
+        self, ids: Sequence[int], positions: Sequence[int] | np.ndarray | None = None
+    ) -> np.ndarray:
+        """Logits after each token, float64 [n, n_vocab], from an empty context.
+
+        A token sees itself and those before it in `ids`. `positions` [n] are what RoPE is told,
+        0, 1, 2, ... by default; they may have gaps, repeat, or run backwards.
+        """
+        x = self.weights["token_embd.weight"][np.asarray(ids)]  # [n, dim]
+        where = np.arange(len(ids)) if positions is None else np.asarray(positions)
+        cos, sin = self._rope_table(where)
+        for layer in range(self.n_layers):
+            block = f"blk.{layer}."
+            h = self._norm(x, block + "attn_norm")
+            x = x + self._attention(h, block, cos, sin)
+            h = self._norm(x, block + "ffn_norm")
+            gate = self._linear(h, block + "ffn_gate")
+            up = self._linear(h, block + "ffn_up")
+            x = x + self._linear(silu(gate) * up, block + "ffn_down")
+        x = self._norm(x, "output_norm")
+        tied = "output.weight" not in self.weights
+        return self._linear(x, "token_embd" if tied else "output")
+
+    def _attention(self, h: np.ndarray, block: str, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        """Causal grouped-query attention of h [n, dim] with itself -> [n, dim]."""
+        n = len(h)
+        q = self._linear(h, block + "attn_q").reshape(n, self.n_heads, self.head_dim)
+        k = self._linear(h, block + "attn_k").reshape(n, self.n_kv_heads, self.head_dim)
+        v = self._linear(h, block + "attn_v").reshape(n, self.n_kv_heads, self.head_dim_v)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        future = np.triu(np.ones((n, n), bool), 1)
+        out = np.empty((n, self.n_heads, self.head_dim_v))
+        group = self.n_heads // self.n_kv_heads
+        for head in range(self.n_heads):
+            kv_head = head // group
+            scores = q[:, head] @ k[:, kv_head].T / np.sqrt(self.head_dim)  # [query, key]
+            scores[future] = -np.inf
+            out[:, head] = softmax(scores) @ v[:, kv_head]
+        return self._linear(out.reshape(n, -1), block + "attn_output")
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        """x [n, n_cols] @ W.T + b -> [n, n_rows]."""
+        if name + ".weight" in self.rounded:
+            x = round_q8(x, self._short_scale)
+        y = x @ self.weights[name + ".weight"].T
+        bias = self.weights.get(name + ".bias")
+        return y if bias is None else y + bias
+
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        """RMSNorm over the last axis."""
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        return x / np.sqrt(mean_square + self.norm_eps) * self.weights[name + ".weight"]
+
+    def _rope_table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin of the angles, each [n, rope_dim / 2]."""
+        pair = np.arange(self.rope_dim // 2)
+        frequency = self.freq_base ** (-2.0 * pair / self.rope_dim)
+        if "rope_freqs.weight" in self.weights:
+            frequency = frequency / self.weights["rope_freqs.weight"]
+        angle = np.outer(positions / self.rope_scale, frequency)
+        return np.cos(angle), np.sin(angle)
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """RoPE: x [n, n_heads, head_dim], the leading pairs (2i, 2i + 1) turned by angle i of row n."""
+    n_rot = 2 * cos.shape[1]
+    cos, sin = cos[:, None, :], sin[:, None, :]  # the same for every head
+    even, odd = x[..., 0:n_rot:2], x[..., 1:n_rot:2]
+    out = x.copy()
+    out[..., 0:n_rot:2] = even * cos - odd * sin
+    out[..., 1:n_rot:2] = even * sin + odd * cos
+    return out
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x times the logistic function of x, without overflow for large negative x."""
+    return x * 0.5 * (1 + np.tanh(x / 2))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis; -inf has probability 0."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def round_q8(x: np.ndarray, short_scale: bool = False) -> np.ndarray:
+    """x [..., n_cols] rounded to 8 bits in blocks of 32 along the row, returned as float64.
+
+    scale = (largest magnitude of the block) / 127 and q = x / scale rounded half to even, both in
+    float32 as in the kernels, so that the integers are theirs. A block of zeros has scale 0.
+    `short_scale` then rounds the scale to 11 significant bits (half to even), as f16 does, but
+    without f16's small range; q stays what the exact scale gave.
+    """
+    blocks = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, 32)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    q = np.rint(blocks / np.where(scale == 0, np.float32(1), scale))
+    if short_scale:
+        mantissa, exponent = np.frexp(scale)
+        scale = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)
+    return (q.astype(np.float64) * scale.astype(np.float64)).reshape(x.shape)
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """||a - b|| / ||b|| over all elements; `b` is the truth.
+
+    Anything that is not finite gives infinity, so that no bound lets it pass; a zero truth gives
+    0 when `a` is zero too, else infinity. Raises ValueError when the shapes differ, for a
+    broadcast would compare the wrong things.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    difference, truth = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    if truth == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / truth
