@@ -48,8 +48,8 @@ int main(void) {
 _NO_OPENMP = (
     "lariat needs a C compiler with OpenMP, and '{command}' could not build a small OpenMP "
     "program; install one (Debian and Ubuntu: apt install gcc libgomp1 libc6-dev; "
-    "Fedora: dnf install gcc libgomp; macOS: brew install gcc) and name it with CC if it is not the default, "
-    "for example CC=gcc-14"
+    "Fedora: dnf install gcc libgomp; macOS: brew install gcc) and name it with CC if it is "
+    "not the default, for example CC=gcc-14"
 )
 
 

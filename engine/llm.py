@@ -166,7 +166,7 @@ class LLM:
         if isinstance(prompt, str) or (
             len(prompt) > 0 and not isinstance(prompt[0], (str, list, tuple, np.ndarray))
         ):
-            with self.stream(prompt, params) as stream:  # type: ignore[arg-type]
+            with self.stream(prompt, params) as stream:
                 for _ in stream:
                     pass
             return stream.completion

@@ -204,9 +204,9 @@ def draw(values: Floats, temperature: float, rng: np.random.Generator) -> int:
     with np.errstate(over="ignore"):
         # The largest becomes 0 first: no temperature, however small, can then make inf - inf.
         cumulative = np.exp((values - values.max()) / temperature).cumsum()
-    # The product may round up to the sum itself: the last candidate that adds to it is the limit.
-    last = int(cumulative.searchsorted(cumulative[-1]))
-    return min(int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right")), last)
+    # The generator's numbers are at most 1 - 2**-53, so the product is less than the sum in
+    # float64 too: the index is always that of a candidate, and one of probability above 0.
+    return int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
 
 
 def _check_largest(largest: float) -> None:

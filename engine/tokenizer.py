@@ -167,14 +167,12 @@ class Tokenizer:
         ids: list[int] = []
         if add_bos and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
-        after_special = True  # the start of the text counts as such
+        prefix = " " if self.add_space_prefix else ""  # at the start and after special tokens
         for part in _split(text, self._specials if parse_special else self._user_defined):
             if isinstance(part, int):
                 ids.append(part)
-                after_special = True
             else:
-                ids += self._merge(" " + part if after_special and self.add_space_prefix else part)
-                after_special = False
+                ids += self._merge(prefix + part)
         if add_bos and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
@@ -252,9 +250,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """U+FFFD for a character left incomplete, else "". The decoder may be used again."""
-        text = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return text
+        return self._utf8.decode(b"", final=True)
 
 
 def _read_tokens(gguf: GGUFFile) -> list[bytes]:

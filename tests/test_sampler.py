@@ -266,7 +266,8 @@ def test_draw_at_the_ends_of_the_interval():
     assert draw(values, 1.0, _Fixed(0.0)) == 2
     assert draw(values, 1.0, _Fixed(1 - 2**-53)) == 3
     assert draw(values, 1e-320, _Fixed(0.7)) == 3  # overflows but for the largest
-    assert draw(np.full(7, 0.1), 1.0, _Fixed(1 - 2**-53)) == 6
+    for n in range(1, 400):
+        assert draw(np.linspace(0, 0.3, n), 1.0, _Fixed(1 - 2**-53)) == n - 1
 
 
 _CHAINS = [

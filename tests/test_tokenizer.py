@@ -277,6 +277,12 @@ def test_special_tokens_are_cut_out_longest_first(make: Make, seed: int) -> None
         assert tokenizer.encode(text, add_bos=False, parse_special=True) == expected, repr(text)
 
 
+def test_longest_first_across_beginnings(make: Make) -> None:
+    specials = ["aaaccc", "caaab", "aaab"]  # the first and the last begin alike
+    tokenizer = make([*BASE, *BYTES, *((text, 0.0, CONTROL) for text in specials)])
+    assert tokenizer.encode("caaab", add_bos=False, parse_special=True) == [260]
+
+
 def test_phi3_special_tokens_swallow_blanks(make: Make) -> None:
     vocab = [*BASE, *BYTES, ("<|end|>", 0.0, CONTROL), ("a", 0.0, NORMAL)]
 

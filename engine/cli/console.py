@@ -5,7 +5,9 @@ Either stream may be closed, full, or a pipe that nobody reads any more.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
 from types import TracebackType
 from typing import Any
@@ -38,10 +40,8 @@ def note(text: str) -> None:
     """Write a line to stderr, as far as that is possible."""
     if sys.stderr is None:  # print() would take that for stdout
         return
-    try:
+    with contextlib.suppress(OSError):  # there is nowhere left to complain
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass  # there is nowhere left to complain
 
 
 def printable(text: str) -> str:
@@ -66,6 +66,7 @@ class Bar:
         self._tqdm: Any = None
 
     def __call__(self, fraction: float) -> None:
+        """Show that this fraction (0 to 1) is done."""
         if not self._enabled:
             return
         if self._tqdm is None:
@@ -76,6 +77,9 @@ class Bar:
                 total=1.0,
                 desc=self._label,
                 leave=False,
+                # Asked for here, because tqdm shows nothing where a terminal claims no size.
+                ncols=min(shutil.get_terminal_size().columns, 80),
+                nrows=24,
                 file=sys.stderr,
                 bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}",
             )
@@ -102,9 +106,7 @@ class Bar:
 
 def _discard_stdout() -> None:
     """Point stdout at nothing, or Python complains again when it flushes at exit."""
-    try:
+    with contextlib.suppress(OSError):  # stdout may have no file behind it
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    except OSError:
-        pass  # stdout has no file behind it

@@ -10,9 +10,10 @@ import argparse
 import importlib
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from engine.cli import console
+from engine.cli.usage import Parser, UsageError
 from engine.errors import LariatError
 
 # One module a command. Each has `register(commands)`, which adds its parser and names what runs.
@@ -37,23 +38,6 @@ examples:
 `lariat COMMAND --help` explains the flags of a command."""
 
 _MISSING_PARTS = ("engine._kernels", "numpy", "sentencepiece", "threadpoolctl", "tqdm", "google")
-
-
-class UsageError(Exception):
-    """The command line asks for something that makes no sense."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports errors as one sentence, and takes no abbreviated flags (nor does llama.cpp)."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError instead of printing the usage and leaving."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 class _Version(argparse.Action):
@@ -93,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory{f': {error}' if str(error) else ''}", 1)
     except ImportError as error:
-        if error.name is None or not error.name.startswith(_MISSING_PARTS):
+        if error.name is None:  # the kernels refuse LARIAT_ISA
+            return _fail(str(error), 1)
+        if not error.name.startswith(_MISSING_PARTS):
             raise
         return _fail(f"lariat is not fully installed ({error}): run `make build`", 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from engine.cli.main import UsageError
+from engine.cli.usage import UsageError
 from engine.errors import LariatError
 
 _MAX_BYTES = 64 << 20  # of a prompt file; more fits no context, and /dev/zero never ends
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-e",
         "--escape",
         action="store_true",
-        help=r"the escapes \n \t \r \\ \" \' \xHH in the prompt (and in -r) are what they stand for",
+        help=r"in the prompt and in -r, \n \t \r \\ \" \' \xHH are what they stand for",
     )
 
 
@@ -37,13 +37,30 @@ def read(args: argparse.Namespace) -> str:
     """The prompt. UsageError or LariatError if it is empty or not UTF-8, OSError from the file."""
     if args.prompt is not None:
         # Python has turned bytes of the command line that are not UTF-8 into lone surrogates.
-        data = args.prompt.encode("utf-8", "surrogateescape")
-        return _decode(data, args.escape, "the prompt", UsageError)
-    with open(args.file, "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise LariatError(f"{args.file}: the prompt is larger than {_MAX_BYTES} bytes")
-    return _decode(data.removesuffix(b"\n"), args.escape, args.file, LariatError)
+        data, name = args.prompt.encode("utf-8", "surrogateescape"), "the prompt"
+    else:
+        with open(args.file, "rb") as file:
+            data, name = file.read(_MAX_BYTES + 1), args.file
+        if len(data) > _MAX_BYTES:
+            raise LariatError(f"{name} is larger than {_MAX_BYTES} bytes, too large for a prompt")
+        data = data.removesuffix(b"\n")
+    error = LariatError if args.prompt is None else UsageError
+    if not data:
+        raise error(f"{name} is empty")
+    text = _decode(data, name, error)
+    return _decode(unescape(data), f"{name} without its escapes", error) if args.escape else text
+
+
+def stop_texts(args: argparse.Namespace) -> tuple[str, ...]:
+    """The texts of -r. UsageError if one is empty or not UTF-8."""
+    texts = []
+    for text in args.stop:
+        data = text.encode("utf-8", "surrogateescape")
+        if not data:
+            raise UsageError("argument -r/--reverse-prompt: the text is empty")
+        data = unescape(data) if args.escape else data
+        texts.append(_decode(data, "the text of -r/--reverse-prompt", UsageError))
+    return tuple(texts)
 
 
 def unescape(data: bytes) -> bytes:
@@ -56,14 +73,10 @@ def unescape(data: bytes) -> bytes:
     return _ESCAPE.sub(replace, data)
 
 
-def _decode(data: bytes, escape: bool, name: str, error: type[Exception]) -> str:
-    data = unescape(data) if escape else data
-    if not data:
-        raise error("the prompt is empty" if name == "the prompt" else f"{name}: the prompt is empty")
+def _decode(data: bytes, name: str, error: type[Exception]) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as bad:
         raise error(
-            f"{name}{'' if error is UsageError else ':'} is not valid UTF-8: "
-            f"byte 0x{data[bad.start]:02x} at offset {bad.start}"
+            f"{name} is not valid UTF-8: byte 0x{data[bad.start]:02x} at offset {bad.start}"
         ) from None

@@ -1,0 +1,126 @@
+"""`lariat info`: what a GGUF file holds, and what it needs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import console
+from engine.cli.usage import Flag, add_flags, checked
+from engine.config import CACHE_TYPES, EngineConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from engine.gguf import GGUFFile
+
+_FLAGS = (
+    Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "context to count memory for; 0: as trained"),
+)
+_MAX_TEXT = 64  # characters shown of a string
+_MAX_ITEMS = 6  # elements shown of an array
+
+_DESCRIPTION = """\
+Print the metadata of a GGUF file, the types of its tensors, the memory that a context needs with
+each type of cache, and the instruction set and threads that would be used."""
+
+_EPILOG = """\
+example:
+  lariat info -m model.gguf -c 8192"""
+
+
+def register(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
+    parser = commands.add_parser(
+        "info", help="what a file holds and needs", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("-m", "--model", metavar="FILE", required=True, help="the GGUF file")
+    add_flags(parser, _FLAGS, EngineConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it and return the exit code."""
+    config = checked(EngineConfig, _FLAGS, args)
+
+    from engine import _kernels, threads
+    from engine.gguf import GGUFFile
+
+    with GGUFFile(args.model) as gguf:
+        lines = [*_file(gguf), "", *_metadata(gguf), "", *_tensors(gguf)]
+        lines += [
+            "",
+            "machine",
+            f"  instruction set  {_kernels.isa()} (of {', '.join(_kernels.supported_isas())})",
+            f"  threads          {threads.available()} (physical cores that it may use)",
+        ]
+        console.write("\n".join(lines) + "\n")
+        if gguf.tensors:  # else only a vocabulary, which needs nothing more
+            # A model that cannot run is described as far as this, then it is an error.
+            model = ModelConfig.from_gguf(gguf)
+            n_ctx = config.n_ctx or model.n_ctx_train
+            console.write("\n".join(["", *_memory(gguf, model, n_ctx)]) + "\n")
+    return 0
+
+
+def _file(gguf: GGUFFile) -> Iterator[str]:
+    yield "file"
+    yield f"  path     {console.printable(str(gguf.path))}"
+    yield f"  size     {_size(gguf.n_bytes)}"
+    yield f"  version  {gguf.version}"
+
+
+def _metadata(gguf: GGUFFile) -> Iterator[str]:
+    yield f"metadata ({len(gguf.metadata)} entries)"
+    width = max(map(len, gguf.metadata), default=0)
+    for key, value in gguf.metadata.items():
+        yield f"  {console.printable(key):{min(width, 48)}}  {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    """A metadata value in one line: long texts and arrays are cut."""
+    if isinstance(value, str):
+        cut = value[:_MAX_TEXT]
+        return console.printable(cut) + ("..." if len(value) > _MAX_TEXT else "")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"{value:.7g}" if isinstance(value, float) else str(value)
+    items = [_value(getattr(item, "item", lambda item=item: item)()) for item in value[:_MAX_ITEMS]]
+    more = ", ..." if len(value) > _MAX_ITEMS else ""
+    return f"[{', '.join(items)}{more}] ({len(value)} elements)"
+
+
+def _tensors(gguf: GGUFFile) -> Iterator[str]:
+    n_tensors: Counter[str] = Counter()
+    n_bytes: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        n_tensors[tensor.type.name] += 1
+        n_bytes[tensor.type.name] += tensor.n_bytes
+    total = sum(n_bytes.values())
+    yield f"tensors ({len(gguf.tensors)}, {_size(total)})"
+    for name, n in n_tensors.most_common():
+        yield f"  {name:8} {n:5}  {_size(n_bytes[name])}"
+
+
+def _memory(gguf: GGUFFile, model: ModelConfig, n_ctx: int) -> Iterator[str]:
+    """Weights and cache; buffers for the computation come on top, and are small beside them."""
+    from engine.kv_cache import cache_bytes
+
+    yield f"memory for a context of {n_ctx} (the model was trained for {model.n_ctx_train})"
+    weights = sum(tensor.n_bytes for tensor in gguf.tensors.values())
+    yield f"  weights                  {_size(weights)}"
+    for type_k in CACHE_TYPES:
+        for type_v in CACHE_TYPES:
+            n_bytes = cache_bytes(model, n_ctx, type_k, type_v)
+            yield f"  cache -ctk {type_k} -ctv {type_v}  {_size(n_bytes)}"
+
+
+def _size(n_bytes: int) -> str:
+    """Bytes for people and for scripts."""
+    value, unit = float(n_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{n_bytes} bytes" if unit == "B" else f"{value:.2f} {unit} ({n_bytes} bytes)"

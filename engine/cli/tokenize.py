@@ -1,0 +1,50 @@
+"""`lariat tokenize`: the token ids of a text, and the pieces they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from engine.cli import console, prompt
+
+_DESCRIPTION = """\
+Print the token ids of a text, one a line with its piece as the vocabulary writes it (spaces as ▁,
+odd characters escaped). A file that holds only a vocabulary will do."""
+
+_EPILOG = """\
+example:
+  lariat tokenize -m model.gguf -p "Once upon a time" --ids"""
+
+
+def register(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
+    parser = commands.add_parser(
+        "tokenize", help="token ids of a text", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.set_defaults(run=run)
+    prompt.add_arguments(parser)
+    parser.add_argument("--ids", action="store_true", help="only the ids, as [1, 2, 3]")
+    parser.add_argument("--no-bos", action="store_true", help="no begin (and end) token around it")
+    parser.add_argument(
+        "--parse-special",
+        action="store_true",
+        help="control tokens written in the text, such as </s>, count as those tokens",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tokens and return the exit code."""
+    text = prompt.read(args)
+
+    from engine.gguf import GGUFFile
+    from engine.tokenizer import Tokenizer
+
+    with GGUFFile(args.model) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf)
+        ids = tokenizer.encode(text, add_bos=not args.no_bos, parse_special=args.parse_special)
+        if args.ids:
+            console.write(f"{ids}\n")
+        else:
+            lines = (f"{i:7d}  {console.printable(tokenizer.piece(i))}\n" for i in ids)
+            console.write("".join(lines))
+    return 0

@@ -1,0 +1,67 @@
+"""The parser, and how values of flags are checked: by the classes that will hold them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+_Config = TypeVar("_Config")
+
+
+class UsageError(Exception):
+    """The command line asks for something that makes no sense."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports errors as one sentence, and takes no abbreviated flags (nor does llama.cpp)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of printing the usage and leaving."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+class Flag(NamedTuple):
+    """A flag that fills one field of a configuration class, whose default is its default."""
+
+    names: tuple[str, ...]
+    field: str
+    type: Callable[[str], Any]
+    metavar: str
+    help: str
+
+
+def add_flags(group: argparse._ArgumentGroup, flags: tuple[Flag, ...], config: type[Any]) -> None:
+    """Add flags whose defaults are those of the class `config`."""
+    for flag in flags:
+        default = getattr(config, flag.field)
+        shown = "" if default is None else f" (default: {default})"
+        group.add_argument(
+            *flag.names,
+            dest=flag.field,
+            type=flag.type,
+            metavar=flag.metavar,
+            default=default,
+            help=flag.help + shown,
+        )
+
+
+def checked(
+    config: type[_Config], flags: tuple[Flag, ...], args: argparse.Namespace, **more: Any
+) -> _Config:
+    """An instance of `config` from the flags and `more`. UsageError names the flag at fault."""
+    values = {flag.field: getattr(args, flag.field) for flag in flags}
+    for flag in flags:
+        try:
+            config(**{flag.field: values[flag.field]})
+        except ValueError as error:
+            raise UsageError(f"argument {'/'.join(flag.names)}: {error}") from None
+    try:
+        return config(**values, **more)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

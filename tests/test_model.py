@@ -1,0 +1,213 @@
+"""The whole engine against the float64 LLaMA of tests/reference.py, and against itself."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import LLM, SamplingParams, _kernels
+from engine.batch import Chunk
+from tests.model_files import write_llama
+from tests.reference import Reference, relative_error
+
+ISAS = _kernels.supported_isas()
+CACHES = ("roped", "raw")
+
+# Bounds on ||ours - reference|| / ||reference|| over all logits.
+F32_BOUND = 1e-5
+# f16 and bf16 weights are exact in float32, so only float32 rounding is left, as with F32.
+# Quantized weights: the reference rounds activations to 8 bits as the kernels do, so logits agree
+# as closely (6e-8 measured) until float32 rounding pushes one activation to the neighbouring
+# integer. From there on the two differ by what 8-bit rounding itself costs (1.4e-2 against exact
+# activations, measured on these models). So: each run within that cost, and of several short runs
+# at least one without such a step, within float32's bound.
+QUANTIZED_BOUND = 2e-2
+# Keys or values in f16 carry 11 significant bits: 2^-12 relative each, averaged by attention.
+F16_CACHE_BOUND = 2e-3
+
+
+@pytest.fixture(autouse=True)
+def _restore_isa():
+    before = _kernels.isa()
+    yield
+    _kernels.use_isa(before)
+
+
+def ids_of(n: int, n_vocab: int = 288, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, n_vocab, n).tolist()
+
+
+def load(path: Path, **options) -> LLM:
+    return LLM(path, **{"type_k": "f32", "type_v": "f32", "n_threads": 2, **options})
+
+
+SHAPES = {
+    "mha-d8": {"dim": 32, "n_heads": 4, "n_kv_heads": 4},
+    "gqa4-d64": {"dim": 256, "n_heads": 4, "n_kv_heads": 1},
+    "gqa6-d80": {"dim": 64, "n_heads": 6, "n_kv_heads": 1, "head_dim": 80},
+    "mha-d128": {"dim": 64, "n_heads": 2, "n_kv_heads": 2, "head_dim": 128},
+    "mha-d48": {"dim": 96, "n_heads": 2, "n_kv_heads": 2},
+    "gqa3-d6-v10": {"dim": 40, "n_heads": 6, "n_kv_heads": 2, "head_dim": 6, "head_dim_v": 10},
+    "gqa9-d130-v36": {"dim": 33, "n_heads": 9, "n_kv_heads": 1, "head_dim": 130, "head_dim_v": 36},
+    "partial-rope": {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "rope_dim": 20},
+    "linear-scaling": {"rope_scale": 4.0, "freq_base": 5e5},
+    "rope-freqs": {"rope_freqs": [1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0]},
+    "odd-lengths": {"dim": 60, "n_heads": 3, "n_kv_heads": 3, "n_ff": 77, "n_vocab": 301},
+    "tied-biases": {"tied": True, "biases": True},
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_f32_follows_the_reference(tmp_path, shape, isa):
+    _kernels.use_isa(isa)
+    path = write_llama(tmp_path / "m.gguf", **SHAPES[shape])
+    n_vocab = SHAPES[shape].get("n_vocab", 288)
+    ids = ids_of(75, n_vocab)  # two whole blocks and a part of one
+    expected = Reference(path).logits(ids)
+    got = {}
+    for cache in CACHES:
+        with load(path, cache=cache) as llm:
+            got[cache] = llm.logits(ids)
+        assert relative_error(got[cache], expected) < F32_BOUND, cache
+    assert relative_error(got["raw"], got["roped"]) < F32_BOUND
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("shape", ["mha-d128", "gqa6-d80", "mha-d8", "gqa3-d6-v10", "partial-rope"])
+def test_decoding_token_by_token_follows_the_reference(tmp_path, shape, cache, isa):
+    _kernels.use_isa(isa)
+    path = write_llama(tmp_path / "m.gguf", **SHAPES[shape])
+    ids = ids_of(70)
+    with load(path, cache=cache, n_ubatch=1) as llm:
+        got = llm.logits(ids)
+    assert relative_error(got, Reference(path).logits(ids)) < F32_BOUND
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("n_kv_heads", [1, 4])
+def test_long_context_in_several_spans(tmp_path, cache, n_kv_heads, isa):
+    """Over 512 positions decode is cut into spans that are merged."""
+    _kernels.use_isa(isa)
+    path = write_llama(
+        tmp_path / "m.gguf", n_layers=1, n_heads=4, n_kv_heads=n_kv_heads, n_ctx=2048
+    )
+    ids = ids_of(1203)
+    with load(path, cache=cache) as llm:
+        context = llm._cache.new_context()
+        for start in range(0, 1200, 400):
+            llm._forward([Chunk(context, ids[start : start + 400])])
+        got = [llm._forward([Chunk(context, [i], "all")])[0].copy() for i in ids[1200:]]
+    assert relative_error(np.array(got), Reference(path).logits(ids)[1200:]) < F32_BOUND
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weight_type", ["F16", "BF16"])
+def test_half_precision_weights(tmp_path, weight_type, isa):
+    _kernels.use_isa(isa)
+    path = write_llama(tmp_path / "m.gguf", weight_type=weight_type, n_vocab=301, n_ff=77)
+    ids = ids_of(45, 301)
+    expected = Reference(path).logits(ids)
+    for cache in CACHES:
+        with load(path, cache=cache) as llm:
+            assert relative_error(llm.logits(ids), expected) < F32_BOUND
+
+
+QUANTIZED = {
+    **{name: {"weight_type": name} for name in ("Q4_0", "Q4_1", "Q8_0", "Q6_K")},
+    # as in real files: Q4_0 with a Q6_K output, some Q4_1, and a row length that stays F32
+    "mixed": {
+        "weight_type": "Q4_0",
+        "output_type": "Q6_K",
+        "type_of": {"attn_v": "Q4_1", "blk.1.ffn_up": "F16"},
+        "n_ff": 172,
+    },
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", QUANTIZED)
+def test_quantized_weights(tmp_path, case, isa):
+    _kernels.use_isa(isa)
+    errors = []
+    for seed in range(3):
+        shape = {"dim": 256, "n_ff": 512, "n_vocab": 301, "seed": seed, **QUANTIZED[case]}
+        path = write_llama(tmp_path / "m.gguf", **shape)
+        ids = ids_of(12, 301, seed)
+        expected = Reference(path, activations="q8_f16").logits(ids)
+        for cache, n_ubatch in itertools.product(CACHES, (5, 512)):
+            with load(path, cache=cache, n_ubatch=n_ubatch) as llm:
+                errors.append(relative_error(llm.logits(ids), expected))
+    assert max(errors) < QUANTIZED_BOUND
+    assert min(errors) < F32_BOUND
+
+
+@pytest.mark.parametrize("types", [("f16", "f16"), ("f16", "f32"), ("f32", "f16")])
+@pytest.mark.parametrize("isa", ISAS)
+def test_f16_cache(tmp_path, types, isa):
+    _kernels.use_isa(isa)
+    path = write_llama(tmp_path / "m.gguf")
+    ids = ids_of(75)
+    expected = Reference(path).logits(ids)
+    for cache, n_ubatch in itertools.product(CACHES, (1, 512)):
+        with load(path, cache=cache, type_k=types[0], type_v=types[1], n_ubatch=n_ubatch) as llm:
+            assert relative_error(llm.logits(ids), expected) < F16_CACHE_BOUND
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weight_type", ["F32", "Q4_0"])
+def test_n_threads_agnosticism(tmp_path, weight_type, isa):
+    _kernels.use_isa(isa)
+    path = write_llama(tmp_path / "m.gguf", weight_type=weight_type, n_ctx=1024, n_ff=1024)
+    ids = ids_of(700)
+    for cache, n_ubatch in itertools.product(CACHES, (512, 3)):
+        results = []
+        for n_threads in (1, 2, 3):
+            with load(path, cache=cache, n_threads=n_threads, n_ubatch=n_ubatch) as llm:
+                results.append(llm.logits(ids if n_ubatch > 3 else ids[:100]))
+        assert np.array_equal(results[0], results[1])
+        assert np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("weight_type", ["F32", "Q4_0"])
+def test_chunk_size_agnosticism(tmp_path, cache, weight_type):
+    path = write_llama(tmp_path / "m.gguf", weight_type=weight_type, n_ctx=600)
+    ids = ids_of(530)
+    bound = F32_BOUND if weight_type == "F32" else QUANTIZED_BOUND
+    results = []
+    for n_ubatch in (1, 7, 32, 512):
+        with load(path, cache=cache, n_ubatch=n_ubatch) as llm:
+            results.append(llm.logits(ids))
+    for other in results[1:]:
+        assert relative_error(other, results[0]) < bound
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_batch_agnosticism(tmp_path, cache, temperature):
+    """Eight sequences together write what each writes alone."""
+    path = write_llama(tmp_path / "m.gguf", weight_type="Q4_0", n_ctx=1024)
+    prompts = [ids_of(n, seed=n) for n in (1, 5, 31, 32, 33, 64, 100, 7)]
+    params = SamplingParams(temperature=temperature, max_tokens=30, seed=5, ignore_eos=True)
+    with load(path, cache=cache) as llm:
+        together = llm.generate(prompts, params)
+        alone = [llm.generate(prompt, params) for prompt in prompts]
+        assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert all(len(c.token_ids) == 30 for c in alone)
+
+
+def test_positions_matter(tmp_path):
+    """The models of these tests do notice a wrong position, else the tests above prove little."""
+    path = write_llama(tmp_path / "m.gguf")
+    ids = ids_of(40)
+    reference = Reference(path)
+    shifted = [*range(20), *range(21, 41)]
+    change = relative_error(reference.logits(ids, positions=shifted), reference.logits(ids))
+    assert change > 100 * F32_BOUND
