@@ -64,7 +64,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint engine
+	@# It looks for pycodestyle on the PATH.
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint engine
 
 dist: $(VENV)/.built
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -152,14 +152,16 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def round_q8(x: np.ndarray, short_scale: bool = False) -> np.ndarray:
     """x [..., n_cols] rounded to 8 bits in blocks of 32 along the row, returned as float64.
 
-    scale = (largest magnitude of the block) / 127 and q = x / scale rounded half to even, both in
-    float32 as in the kernels, so that the integers are theirs. A block of zeros has scale 0.
+    scale = most / 127 and q = x * (127 / most) rounded half to even, where `most` is the largest
+    magnitude of the block, all in float32 as in the kernels (and in llama.cpp's), so that the
+    integers are theirs. A block of zeros has scale 0.
     `short_scale` then rounds the scale to 11 significant bits (half to even), as f16 does, but
     without f16's small range; q stays what the exact scale gave.
     """
     blocks = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, 32)
-    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
-    q = np.rint(blocks / np.where(scale == 0, np.float32(1), scale))
+    most = np.abs(blocks).max(axis=-1, keepdims=True)
+    scale = most / np.float32(127)
+    q = np.rint(blocks * (np.float32(127) / np.where(most == 0, np.float32(1), most)))
     if short_scale:
         mantissa, exponent = np.frexp(scale)
         scale = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)

@@ -551,7 +551,7 @@ def test_exchanged_for_a_pipe_after_the_look(put: Put, monkeypatch: pytest.Monke
     status = os.stat(path)
     path.unlink()
     os.mkfifo(path)
-    monkeypatch.setattr(os, "stat", lambda *_: status)
+    monkeypatch.setattr(os, "stat", lambda *_, **__: status)
     with pytest.raises(GGUFError, match="is a named pipe"):
         GGUFFile(path)
 
@@ -643,7 +643,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "removed type": (table(tensor(kind=31)), "'t' has type 31 (Q4_0_4_4, no longer in use)"),
     "ragged row": (table(tensor("t", (33, 2), 2)), "rows of 33 weights, expected a multiple of 32"),
     "unaligned": (table(tensor(offset=16)), "'t' has offset 16, expected a multiple of 32"),
-    "overlap": (table(tensor("a", (9,)), tensor("b", offset=32)), "'a' and 'b' overlap"),
+    "overlap": (table(tensor("a", (33,), 24), tensor("b", offset=32)), "'a' and 'b' overlap"),
     "same place": (table(tensor("a"), tensor("b")), "'a' and 'b' overlap"),
     "offset at the end": (table(tensor(offset=64)), "to byte 160, but the file has 128"),
     "offset 2^64-32": (table(tensor(offset=2**64 - 32)), "'t' reaches to byte 18446744073709551"),

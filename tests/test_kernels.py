@@ -1,0 +1,408 @@
+"""Each kernel at each instruction-set level against NumPy in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from engine import _kernels, quants
+from engine.memory import allocate
+from engine.quants import GGMLType
+from tests.reference import relative_error, round_q8
+
+ISAS = _kernels.supported_isas()
+FLOAT_TYPES = ("F32", "F16", "BF16")
+QUANT_TYPES = ("Q4_0", "Q4_1", "Q8_0", "Q6_K")
+BOUND = 1e-6
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    before = _kernels.isa()
+    _kernels.use_isa(request.param)
+    yield request.param
+    _kernels.use_isa(before)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+# ---- instruction sets ------------------------------------------------------------------------
+
+
+def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_environment_forces_a_level(name):
+    done = run_python("from engine import _kernels; print(_kernels.isa())", LARIAT_ISA=name)
+    assert done.stdout.strip() == name
+
+
+def test_unknown_level_is_an_error():
+    done = run_python("import engine", LARIAT_ISA="avx1024")
+    assert done.returncode == 1
+    assert "LARIAT_ISA: instruction set 'avx1024' is unknown" in done.stderr
+    with pytest.raises(ValueError, match="unknown"):
+        _kernels.use_isa("sse9")
+
+
+def test_best_level_is_the_default():
+    done = run_python("from engine import _kernels; print(_kernels.isa())", LARIAT_ISA="")
+    assert done.stdout.strip() == ISAS[-1]
+
+
+# ---- matrix multiplication -------------------------------------------------------------------
+
+
+def raw_weights(type_name: str, n_rows: int, n_cols: int, rng) -> np.ndarray:
+    """uint8 [n_rows, row_bytes] with every bit pattern of the integers, and sane scales."""
+    t = GGMLType[type_name]
+    if type_name in FLOAT_TYPES:
+        return quants.quantize(rng.standard_normal((n_rows, n_cols)).astype(np.float32), t)
+    per_block, n_bytes = quants.BLOCK[t]
+    blocks = rng.integers(0, 256, (n_rows, n_cols // per_block, n_bytes), dtype=np.uint8)
+    scales = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q6_K": [208]}[type_name]
+    for at in scales:
+        values = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
+        blocks[:, :, at : at + 2] = values.view(np.uint8).reshape(*blocks.shape[:2], 2)
+    return blocks.reshape(n_rows, -1)
+
+
+def pack(data: np.ndarray, type_name: str, n_cols: int, order=None, n_threads=2):
+    out = allocate(_kernels.packed_bytes(type_name, len(data), n_cols))
+    return _kernels.Matrix(data, type_name, n_cols, out, order, n_threads)
+
+
+def multiply(matrix, x: np.ndarray, n_threads: int = 2, start: np.ndarray | None = None):
+    q8 = _kernels.Activations(*x.shape)
+    if matrix.quantized:
+        _kernels.quantize(x, q8, n_threads)
+    out = np.full((len(x), matrix.n_rows), np.nan, np.float32) if start is None else start.copy()
+    _kernels.matmul(matrix, x, q8, out, start is not None, n_threads)
+    return out
+
+
+def expected_product(data: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray:
+    w = quants.dequantize(data, GGMLType[type_name]).astype(np.float64)
+    x = round_q8(x, short_scale=True) if type_name in QUANT_TYPES else x.astype(np.float64)
+    return x @ w.T
+
+
+@pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])
+@pytest.mark.parametrize("n_tokens", [1, 2, 3, 5, 8, 13, 16, 31, 50])
+def test_matmul(isa, rng, type_name, n_tokens):
+    for n_rows, n_cols in ((1, 256), (15, 512), (16, 256), (53, 768)):
+        data = raw_weights(type_name, n_rows, n_cols, rng)
+        x = rng.standard_normal((n_tokens, n_cols)).astype(np.float32)
+        got = multiply(pack(data, type_name, n_cols), x)
+        assert relative_error(got, expected_product(data, type_name, x)) < BOUND
+
+
+@pytest.mark.parametrize("type_name", FLOAT_TYPES)
+@pytest.mark.parametrize("n_cols", [1, 2, 31, 33, 172])
+def test_matmul_of_lengths_that_do_not_divide(isa, rng, type_name, n_cols):
+    data = raw_weights(type_name, 19, n_cols, rng)
+    for n_tokens in (1, 2, 7, 9):
+        x = rng.standard_normal((n_tokens, n_cols)).astype(np.float32)
+        got = multiply(pack(data, type_name, n_cols), x)
+        assert relative_error(got, expected_product(data, type_name, x)) < BOUND
+
+
+@pytest.mark.parametrize("type_name", QUANT_TYPES)
+@pytest.mark.parametrize("weight_byte", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_matmul_does_not_saturate(isa, rng, type_name, weight_byte, sign):
+    """All weights and activations at their extremes: 8-bit and 16-bit sums must not clip."""
+    data = raw_weights(type_name, 16, 256, rng)
+    blocks = data.reshape(16, -1, quants.BLOCK[GGMLType[type_name]][1])
+    keep = {"Q4_0": slice(0, 2), "Q4_1": slice(0, 4), "Q8_0": slice(0, 2), "Q6_K": slice(192, 210)}
+    scales = blocks[:, :, keep[type_name]].copy()
+    blocks[:] = weight_byte
+    blocks[:, :, keep[type_name]] = scales
+    x = np.full((5, 256), sign * 3.0, np.float32)
+    got = multiply(pack(data, type_name, 256), x)
+    assert relative_error(got, expected_product(data, type_name, x)) < BOUND
+
+
+@pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])
+def test_matmul_adds(isa, rng, type_name):
+    data = raw_weights(type_name, 35, 256, rng)
+    x = rng.standard_normal((6, 256)).astype(np.float32)
+    start = rng.standard_normal((6, 35)).astype(np.float32)
+    got = multiply(pack(data, type_name, 256), x, start=start)
+    assert relative_error(got, start + expected_product(data, type_name, x)) < BOUND
+
+
+@pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])
+def test_matmul_neither_threads_nor_neighbours_matter(isa, rng, type_name):
+    data = raw_weights(type_name, 530, 512, rng)
+    matrix = pack(data, type_name, 512)
+    x = rng.standard_normal((31, 512)).astype(np.float32)
+    together = multiply(matrix, x, 1)
+    for n_threads in (2, 3, 7):
+        assert np.array_equal(multiply(matrix, x, n_threads), together)
+    alone = np.concatenate([multiply(matrix, x[i : i + 1]) for i in range(len(x))])
+    assert np.array_equal(alone, together)
+
+
+@pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])
+def test_rows_in_order(rng, type_name):
+    data = raw_weights(type_name, 37, 256, rng)
+    order = rng.permutation(37).astype(np.int64)
+    x = rng.standard_normal((3, 256)).astype(np.float32)
+    got = multiply(pack(data, type_name, 256, order), x)
+    assert np.array_equal(got, multiply(pack(data[order], type_name, 256), x))
+
+
+def test_matmul_refuses_what_does_not_fit(rng):
+    matrix = pack(raw_weights("Q4_0", 16, 64, rng), "Q4_0", 64)
+    x = np.zeros((2, 64), np.float32)
+    q8 = _kernels.Activations(2, 64)
+    with pytest.raises(ValueError, match="quantized activations"):
+        _kernels.matmul(matrix, x, q8, np.zeros((2, 16), np.float32), False, 1)
+    with pytest.raises(ValueError, match="matmul of"):
+        _kernels.matmul(matrix, x, q8, np.zeros((2, 17), np.float32), False, 1)
+    with pytest.raises(ValueError, match="order"):
+        pack(raw_weights("Q4_0", 2, 64, rng), "Q4_0", 64, np.array([0, 2]))
+    with pytest.raises(ValueError, match="bytes"):
+        pack(raw_weights("Q4_0", 2, 64, rng), "Q4_0", 96)
+
+
+def test_zero_and_tiny_activations(isa, rng):
+    data = raw_weights("Q4_0", 16, 64, rng)
+    x = np.zeros((3, 64), np.float32)
+    x[1, :32] = 1e-30
+    x[2, 5] = 1e30
+    got = multiply(pack(data, "Q4_0", 64), x)
+    assert np.array_equal(got[0], np.zeros(16))
+    assert relative_error(got[1:], expected_product(data, "Q4_0", x[1:])) < BOUND
+
+
+# ---- rows ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 7, 16, 33, 288, 4096])
+@pytest.mark.parametrize("n", [1, 5])
+def test_rms_norm(isa, rng, dim, n):
+    x = rng.standard_normal((n, dim)).astype(np.float32) * 3
+    weight = rng.standard_normal(dim).astype(np.float32)
+    out = np.empty_like(x)
+    _kernels.rms_norm(x, weight, 1e-5, out, 2)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-5) * weight
+    assert relative_error(out, expected) < BOUND
+
+
+@pytest.mark.parametrize("head_dim", [2, 6, 8, 48, 80, 128, 130])
+def test_rope(isa, rng, head_dim):
+    half = head_dim // 2
+    angles = rng.uniform(0, 6, (50, half))
+    rows = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    for n in (1, 9):
+        x = rng.standard_normal((n, 3, head_dim)).astype(np.float32)
+        positions = rng.integers(0, 50, n).astype(np.int32)
+        a = angles[positions][:, None]
+        lo, hi = x[..., :half].astype(np.float64), x[..., half:].astype(np.float64)
+        expected = np.concatenate(
+            [lo * np.cos(a) - hi * np.sin(a), lo * np.sin(a) + hi * np.cos(a)], -1
+        )
+        _kernels.rope(x, rows, positions, 0.25, 2)
+        assert relative_error(x, expected * 0.25) < BOUND
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 33), (3, 5000), (2, 8192)])
+def test_silu_mul(isa, rng, shape):
+    gate = rng.uniform(-30, 30, shape).astype(np.float32)
+    if gate.size > 4:
+        gate.reshape(-1)[:4] = [-200.0, 200.0, 0.0, -88.5]
+    up = rng.standard_normal(shape).astype(np.float32)
+    wide = gate.astype(np.float64)
+    expected = wide / (1 + np.exp(-wide)) * up
+    _kernels.silu_mul(gate, up, 2)
+    assert relative_error(gate, expected) < BOUND
+    assert np.allclose(gate, expected, rtol=2e-6, atol=1e-34)
+
+
+# ---- the cache -------------------------------------------------------------------------------
+
+
+class CacheCase:
+    """Sequences of random keys and values, scattered over blocks, cut into odd segments."""
+
+    def __init__(self, rng, *, n_heads, n_kv_heads, dk, dv, contexts, f32=(True, True)):
+        self.n_heads, self.n_kv_heads, self.dk, self.dv = n_heads, n_kv_heads, dk, dv
+        self.keys, self.values, self.positions, tables = [], [], [], []
+        n_blocks = 3 + sum(n // 9 + 2 for n, _ in contexts)
+        self.pool = _kernels.Pool(
+            allocate(2 * n_blocks * n_kv_heads * 32 * dk * (4 if f32[0] else 2)),
+            allocate(2 * n_blocks * n_kv_heads * 32 * dv * (4 if f32[1] else 2)),
+            2, n_blocks, n_kv_heads, dk, dv, *f32,
+        )  # fmt: skip
+        self.theta = np.concatenate([10000.0 ** (-np.arange(dk // 2 - 1) / dk), [0.0]])
+        blocks = iter(rng.permutation(n_blocks))
+        for n, _ in contexts:
+            table, slots, positions, at = [], [], [], 0
+            while at < n:
+                first = int(rng.integers(0, 20)) if rng.random() < 0.5 else 0
+                length = min(n - at, 32 - first if rng.random() < 0.7 else 9)
+                position = int(rng.integers(0, 900)) if rng.random() < 0.3 else 100 + at
+                block = int(next(blocks))
+                table.append((block, first, length, position))
+                slots += [block * 32 + first + j for j in range(length)]
+                positions += [position + j for j in range(length)]
+                at += length
+            k = rng.standard_normal((n, n_kv_heads, dk)).astype(np.float32)
+            v = rng.standard_normal((n, n_kv_heads, dv)).astype(np.float32)
+            self.keys.append(k)
+            self.values.append(v)
+            self.positions.append(np.array(positions))
+            tables.append((np.array(table, np.int32), np.array(slots, np.int32)))
+        self.tables = tables
+        self.n_new = [new for _, new in contexts]
+        self.n_past = [n - new for n, new in contexts]
+        self.rows = np.concatenate(
+            [f(np.arange(1000)[:, None] * self.theta) for f in (np.cos, np.sin)], 1
+        ).astype(np.float32)
+        self.step = np.stack([4 * np.sin(self.theta / 2) ** 2, np.sin(self.theta)]).astype(
+            np.float32
+        )
+        self.q = rng.standard_normal((sum(self.n_new), n_heads, dk)).astype(np.float32)
+        self.q /= np.float32(np.sqrt(dk) / 2)
+
+    def turned(self, keys, positions):
+        """Rotated by their positions, float64"""
+        angle = (positions[:, None] * self.theta)[:, None]
+        half = self.dk // 2
+        lo, hi = keys[..., :half].astype(np.float64), keys[..., half:].astype(np.float64)
+        return np.concatenate(
+            [lo * np.cos(angle) - hi * np.sin(angle), lo * np.sin(angle) + hi * np.cos(angle)], -1
+        )
+
+    def run(self, raw: bool, n_threads: int = 2) -> np.ndarray:
+        for k, v, positions, (_, slots) in zip(
+            self.keys, self.values, self.positions, self.tables, strict=True
+        ):
+            stored = k if raw else self.turned(k, positions).astype(np.float32)
+            _kernels.store(self.pool, 1, stored, v, slots, n_threads)
+        starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
+            self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
+        plan = _kernels.AttentionPlan(
+            starts[0], np.array(self.n_past, np.int32), starts[1],
+            np.concatenate([table for table, _ in self.tables]), self.n_heads, self.n_kv_heads,
+        )  # fmt: skip
+        out = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
+        _kernels.attend(self.pool, 1, self.q, plan, self.rows, self.step, raw, _kernels.Scratch(),
+                        out, n_threads)  # fmt: skip
+        return out
+
+    def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
+        out, at, group = [], 0, self.n_heads // self.n_kv_heads
+        for s, n_new in enumerate(self.n_new):
+            k = self.turned(self.keys[s].astype(k_type), self.positions[s])
+            if not raw:
+                k = self.turned(self.keys[s], self.positions[s]).astype(np.float32).astype(k_type)
+            v = self.values[s].astype(v_type).astype(np.float64)
+            for t in range(n_new):
+                n = self.n_past[s] + t + 1
+                kh, vh = np.repeat(k[:n], group, 1), np.repeat(v[:n], group, 1)
+                scores = np.einsum("hd,nhd->hn", self.q[at].astype(np.float64), kh)
+                e = np.exp(scores - scores.max(1, keepdims=True))
+                out.append(np.einsum("hn,nhd->hd", e / e.sum(1, keepdims=True), vh))
+                at += 1
+        return np.array(out)
+
+
+HEADS = [(2, 2, 128, 128), (4, 1, 64, 64), (6, 1, 80, 80), (3, 3, 8, 8), (10, 1, 2, 6),
+         (4, 2, 48, 20), (2, 1, 130, 34), (9, 3, 16, 16), (12, 4, 34, 64)]  # fmt: skip
+CONTEXTS = {
+    "one token": [(1, 1)],
+    "decode": [(75, 1), (32, 1), (33, 1), (700, 1)],
+    "few": [(40, 3), (4, 4)],
+    "prompts": [(75, 75), (140, 100), (33, 5)],
+    "mixture": [(61, 1), (90, 70), (31, 2), (520, 1)],
+}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("contexts", CONTEXTS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_attention(isa, rng, heads, contexts, raw):
+    n_heads, n_kv_heads, dk, dv = heads
+    case = CacheCase(
+        rng, n_heads=n_heads, n_kv_heads=n_kv_heads, dk=dk, dv=dv, contexts=CONTEXTS[contexts]
+    )
+    got = case.run(raw)
+    assert relative_error(got, case.expected()) < 3 * BOUND
+    assert np.array_equal(case.run(raw, 1), got)
+    assert np.array_equal(case.run(raw, 3), got)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("types", [("f16", "f16"), ("f16", "f32"), ("f32", "f16")], ids=str)
+@pytest.mark.parametrize("contexts", ["decode", "mixture"])
+def test_attention_with_f16_cache(isa, rng, types, contexts, raw):
+    numpy_types = {"f16": np.float16, "f32": np.float32}
+    for heads in ((2, 2, 128, 128), (4, 1, 80, 34)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=CONTEXTS[contexts], f32=tuple(t == "f32" for t in types),
+        )  # fmt: skip
+        expected = case.expected(numpy_types[types[0]], numpy_types[types[1]], raw)
+        # A roped key near the middle of two f16 values may round the other way than NumPy's.
+        bound = 2e-5 if types[0] == "f16" and not raw else 3 * BOUND
+        assert relative_error(case.run(raw), expected) < bound
+
+
+def test_one_large_score_wins(isa, rng):
+    """Scores of hundreds must neither overflow nor lose the others' place."""
+    case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=64, dv=64, contexts=[(100, 1), (80, 40)])
+    case.q *= 200
+    for raw in (False, True):
+        assert relative_error(case.run(raw), case.expected()) < 2e-4  # eps of a score of 1000
+
+
+def test_f16_conversion(isa, rng):
+    """store rounds as NumPy does: ties to even, subnormal, too large, signed zero."""
+    edge = [0.0, -0.0, 1.0, 65504.0, 65519.9, 65520.0, -1e6, 6e-8, 2.9e-8, 3.1e-8, -6.1e-5,
+            1 + 2**-11, 1 + 3 * 2**-11, 5.96e-8, np.inf, 1 / 3]  # fmt: skip
+    x = np.concatenate([edge, rng.standard_normal(48) * 10.0 ** rng.integers(-8, 5, 48)])
+    x = x.astype(np.float32).reshape(1, 1, 64)
+    memory = allocate(32 * 64 * 2)
+    pool = _kernels.Pool(memory, allocate(32 * 64 * 2), 1, 1, 1, 64, 64, False, False)
+    _kernels.store(pool, 0, x, x, np.array([3], np.int32), 1)
+    with np.errstate(over="ignore"):
+        expected = x.reshape(-1).astype(np.float16)
+    got = memory.view(np.float16).reshape(32, 64)
+    assert np.array_equal(got[3].view(np.uint16), expected.view(np.uint16))
+    assert not got[[2, 4]].any()
+
+
+def test_attention_refuses_what_does_not_fit(rng):
+    case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=8, dv=8, contexts=[(40, 1)])
+    case.rows = case.rows[:90]
+    with pytest.raises(ValueError, match="beyond the RoPE table"):
+        case.run(raw=True)
+    with pytest.raises(ValueError, match="out of its block"):
+        _kernels.AttentionPlan(
+            np.array([0, 1], np.int32), np.array([0], np.int32), np.array([0, 1], np.int32),
+            np.array([[0, 30, 3, 0]], np.int32), 2, 2,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="do not hold"):
+        _kernels.AttentionPlan(
+            np.array([0, 1], np.int32), np.array([7], np.int32), np.array([0, 1], np.int32),
+            np.array([[0, 0, 3, 0]], np.int32), 2, 2,
+        )  # fmt: skip

@@ -1,0 +1,128 @@
+"""What a person gets who installs or builds the project."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="runs from the source tree only"
+)
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11 and newer
+    data: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return data
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The sources of the build, without what building left there."""
+    setuptools = pytest.importorskip("setuptools")
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        pytest.skip("this setuptools is older than the build asks for")
+    target = tmp_path / "copy"
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "engine", target / "engine", ignore=ignore)
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, target)
+    return target
+
+
+def test_console_command_exists(project: dict[str, Any]) -> None:
+    module, name = project["project"]["scripts"]["lariat"].split(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_makefile_installs_what_the_build_requires(project: dict[str, Any]) -> None:
+    line = re.search(r"^BUILD_REQUIRES := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert line
+    assert re.findall(r'"([^"]+)"', line[1]) == project["build-system"]["requires"]
+
+
+def test_every_package_is_listed(project: dict[str, Any]) -> None:
+    found = {str(p.parent.relative_to(ROOT)) for p in ROOT.glob("engine/**/__init__.py")}
+    listed = {name.replace(".", os.sep) for name in project["tool"]["setuptools"]["packages"]}
+    assert listed == found
+
+
+def test_every_dependency_has_a_range(project: dict[str, Any]) -> None:
+    extras = project["project"]["optional-dependencies"].values()
+    for requirement in [*project["project"]["dependencies"], *(r for e in extras for r in e)]:
+        assert re.fullmatch(r"[\w.-]+>=[\d.]+,<[\d.]+", requirement)
+
+
+def test_build_is_portable() -> None:
+    text = (ROOT / "setup.py").read_text()
+    flags = re.search(r"_CFLAGS = \[(.*?)\]", text, re.S)
+    assert flags
+    assert "-march" not in flags[1]
+    assert "-ffast-math" not in flags[1]
+    assert "-Ofast" not in flags[1]
+
+
+def test_source_distribution_is_complete(copy: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)],
+        cwd=copy,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (archive,) = tmp_path.glob("lariat-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {
+        str(path.relative_to(ROOT))
+        for pattern in ("**/*.py", "**/*.pyi", "**/*.pyx", "**/*.h", "py.typed")
+        for path in (ROOT / "engine").glob(pattern)
+    }
+    assert sources <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "Makefile"} <= names
+    assert not any(name.endswith((".so", ".c")) for name in names)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the fake compiler is a shell script")
+def test_compiler_without_openmp_gets_a_sentence(copy: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'omp.h: No such file' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    result = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext"],
+        cwd=copy,
+        env=os.environ | {"CC": str(compiler)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: lariat needs a C compiler with OpenMP")
+    assert "apt install gcc" in last
+    assert "Traceback" not in result.stderr
+    assert not (copy / "build" / "engine").exists()  # it was found before any work was done
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_demo_without_a_model_says_how_to_give_one() -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("MODEL", "MAKEFLAGS")}
+    result = subprocess.run(
+        ["make", "demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "MODEL=" in result.stderr.splitlines()[0]
