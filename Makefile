@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv python3-dev)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $(BUILD_REQUIRES)
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
+	LARIAT_SKIP_KERNELS=1 $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
 	@touch $@
 
 # The extension: compiled again when its sources change.

@@ -1,6 +1,7 @@
 """Builds the Cython modules of `engine`; everything else is in pyproject.toml.
 
-Extra compiler and linker flags come from the environment variable LARIAT_CFLAGS. There is no
+Extra compiler and linker flags come from the environment variable LARIAT_CFLAGS. With
+LARIAT_SKIP_KERNELS=1 nothing is compiled: the Makefile installs first and builds after. There is no
 `-march=native`: the module holds every instruction set and picks one when it loads. There is no
 `-ffast-math`: results must not depend on what a compiler likes to reorder.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+_SKIP = os.environ.get("LARIAT_SKIP_KERNELS") == "1"
 _EXTRA = shlex.split(os.environ.get("LARIAT_CFLAGS", ""))
 _OPENMP = ["-fopenmp"]
 _CFLAGS = [
@@ -108,6 +110,7 @@ setup(
             extra_link_args=[*_OPENMP, *_EXTRA],
         )
         for pyx in sorted(glob("engine/*.pyx"))
+        if not _SKIP
     ],
     cmdclass={"build_ext": BuildExt},
 )

@@ -145,7 +145,9 @@ cdef class Matrix:
                                   or np.min(order) < 0 or np.max(order) >= self.n_rows):
             raise ValueError("order is not one of the matrix's rows")
         cdef Py_ssize_t n_groups = (self.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
-        cdef const int64_t *order_p = NULL if order is None else &order[0]
+        cdef const int64_t *order_p = NULL
+        if order is not None:
+            order_p = &order[0]
         cdef const uint8_t *source = &rows[0, 0]
         cdef uint8_t *target = &out[0]
         cdef int64_t row_bytes = rows.shape[1], n_r = self.n_rows, n_c = n_cols
@@ -268,10 +270,10 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
     cdef int64_t group_bytes = w.group_bytes, n_rows = w.n_rows
     cdef Py_ssize_t n_groups = (w.n_rows + GROUP_ROWS - 1) // GROUP_ROWS, task
     cdef Py_ssize_t per_task = max(1, TASK_BYTES // group_bytes)
+    cdef Py_ssize_t n_tasks = (n_groups + per_task - 1) // per_task
     cdef float *o = &out[0, 0]
-    cdef int add_c = add
-    for task in prange((n_groups + per_task - 1) // per_task, nogil=True, schedule="dynamic",
-                       num_threads=n_threads):
+    cdef int add_c = add, team = n_threads if n_tasks > 1 else 1  # one task wakes nobody
+    for task in prange(n_tasks, nogil=True, schedule="dynamic", num_threads=team):
         matmul_groups(tile, weights, group_bytes, n_rows, task * per_task,
                       min(n_groups, (task + 1) * per_task), &a, n, o, add_c)
 
@@ -447,6 +449,7 @@ cdef void store_token(const float *x, uint8_t *layer, int64_t at, int64_t n_head
 cdef enum:
     SPAN_SEGMENTS = 16   # segments of a decode task
     DECODE_TASKS = 16    # cut heads too while there are fewer tasks than this
+    SMALL_SPANS = 16384  # floats read by all decode tasks: less than this is done by one thread
     TILE_ROWS = 128      # queries of a prefill task: tokens times query heads of a KV head
     FEW_TOKENS = 4       # this many tokens of a sequence or fewer go the way of decode
 
@@ -484,7 +487,7 @@ cdef class AttentionPlan:
     cdef int32_t[:, ::1] merges  # [n][3]: token, first part, number of parts
     cdef const int32_t[:, ::1] segments
     cdef int32_t[::1] starts
-    cdef Py_ssize_t n_tokens, n_parts, max_position, max_block
+    cdef Py_ssize_t n_tokens, n_parts, n_seen, max_position, max_block
     cdef Py_ssize_t n_heads, n_kv_heads
 
     def __init__(self, const int32_t[::1] token_starts, const int32_t[::1] n_past,
@@ -499,7 +502,7 @@ cdef class AttentionPlan:
         if len(ends) and (ends.min() < 0 or (ends[:, 1] + lengths).max() > SLOTS):
             raise ValueError("a segment reaches out of its block")
         spans, tiles, merges = [], [], []
-        n_parts = 0
+        n_parts = n_seen = 0
         group = n_heads // n_kv_heads
         n_alone = sum(
             token_starts[s + 1] - token_starts[s]
@@ -535,8 +538,9 @@ cdef class AttentionPlan:
                 if len(span_firsts) > 1:
                     merges.append((token_starts[s] + t, n_parts, len(span_firsts)))
                 n_parts += len(span_firsts)
+                n_seen += visible
         self.starts = np.ascontiguousarray(starts)
-        self.n_parts = n_parts
+        self.n_parts, self.n_seen = n_parts, n_seen
         self.n_tokens = token_starts[n_past.shape[0]]
         self.spans = np.array(spans, np.int32).reshape(-1, 8)
         self.tiles = np.array(tiles, np.int32).reshape(-1, 6)
@@ -599,13 +603,16 @@ def attend(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan 
     cdef const span_t *spans = NULL
     cdef const tile_t *tiles = NULL
     cdef const int32_t *merges = NULL
+    cdef int team = n_threads
     if n_tiles:
         tiles = <const tile_t *>&plan.tiles[0, 0]
         for i in prange(n_tiles, nogil=True, schedule="dynamic", num_threads=n_threads):
             attend_tile(&a, &tiles[i], work + threadid() * room)
     if n_spans:
         spans = <const span_t *>&plan.spans[0, 0]
-        for i in prange(n_spans, nogil=True, schedule="dynamic", num_threads=n_threads):
+        if plan.n_seen * a.n_kv_heads * (a.dk + a.dv) < SMALL_SPANS:
+            team = 1
+        for i in prange(n_spans, nogil=True, schedule="dynamic", num_threads=team):
             attend_span(&a, &spans[i], work + threadid() * room)
     if n_merges:
         merges = &plan.merges[0, 0]

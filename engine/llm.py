@@ -14,6 +14,7 @@ import numpy as np
 from engine import sampler, threads
 from engine.batch import Chunk, make_batch, split
 from engine.config import EngineConfig, ModelConfig, SamplingParams
+from engine.context import Context
 from engine.errors import ContextError
 from engine.gguf import GGUFFile
 from engine.kv_cache import STRATEGIES
@@ -119,14 +120,14 @@ class LLM:
         """Logits after each token, from an empty context: float32 [len(ids), n_vocab]."""
         ids = self._checked_ids(ids)
         with self._lock:
-            context = self._cache.new_context()
+            context = self.new_context()
             if context.n_new_blocks(len(ids)) > self._cache.pool.n_free:
                 raise ContextError("other sequences hold too much of the KV cache")
             out = np.empty((len(ids), self.n_vocab), np.float32)
             done = 0
             try:
                 for group in split([Chunk(context, ids, "all")], self._n_ubatch):
-                    rows = self._forward(group)
+                    rows = self.forward(group)
                     out[done : done + len(rows)] = rows
                     done += len(rows)
             finally:
@@ -181,6 +182,22 @@ class LLM:
                 stream.close()
         return [stream.completion for stream in streams]
 
+    def new_context(self) -> Context:
+        """Make an empty context in the KV cache, for `forward`. Clear it when done with it."""
+        self._check_open()
+        return self._cache.new_context()
+
+    def forward(self, chunks: list[Chunk]) -> np.ndarray:
+        """Run one forward pass over at most `n_ubatch` tokens, below scheduler and sampler.
+
+        Returns the logits that the chunks ask for, float32 [n_rows, n_vocab], in their order;
+        they are overwritten by the next pass. Each context may stand in one chunk only.
+        """
+        batch = make_batch(chunks)
+        decoding = batch.n_tokens == len(chunks)
+        with threads.forward_pass():
+            return self._model.forward(batch, self.n_threads if decoding else self.n_threads_batch)
+
     # ---- below: the engine's loop --------------------------------------------------------
 
     def _add(
@@ -196,7 +213,7 @@ class LLM:
                 raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
         seed = params.seed if params.seed is not None else self._engine.seed
         completion = Completion(ids, timings=Timings(load_s=self.load_time))
-        context = self._cache.new_context()
+        context = self.new_context()
         return Sequence(ids, params, context, np.random.default_rng(seed), completion, on_prompt)
 
     def _checked_ids(self, ids: list[int]) -> list[int]:
@@ -262,19 +279,13 @@ class LLM:
 
     def _run_group(self, group: list[Chunk], by_context: dict) -> None:
         """Run one forward pass, then sample a token wherever logits were asked for."""
-        logits = iter(self._forward(group))
+        logits = iter(self.forward(group))
         for chunk in group:
             sequence = by_context[chunk.context]
             if sequence.on_prompt and not sequence.completion.token_ids:
                 sequence.on_prompt(chunk.context.n_tokens, len(sequence.completion.prompt_ids))
             if chunk.logits == "last":
                 self._streams[sequence].accept(self._sample(sequence, next(logits)))
-
-    def _forward(self, group: list[Chunk]) -> np.ndarray:
-        batch = make_batch(group)
-        decoding = batch.n_tokens == len(group)
-        with threads.forward_pass():
-            return self._model.forward(batch, self.n_threads if decoding else self.n_threads_batch)
 
     def _sample(self, sequence: Sequence, logits: np.ndarray) -> int:
         if sequence.params.ignore_eos:

@@ -81,7 +81,7 @@ def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") 
         return None
     quotas = []
     for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
         if controllers == "":  # version 2
             folder = Path(root) / path.lstrip("/")
             while True:

@@ -99,10 +99,10 @@ def test_long_context_in_several_spans(tmp_path, cache, n_kv_heads, isa):
     )
     ids = ids_of(1203)
     with load(path, cache=cache) as llm:
-        context = llm._cache.new_context()
+        context = llm.new_context()
         for start in range(0, 1200, 400):
-            llm._forward([Chunk(context, ids[start : start + 400])])
-        got = [llm._forward([Chunk(context, [i], "all")])[0].copy() for i in ids[1200:]]
+            llm.forward([Chunk(context, ids[start : start + 400])])
+        got = [llm.forward([Chunk(context, [i], "all")])[0].copy() for i in ids[1200:]]
     assert relative_error(np.array(got), Reference(path).logits(ids)[1200:]) < F32_BOUND
 
 

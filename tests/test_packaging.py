@@ -119,7 +119,9 @@ def test_compiler_without_openmp_gets_a_sentence(copy: Path, tmp_path: Path) -> 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_demo_without_a_model_says_how_to_give_one() -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("MODEL", "MAKEFLAGS")}
+    # Without what an outer make has set for its children.
+    inherited = ("MODEL", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    environment = {k: v for k, v in os.environ.items() if k not in inherited}
     result = subprocess.run(
         ["make", "demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
     )

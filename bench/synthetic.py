@@ -1,0 +1,201 @@
+"""GGUF files of real shapes with random weights, for measuring speed without a download.
+
+    python -m bench.synthetic 110m 1b        # or: make bench-models
+
+Linear layers and embedding are Q4_0, the output Q6_K where the row length divides by 256 (else
+Q8_0, as llama.cpp's quantizer falls back), norms F32. Scales are chosen so that activations keep
+their size from layer to layer and logits stay finite. The vocabulary is made up. llama.cpp loads
+the files too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from tqdm import tqdm
+
+N_VOCAB = 32000
+N_CTX = 16384
+CACHE = Path(os.environ.get("LARIAT_BENCH_MODELS", Path(__file__).parents[1] / ".bench-models"))
+_CHUNK_ROWS = 4096  # rows made and written at a time: memory stays small whatever the model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Dimensions of a model."""
+
+    dim: int
+    n_layers: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int
+
+
+SHAPES = {
+    "15m": Shape(288, 6, 768, 6, 6),
+    "110m": Shape(768, 12, 2048, 12, 12),
+    "1b": Shape(2048, 22, 5632, 32, 4),
+    "7b4l": Shape(4096, 4, 11008, 32, 32),
+    "7b": Shape(4096, 32, 11008, 32, 32),
+    "8b": Shape(4096, 32, 14336, 32, 8),
+}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    n_rows: int
+    n_cols: int
+    kind: GGMLQuantizationType
+
+
+_F32, _Q4_0, _Q6_K, _Q8_0 = (
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.Q4_0,
+    GGMLQuantizationType.Q6_K,
+    GGMLQuantizationType.Q8_0,
+)
+# kind: weights of a block, bytes of a block, where its f16 scale stands, RMS of its integers
+_BLOCKS = {_Q4_0: (32, 18, 0, 4.6), _Q8_0: (32, 34, 0, 73.9), _Q6_K: (256, 210, 208, 18.5 * 73.9)}
+
+
+def model_path(name: str) -> Path:
+    """Path of the model `name`, written now if it is not there yet."""
+    path = CACHE / f"{name}.gguf"
+    if not path.exists():
+        write(name, path)
+    return path
+
+
+def write(name: str, path: Path) -> None:
+    """Write the model beside its place and rename it when it is whole."""
+    shape = SHAPES[name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    tensors = list(_tensors(shape))
+    writer = GGUFWriter(unfinished, "llama")
+    _metadata(writer, name, shape)
+    for t in tensors:
+        row_bytes = _row_bytes(t)
+        if t.kind == _F32:
+            writer.add_tensor_info(t.name, (t.n_cols,), np.dtype(np.float32), row_bytes)
+        else:
+            writer.add_tensor_info(
+                t.name,
+                (t.n_rows, row_bytes),
+                np.dtype(np.uint8),
+                t.n_rows * row_bytes,
+                raw_dtype=t.kind,
+            )
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        _write_data(writer, tensors, name)
+        writer.close()
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_data(writer: GGUFWriter, tensors: list[_Tensor], name: str) -> None:
+    total = sum(t.n_rows * _row_bytes(t) for t in tensors)
+    rng = np.random.default_rng(0)
+    file = writer.fout[0]  # the package writes whole tensors only; ours are made piece by piece
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"{name}.gguf", disable=None) as bar:
+        writer.write_padding(file, file.tell())
+        for t in tensors:
+            for start in range(0, t.n_rows, _CHUNK_ROWS):
+                rows = _random_rows(t, min(_CHUNK_ROWS, t.n_rows - start), rng)
+                file.write(memoryview(rows).cast("B"))
+                bar.update(rows.nbytes)
+            writer.write_padding(file, t.n_rows * _row_bytes(t))
+
+
+def _random_rows(t: _Tensor, n_rows: int, rng: np.random.Generator) -> np.ndarray:
+    if t.kind == _F32:
+        return np.ones((n_rows, t.n_cols), np.float32)
+    per_block, n_bytes, scale_at, rms = _BLOCKS[t.kind]
+    n_blocks = n_rows * t.n_cols // per_block
+    blocks = np.frombuffer(bytearray(rng.bytes(n_blocks * n_bytes)), np.uint8)
+    blocks = blocks.reshape(n_blocks, n_bytes)
+    # Outputs of unit size for inputs of unit size; the embedding's rows have unit entries.
+    size = 1.0 if t.name == "token_embd.weight" else t.n_cols**-0.5
+    scale = np.array([size / rms], np.float16).view(np.uint8)
+    blocks[:, scale_at : scale_at + 2] = scale
+    return blocks
+
+
+def _row_bytes(t: _Tensor) -> int:
+    if t.kind == _F32:
+        return t.n_cols * 4
+    per_block, n_bytes, _, _ = _BLOCKS[t.kind]
+    return t.n_cols // per_block * n_bytes
+
+
+def _tensors(s: Shape) -> Iterator[_Tensor]:
+    head_dim = s.dim // s.n_heads
+    yield _Tensor("token_embd.weight", N_VOCAB, s.dim, _Q4_0)
+    for i in range(s.n_layers):
+        yield _Tensor(f"blk.{i}.attn_norm.weight", 1, s.dim, _F32)
+        yield _Tensor(f"blk.{i}.attn_q.weight", s.dim, s.dim, _Q4_0)
+        yield _Tensor(f"blk.{i}.attn_k.weight", s.n_kv_heads * head_dim, s.dim, _Q4_0)
+        yield _Tensor(f"blk.{i}.attn_v.weight", s.n_kv_heads * head_dim, s.dim, _Q4_0)
+        yield _Tensor(f"blk.{i}.attn_output.weight", s.dim, s.dim, _Q4_0)
+        yield _Tensor(f"blk.{i}.ffn_norm.weight", 1, s.dim, _F32)
+        yield _Tensor(f"blk.{i}.ffn_gate.weight", s.n_ff, s.dim, _Q4_0)
+        yield _Tensor(f"blk.{i}.ffn_up.weight", s.n_ff, s.dim, _Q4_0)
+        yield _Tensor(f"blk.{i}.ffn_down.weight", s.dim, s.n_ff, _Q4_0)
+    yield _Tensor("output_norm.weight", 1, s.dim, _F32)
+    yield _Tensor("output.weight", N_VOCAB, s.dim, _Q6_K if s.dim % 256 == 0 else _Q8_0)
+
+
+def _metadata(writer: GGUFWriter, name: str, s: Shape) -> None:
+    writer.add_name(f"synthetic {name}")
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(s.dim)
+    writer.add_block_count(s.n_layers)
+    writer.add_feed_forward_length(s.n_ff)
+    writer.add_head_count(s.n_heads)
+    writer.add_head_count_kv(s.n_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(s.dim // s.n_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_file_type(2)  # mostly Q4_0
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    kinds = [2, 3, 3] + [6] * 256
+    letters = "etaoinshrdlu"
+    for i in range(N_VOCAB - len(tokens)):
+        word, n = "", i
+        while True:
+            word, n = letters[n % 12] + word, n // 12 - 1
+            if n < 0:
+                break
+        tokens.append("\u2581" + word if i % 2 else word)
+        kinds.append(1)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(N_VOCAB - 259)])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
+def main() -> None:
+    """Write the models named on the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("names", nargs="+", choices=SHAPES, metavar="|".join(SHAPES))
+    for name in parser.parse_args().names:
+        print(model_path(name))
+
+
+if __name__ == "__main__":
+    main()
