@@ -57,9 +57,7 @@ class Pool:
         v_f32: bool,
     ) -> None: ...
 
-def store(
-    pool: Pool, layer: int, k: Float32, v: Float32, slots: Int32, n_threads: int
-) -> None: ...
+def store(pool: Pool, layer: int, k: Float32, v: Float32, slots: Int32, n_threads: int) -> None: ...
 
 class AttentionPlan:
     def __init__(

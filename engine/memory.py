@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -22,8 +23,6 @@ def allocate(n_bytes: int) -> np.ndarray:
     except (OSError, OverflowError) as error:
         raise MemoryError(f"the system refuses {n_bytes / 1e9:.1f} GB of memory") from error
     if n_bytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel built without them
-            pass
     return np.frombuffer(memory, np.uint8)[:n_bytes]
