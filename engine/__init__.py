@@ -18,20 +18,37 @@ The way of a token, top to bottom; imports point downwards too:
      |
     rope                    cos/sin tables
      |
-    _kernels                Cython: cutting, walking, merging; OpenMP
+    _attention, _kernels    Cython: cutting, walking, merging; OpenMP
      |
     simd/*.h                tiles: scalar, AVX2, AVX-512
 """
 
 from __future__ import annotations
 
-from engine.config import SamplingParams
-from engine.errors import ContextError, GGUFError, LariatError, ModelError
-from engine.gguf import GGUFFile
-from engine.llm import LLM
-from engine.sequence import Completion
-from engine.tokenizer import Tokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from engine.config import SamplingParams
+    from engine.errors import ContextError, GGUFError, LariatError, ModelError
+    from engine.gguf import GGUFFile
+    from engine.llm import LLM
+    from engine.sequence import Completion
+    from engine.tokenizer import Tokenizer
+
+# Public names are loaded when asked for, so that `lariat --help` is quick and a bad LARIAT_ISA
+# reaches the command line as an error that it can report.
+_HOMES = {
+    "LLM": "llm",
+    "Completion": "sequence",
+    "ContextError": "errors",
+    "GGUFError": "errors",
+    "GGUFFile": "gguf",
+    "LariatError": "errors",
+    "ModelError": "errors",
+    "SamplingParams": "config",
+    "Tokenizer": "tokenizer",
+}
 __all__ = [
     "LLM",
     "Completion",
@@ -43,3 +60,9 @@ __all__ = [
     "SamplingParams",
     "Tokenizer",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"engine.{_HOMES[name]}"), name)

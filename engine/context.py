@@ -48,7 +48,7 @@ class Context:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._table = np.zeros((8, 4), np.int32)
+        self._table: np.ndarray = np.zeros((8, 4), np.int32)
         self._n_segments = 0
         self.n_tokens = 0
         self.next_position = 0

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from engine import _kernels
+from engine import _attention, _kernels
 from engine.batch import Batch
 from engine.config import ModelConfig
 from engine.context import SLOTS, BlockPool, Context
@@ -48,9 +48,9 @@ class KVCache(ABC):
         self.pool = BlockPool(n_blocks)
         self._rope = rope
         self._config = config
-        self._scratch = _kernels.Scratch()
+        self._scratch = _attention.Scratch()
         n_rows = config.n_layers * n_blocks * config.n_kv_heads * SLOTS
-        self._memory = _kernels.Pool(
+        self._memory = _attention.Pool(
             allocate(n_rows * config.head_dim_k * _ELEMENT_BYTES[type_k]),
             allocate(n_rows * config.head_dim_v * _ELEMENT_BYTES[type_v]),
             config.n_layers,
@@ -66,9 +66,9 @@ class KVCache(ABC):
         """Make an empty context in this cache."""
         return Context(self.pool)
 
-    def plan(self, batch: Batch) -> _kernels.AttentionPlan:
+    def plan(self, batch: Batch) -> _attention.AttentionPlan:
         """Cut the batch's attention into tasks, once for all layers."""
-        return _kernels.AttentionPlan(
+        return _attention.AttentionPlan(
             batch.token_starts,
             batch.n_past,
             batch.segment_starts,
@@ -91,12 +91,12 @@ class KVCache(ABC):
         self,
         layer: int,
         q: np.ndarray,
-        plan: _kernels.AttentionPlan,
+        plan: _attention.AttentionPlan,
         out: np.ndarray,
         n_threads: int,
     ) -> None:
         """Attention of rotated queries over the cache into out [n_tokens, n_heads, head_dim_v]."""
-        _kernels.attend(
+        _attention.attend(
             self._memory,
             layer,
             q,
@@ -116,7 +116,7 @@ class RopedCache(KVCache):
     def store(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch, n_threads: int) -> None:
         """Rotate k in place, then store both."""
         _kernels.rope(k, self._rope.rows, batch.positions, 1.0, n_threads)
-        _kernels.store(self._memory, layer, k, v, batch.slots, n_threads)
+        _attention.store(self._memory, layer, k, v, batch.slots, n_threads)
 
 
 class RawCache(KVCache):
@@ -126,7 +126,7 @@ class RawCache(KVCache):
 
     def store(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch, n_threads: int) -> None:
         """Store both as they are."""
-        _kernels.store(self._memory, layer, k, v, batch.slots, n_threads)
+        _attention.store(self._memory, layer, k, v, batch.slots, n_threads)
 
 
 STRATEGIES: dict[str, type[KVCache]] = {"roped": RopedCache, "raw": RawCache}

@@ -247,6 +247,13 @@ class LLM:
             if self._streams.pop(stream.sequence, None) is not None:
                 self._scheduler.remove(stream.sequence)
 
+    def _advance(self, stream: Stream) -> bool:
+        """Take a step if `stream` has no text yet; False when none will come any more."""
+        with self._lock:  # another Python thread's step may have finished it meanwhile
+            if not stream._pieces and stream.sequence in self._streams:
+                self._step()
+            return bool(stream._pieces) or stream.sequence in self._streams
+
     def _step(self) -> None:
         """Schedule, run, sample: one step for all open streams."""
         with self._lock:
@@ -313,9 +320,8 @@ class Stream:
 
     def __next__(self) -> str:
         while not self._pieces:
-            if self.sequence.finished or self.sequence not in self._llm._streams:
+            if not self._llm._advance(self):
                 raise StopIteration
-            self._llm._step()
         return self._pieces.popleft()
 
     def close(self) -> None:

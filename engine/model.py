@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine import _kernels
+from engine import _attention, _kernels
 from engine.batch import Batch
 from engine.config import ModelConfig
 from engine.kv_cache import KVCache
@@ -65,7 +65,7 @@ class Model:
         layer: Layer,
         x: np.ndarray,
         batch: Batch,
-        plan: _kernels.AttentionPlan,
+        plan: _attention.AttentionPlan,
         n_threads: int,
     ) -> np.ndarray:
         """Causal self-attention of layer i: float32 [n, n_heads * head_dim_v]"""

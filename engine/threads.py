@@ -83,20 +83,21 @@ def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") 
     for line in lines:
         _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
         if controllers == "":  # version 2
-            folder = Path(root) / path.lstrip("/")
-            while True:
-                quotas.append(_read_quota(folder / "cpu.max"))
-                if folder == Path(root) or Path(root) not in folder.parents:
-                    break
-                folder = folder.parent
+            quotas += [_read_quota(f / "cpu.max") for f in _with_parents(Path(root), path)]
         elif "cpu" in controllers.split(","):  # version 1
-            for base in (Path(root) / "cpu" / path.lstrip("/"), Path(root) / "cpu"):
-                quota = _read_number(base / "cpu.cfs_quota_us")
-                period = _read_number(base / "cpu.cfs_period_us")
+            for folder in _with_parents(Path(root, "cpu"), path):
+                quota = _read_number(folder / "cpu.cfs_quota_us")
+                period = _read_number(folder / "cpu.cfs_period_us")
                 if quota and period and quota > 0:
                     quotas.append(quota / period)
     known = [quota for quota in quotas if quota is not None]
     return min(known) if known else None
+
+
+def _with_parents(root: Path, path: str) -> list[Path]:
+    """The group's folder and those above it, up to `root`."""
+    folder = root / path.lstrip("/")
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
 
 
 def _read_quota(path: Path) -> float | None:

@@ -72,7 +72,7 @@ class _Loader:
         self.gguf = gguf
         self._n_threads = n_threads
         self._progress = progress
-        self._total = max(1, sum(info.n_bytes for info in gguf.tensors.values()))
+        self._total = max(1, sum(info.n_bytes for info in gguf.tensors.values()))  # bytes
         self._done = 0
 
     def matrix(
@@ -184,4 +184,6 @@ def load_weights(
             raise GGUFError(
                 f"{gguf.path}: tensor 'rope_freqs.weight' holds a factor that is not > 0"
             )
+    if progress:
+        progress(1.0)  # whatever the file holds beside them is not read
     return Weights(Embedding(gguf, "token_embd.weight"), layers, output_norm, output, factors)

@@ -15,12 +15,6 @@
 
 #include "layout.h"
 
-/* RoPE as a table. Pair i of a head is (x[i], x[i + half]), half = head_dim / 2. */
-typedef struct {
-    const float *rows; /* [n_positions][2][half]: cos and sin of position * theta[i] */
-    const float *step; /* [2][half]: 2 (1 - cos theta[i]) and sin theta[i] */
-} rope_t;
-
 ALWAYS_INLINE float load_scalar(const void *p, int64_t i, const int f32) {
     return f32 ? ((const float *)p)[i] : f16_to_f32(((const f16_t *)p)[i]);
 }

@@ -75,6 +75,12 @@ typedef struct {
     int64_t n_k;
 } activations_t;
 
+/* RoPE as a table. Pair i of a head is (x[i], x[i + half]), half = head_dim / 2. */
+typedef struct {
+    const float *rows; /* [n_positions][2][half]: cos and sin of position * theta[i] */
+    const float *step; /* [2][half]: 2 (1 - cos theta[i]) and sin theta[i] */
+} rope_t;
+
 static inline int64_t tile_width(int64_t n_left) {
     return n_left >= 16 ? 16 : n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1;
 }

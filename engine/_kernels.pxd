@@ -1,0 +1,45 @@
+"""What the C headers offer to both kernel modules: constants, structs and the table of tiles."""
+
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
+
+cdef extern from "simd/table.h" nogil:
+    enum: GROUP_ROWS, BLOCK, SLOTS, SCORE_ROWS
+    enum: W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K
+    ctypedef struct activations_t:
+        const float *x
+        int8_t *q
+        float *scale
+        int32_t *neg8_sum
+        int16_t *half_sum
+        int64_t n_k
+    ctypedef struct rope_t:
+        const float *rows
+        const float *step
+    ctypedef void (*matmul_fn)(const void *, const activations_t *, int64_t, int, float *, int64_t,
+                               int, int) noexcept nogil
+    ctypedef void (*scores_fn)(const float *, int, const void *, int, int64_t, const rope_t *,
+                               float *) noexcept nogil
+    ctypedef void (*keys_fn)(const void *, int, int64_t, const float *, float *) noexcept nogil
+    ctypedef void (*weigh_fn)(const float *, int, const void *, int, int64_t,
+                              float *) noexcept nogil
+    ctypedef struct kernels_t:
+        int level
+        matmul_fn matmul[7]
+        void (*rms_norm)(const float *, const float *, float, int64_t, float *) noexcept nogil
+        void (*quantize_column)(const float *, int64_t, int64_t, int8_t *, float *, int32_t *,
+                                int16_t *) noexcept nogil
+        void (*rope_head)(float *, const float *, int64_t, float) noexcept nogil
+        void (*silu_mul)(float *, const float *, int64_t) noexcept nogil
+        void (*to_f16)(const float *, int64_t, uint16_t *) noexcept nogil
+        void (*to_f32)(const uint16_t *, int64_t, float *) noexcept nogil
+        void (*rotate_back)(const float *, const float *, int64_t, float *) noexcept nogil
+        scores_fn scores[2][2]
+        keys_fn keys[2]
+        void (*tile_scores)(const float *, int, const float *, int64_t, float *) noexcept nogil
+        void (*softmax_block)(float *, int, int, int, int, float *, float *, float *,
+                              int64_t) noexcept nogil
+        weigh_fn weigh[2]
+    int64_t tile_width(int64_t) noexcept
+
+# The table in use. One for all modules: `use_isa` rewrites what it points to.
+cdef kernels_t *table() noexcept nogil

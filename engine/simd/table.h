@@ -1,0 +1,38 @@
+/* The table of tiles: one signature an operation, whatever the instruction set. */
+#ifndef LARIAT_TABLE_H
+#define LARIAT_TABLE_H
+
+#include "layout.h"
+
+/* Weight types in the order of the matmul table; the numbers are ours, not ggml's. */
+enum { W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K, N_WEIGHT_TYPES };
+enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };
+
+typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
+                          float *out, int64_t out_stride, int n_rows, int add);
+typedef void (*scores_fn)(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                          const rope_t *rope, float *s);
+typedef void (*keys_fn)(const void *k, int n, int64_t head_dim, const float *row, float *tile);
+typedef void (*weigh_fn)(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                         float *acc);
+
+typedef struct {
+    int level;
+    matmul_fn matmul[N_WEIGHT_TYPES];
+    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
+    void (*quantize_column)(const float *x, int64_t n_k, int64_t width, int8_t *q, float *scale,
+                            int32_t *neg8_sum, int16_t *half_sum);
+    void (*rope_head)(float *x, const float *row, int64_t half, float scale);
+    void (*silu_mul)(float *gate, const float *up, int64_t n);
+    void (*to_f16)(const float *x, int64_t n, f16_t *out);
+    void (*to_f32)(const f16_t *x, int64_t n, float *out);
+    void (*rotate_back)(const float *x, const float *row, int64_t half, float *out);
+    scores_fn scores[2][2]; /* [roped, raw][f16, f32] */
+    keys_fn keys[2];        /* [f16, f32] */
+    void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, float *s);
+    void (*softmax_block)(float *s, int n_q, int n, int n_visible, int more, float *m, float *l,
+                          float *acc, int64_t head_dim);
+    weigh_fn weigh[2]; /* [f16, f32] */
+} kernels_t;
+
+#endif

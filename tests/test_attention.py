@@ -1,0 +1,195 @@
+"""Attention and the cache at each instruction-set level against NumPy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine import _attention, _kernels
+from engine.memory import allocate
+from tests.reference import relative_error
+
+BOUND = 1e-6
+
+
+@pytest.fixture(params=_kernels.supported_isas())
+def isa(request):
+    before = _kernels.isa()
+    _kernels.use_isa(request.param)
+    yield request.param
+    _kernels.use_isa(before)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+class CacheCase:
+    """Sequences of random keys and values, scattered over blocks, cut into odd segments."""
+
+    def __init__(self, rng, *, n_heads, n_kv_heads, dk, dv, contexts, f32=(True, True)):
+        self.n_heads, self.n_kv_heads, self.dk, self.dv = n_heads, n_kv_heads, dk, dv
+        self.keys, self.values, self.positions, tables = [], [], [], []
+        n_blocks = 3 + sum(n // 9 + 2 for n, _ in contexts)
+        self.pool = _attention.Pool(
+            allocate(2 * n_blocks * n_kv_heads * 32 * dk * (4 if f32[0] else 2)),
+            allocate(2 * n_blocks * n_kv_heads * 32 * dv * (4 if f32[1] else 2)),
+            2, n_blocks, n_kv_heads, dk, dv, *f32,
+        )  # fmt: skip
+        self.theta = np.concatenate([10000.0 ** (-np.arange(dk // 2 - 1) / dk), [0.0]])
+        blocks = iter(rng.permutation(n_blocks))
+        for n, _ in contexts:
+            table, slots, positions, at = [], [], [], 0
+            while at < n:
+                first = int(rng.integers(0, 20)) if rng.random() < 0.5 else 0
+                length = min(n - at, 32 - first if rng.random() < 0.7 else 9)
+                position = int(rng.integers(0, 900)) if rng.random() < 0.3 else 100 + at
+                block = int(next(blocks))
+                table.append((block, first, length, position))
+                slots += [block * 32 + first + j for j in range(length)]
+                positions += [position + j for j in range(length)]
+                at += length
+            k = rng.standard_normal((n, n_kv_heads, dk)).astype(np.float32)
+            v = rng.standard_normal((n, n_kv_heads, dv)).astype(np.float32)
+            self.keys.append(k)
+            self.values.append(v)
+            self.positions.append(np.array(positions))
+            tables.append((np.array(table, np.int32), np.array(slots, np.int32)))
+        self.tables = tables
+        self.n_new = [new for _, new in contexts]
+        self.n_past = [n - new for n, new in contexts]
+        self.rows = np.concatenate(
+            [f(np.arange(1000)[:, None] * self.theta) for f in (np.cos, np.sin)], 1
+        ).astype(np.float32)
+        self.step = np.stack([4 * np.sin(self.theta / 2) ** 2, np.sin(self.theta)]).astype(
+            np.float32
+        )
+        self.q = rng.standard_normal((sum(self.n_new), n_heads, dk)).astype(np.float32)
+        self.q /= np.float32(np.sqrt(dk) / 2)
+
+    def turned(self, keys, positions):
+        """Rotated by their positions, float64"""
+        angle = (positions[:, None] * self.theta)[:, None]
+        half = self.dk // 2
+        lo, hi = keys[..., :half].astype(np.float64), keys[..., half:].astype(np.float64)
+        return np.concatenate(
+            [lo * np.cos(angle) - hi * np.sin(angle), lo * np.sin(angle) + hi * np.cos(angle)], -1
+        )
+
+    def run(self, raw: bool, n_threads: int = 2) -> np.ndarray:
+        for k, v, positions, (_, slots) in zip(
+            self.keys, self.values, self.positions, self.tables, strict=True
+        ):
+            stored = k if raw else self.turned(k, positions).astype(np.float32)
+            _attention.store(self.pool, 1, stored, v, slots, n_threads)
+        starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
+            self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
+        plan = _attention.AttentionPlan(
+            starts[0], np.array(self.n_past, np.int32), starts[1],
+            np.concatenate([table for table, _ in self.tables]), self.n_heads, self.n_kv_heads,
+        )  # fmt: skip
+        out = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
+        _attention.attend(
+            self.pool, 1, self.q, plan, self.rows, self.step, raw, _attention.Scratch(), out,
+            n_threads,
+        )  # fmt: skip
+        return out
+
+    def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
+        out, at, group = [], 0, self.n_heads // self.n_kv_heads
+        for s, n_new in enumerate(self.n_new):
+            k = self.turned(self.keys[s].astype(k_type), self.positions[s])
+            if not raw:
+                k = self.turned(self.keys[s], self.positions[s]).astype(np.float32).astype(k_type)
+            v = self.values[s].astype(v_type).astype(np.float64)
+            for t in range(n_new):
+                n = self.n_past[s] + t + 1
+                kh, vh = np.repeat(k[:n], group, 1), np.repeat(v[:n], group, 1)
+                scores = np.einsum("hd,nhd->hn", self.q[at].astype(np.float64), kh)
+                e = np.exp(scores - scores.max(1, keepdims=True))
+                out.append(np.einsum("hn,nhd->hd", e / e.sum(1, keepdims=True), vh))
+                at += 1
+        return np.array(out)
+
+
+HEADS = [(2, 2, 128, 128), (4, 1, 64, 64), (6, 1, 80, 80), (3, 3, 8, 8), (10, 1, 2, 6),
+         (4, 2, 48, 20), (2, 1, 130, 34), (9, 3, 16, 16), (12, 4, 34, 64)]  # fmt: skip
+CONTEXTS = {
+    "one token": [(1, 1)],
+    "decode": [(75, 1), (32, 1), (33, 1), (700, 1)],
+    "few": [(40, 3), (4, 4)],
+    "prompts": [(75, 75), (140, 100), (33, 5)],
+    "mixture": [(61, 1), (90, 70), (31, 2), (520, 1)],
+}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("contexts", CONTEXTS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_attention(isa, rng, heads, contexts, raw):
+    n_heads, n_kv_heads, dk, dv = heads
+    case = CacheCase(
+        rng, n_heads=n_heads, n_kv_heads=n_kv_heads, dk=dk, dv=dv, contexts=CONTEXTS[contexts]
+    )
+    got = case.run(raw)
+    assert relative_error(got, case.expected()) < 3 * BOUND
+    assert np.array_equal(case.run(raw, 1), got)
+    assert np.array_equal(case.run(raw, 3), got)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("types", [("f16", "f16"), ("f16", "f32"), ("f32", "f16")], ids=str)
+@pytest.mark.parametrize("contexts", ["decode", "mixture"])
+def test_attention_with_f16_cache(isa, rng, types, contexts, raw):
+    numpy_types = {"f16": np.float16, "f32": np.float32}
+    for heads in ((2, 2, 128, 128), (4, 1, 80, 34)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=CONTEXTS[contexts], f32=tuple(t == "f32" for t in types),
+        )  # fmt: skip
+        expected = case.expected(numpy_types[types[0]], numpy_types[types[1]], raw)
+        # A roped key near the middle of two f16 values may round the other way than NumPy's.
+        bound = 2e-5 if types[0] == "f16" and not raw else 3 * BOUND
+        assert relative_error(case.run(raw), expected) < bound
+
+
+def test_one_large_score_wins(isa, rng):
+    """Scores of hundreds must neither overflow nor lose the others' place."""
+    case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=64, dv=64, contexts=[(100, 1), (80, 40)])
+    case.q *= 200
+    for raw in (False, True):
+        assert relative_error(case.run(raw), case.expected()) < 2e-4  # eps of a score of 1000
+
+
+def test_f16_conversion(isa, rng):
+    """store rounds as NumPy does: ties to even, subnormal, too large, signed zero."""
+    edge = [0.0, -0.0, 1.0, 65504.0, 65519.9, 65520.0, -1e6, 6e-8, 2.9e-8, 3.1e-8, -6.1e-5,
+            1 + 2**-11, 1 + 3 * 2**-11, 5.96e-8, np.inf, 1 / 3]  # fmt: skip
+    x = np.concatenate([edge, rng.standard_normal(48) * 10.0 ** rng.integers(-8, 5, 48)])
+    x = x.astype(np.float32).reshape(1, 1, 64)
+    memory = allocate(32 * 64 * 2)
+    pool = _attention.Pool(memory, allocate(32 * 64 * 2), 1, 1, 1, 64, 64, False, False)
+    _attention.store(pool, 0, x, x, np.array([3], np.int32), 1)
+    with np.errstate(over="ignore"):
+        expected = x.reshape(-1).astype(np.float16)
+    got = memory.view(np.float16).reshape(32, 64)
+    assert np.array_equal(got[3].view(np.uint16), expected.view(np.uint16))
+    assert not got[[2, 4]].any()
+
+
+def test_attention_refuses_what_does_not_fit(rng):
+    case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=8, dv=8, contexts=[(40, 1)])
+    case.rows = case.rows[:90]
+    with pytest.raises(ValueError, match="beyond the RoPE table"):
+        case.run(raw=True)
+    with pytest.raises(ValueError, match="out of its block"):
+        _attention.AttentionPlan(
+            np.array([0, 1], np.int32), np.array([0], np.int32), np.array([0, 1], np.int32),
+            np.array([[0, 30, 3, 0]], np.int32), 2, 2,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="do not hold"):
+        _attention.AttentionPlan(
+            np.array([0, 1], np.int32), np.array([7], np.int32), np.array([0, 1], np.int32),
+            np.array([[0, 0, 3, 0]], np.int32), 2, 2,
+        )  # fmt: skip
