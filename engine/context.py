@@ -95,8 +95,8 @@ class Context:
             self.n_tokens -= drop
             self.next_position = int(last[3] + last[2])
             if last[2] == 0:
-                self._pool.release(int(last[0]))
                 self._n_segments -= 1
+                self._pool.release(int(last[0]))
         if self._n_segments == 0:
             self.next_position = 0
 

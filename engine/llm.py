@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
@@ -21,7 +21,7 @@ from engine.kv_cache import STRATEGIES
 from engine.model import Model
 from engine.rope import RopeTable, frequencies
 from engine.scheduler import Scheduler
-from engine.sequence import Completion, Sequence, StopText, Timings
+from engine.sequence import Completion, Sequence, Timings
 from engine.tokenizer import Tokenizer
 from engine.weights import load_weights
 
@@ -84,8 +84,8 @@ class LLM:
         self._n_ubatch = min(n_ubatch, n_batch, self.n_ctx)
         self._model = Model(self.config, weights, self._cache, self._n_ubatch)
         self._scheduler = Scheduler(self._cache.pool, n_batch)
-        self._streams: dict[Sequence, Stream] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._owner = 0  # the Python thread that holds the lock
         self._closed = False
         self.load_time = time.perf_counter() - start
 
@@ -99,7 +99,6 @@ class LLM:
         if not self._closed:
             self._closed = True
             del self._model, self._cache, self._scheduler
-            self._streams.clear()
             self._gguf.close()
 
     def __enter__(self) -> LLM:
@@ -119,7 +118,7 @@ class LLM:
     def logits(self, ids: list[int]) -> np.ndarray:
         """Logits after each token, from an empty context: float32 [len(ids), n_vocab]."""
         ids = self._checked_ids(ids)
-        with self._lock:
+        with self._exclusively():
             context = self.new_context()
             if context.n_new_blocks(len(ids)) > self._cache.pool.n_free:
                 raise ContextError("other sequences hold too much of the KV cache")
@@ -147,7 +146,7 @@ class LLM:
         any time. Several streams may be open at once; each step computes all of them together.
         `prompt_progress` is called with prompt tokens done and their total.
         """
-        return Stream(self, self._add(prompt, params or SamplingParams(), prompt_progress))
+        return Stream(self, self._sequence(prompt, params or SamplingParams(), prompt_progress))
 
     @overload
     def generate(
@@ -200,7 +199,7 @@ class LLM:
 
     # ---- below: the engine's loop --------------------------------------------------------
 
-    def _add(
+    def _sequence(
         self,
         prompt: str | list[int],
         params: SamplingParams,
@@ -212,9 +211,17 @@ class LLM:
             if token >= self.n_vocab:
                 raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
         seed = params.seed if params.seed is not None else self._engine.seed
-        completion = Completion(ids, timings=Timings(load_s=self.load_time))
-        context = self.new_context()
-        return Sequence(ids, params, context, np.random.default_rng(seed), completion, on_prompt)
+        return Sequence(
+            ids,
+            params,
+            self.new_context(),
+            np.random.default_rng(seed),
+            Completion(ids, timings=Timings(load_s=self.load_time)),
+            decoder=self.tokenizer.decoder(),
+            eog_ids=self.tokenizer.eog_ids,
+            n_ctx=self.n_ctx,
+            on_prompt=on_prompt,
+        )
 
     def _checked_ids(self, ids: list[int]) -> list[int]:
         self._check_open()
@@ -237,62 +244,76 @@ class LLM:
         if self._closed:
             raise ValueError("the model is closed")
 
-    def _start(self, stream: Stream) -> None:
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Let one Python thread at a time touch scheduler, model and cache."""
+        if self._lock.locked() and self._owner == threading.get_ident():
+            raise RuntimeError("an LLM cannot be used from within its own callbacks")
         with self._lock:
-            self._streams[stream.sequence] = stream
-            self._scheduler.add(stream.sequence)
+            self._owner = threading.get_ident()
+            yield
 
-    def _stop(self, stream: Stream) -> None:
-        with self._lock:
-            if self._streams.pop(stream.sequence, None) is not None:
-                self._scheduler.remove(stream.sequence)
+    def _stop(self, sequence: Sequence) -> None:
+        """Give a sequence up and free its blocks, or leave that to the step that is running."""
+        sequence.closed = True
+        if not self._closed and not self._lock.locked():
+            with self._exclusively():
+                self._sweep()
 
-    def _advance(self, stream: Stream) -> bool:
-        """Take a step if `stream` has no text yet; False when none will come any more."""
-        with self._lock:  # another Python thread's step may have finished it meanwhile
-            if not stream._pieces and stream.sequence in self._streams:
+    def _sweep(self) -> None:
+        """Take out what is finished or given up."""
+        for sequence in self._scheduler.sequences:
+            if sequence.finished or sequence.closed:
+                sequence.closed = True
+                self._scheduler.remove(sequence)
+
+    def _advance(self, sequence: Sequence) -> bool:
+        """Take a step if `sequence` has no text yet; False when none will come any more."""
+        with self._exclusively():  # another thread's step may have brought some meanwhile
+            if not sequence.pieces and not sequence.closed:
                 self._step()
-            return bool(stream._pieces) or stream.sequence in self._streams
+            return bool(sequence.pieces) or not sequence.closed
 
     def _step(self) -> None:
-        """Schedule, run, sample: one step for all open streams."""
-        with self._lock:
-            start = time.perf_counter()
-            step = self._scheduler.schedule()
-            assert step, "nothing can run: the pool is smaller than one sequence"
-            chunks = [
-                Chunk(
-                    s.context,
-                    s.ids[s.context.n_tokens : s.context.n_tokens + n],
-                    "last" if n == s.n_pending else "none",
-                )
-                for s, n in step
-            ]
-            in_prompt = {s: s.in_prompt for s, _ in step}
-            by_context = {s.context: s for s, _ in step}
-            try:
-                for group in split(chunks, self._n_ubatch):
-                    self._run_group(group, by_context)
-            except BaseException:
-                # Their contexts are half-written: give up these sequences, keep the rest.
-                for s, _ in step:
-                    self._stop(self._streams[s])
-                raise
-            seconds = time.perf_counter() - start
-            for s, n in step:
-                self._streams[s].count(n, seconds, in_prompt[s])
-                if s.finished:
-                    self._stop(self._streams[s])
+        """Schedule, run, sample: one step for all sequences."""
+        self._check_open()
+        start = time.perf_counter()
+        self._sweep()
+        step = self._scheduler.schedule()
+        assert step, "nothing can run: the pool is smaller than one sequence"
+        in_prompt = [s.in_prompt for s, _ in step]
+        try:
+            self._run(step)
+        except BaseException:
+            # Their contexts are half-written: give up these sequences, keep the rest.
+            for s, _ in step:
+                s.closed = True
+            raise
+        finally:
+            self._sweep()
+        seconds = time.perf_counter() - start
+        for (s, n), prompt in zip(step, in_prompt, strict=True):
+            s.book(n, seconds, prompt)
 
-    def _run_group(self, group: list[Chunk], by_context: dict) -> None:
-        """Run one forward pass, then sample a token wherever logits were asked for."""
-        logits = iter(self.forward(group))
-        for chunk in group:
-            sequence = by_context[chunk.context]
-            if sequence.on_prompt and not sequence.completion.token_ids:
-                sequence.on_prompt(chunk.context.n_tokens, len(sequence.completion.prompt_ids))
-            if chunk.logits == "last":
-                self._streams[sequence].accept(self._sample(sequence, next(logits)))
+    def _run(self, step: list[tuple[Sequence, int]]) -> None:
+        """Compute a step's tokens, and sample wherever a sequence has no more pending."""
+        chunks = [
+            Chunk(
+                s.context,
+                s.ids[s.context.n_tokens : s.context.n_tokens + n],
+                "last" if n == s.n_pending else "none",
+            )
+            for s, n in step
+        ]
+        sequence_of = {s.context: s for s, _ in step}
+        for group in split(chunks, self._n_ubatch):
+            logits = iter(self.forward(group))
+            for chunk in group:
+                s = sequence_of[chunk.context]
+                if s.on_prompt and not s.completion.token_ids:
+                    s.on_prompt(s.context.n_tokens, len(s.completion.prompt_ids))
+                if chunk.logits == "last":
+                    s.append(self._sample(s, next(logits)))
 
     def _sample(self, sequence: Sequence, logits: np.ndarray) -> int:
         if sequence.params.ignore_eos:
@@ -304,29 +325,32 @@ class Stream:
     """Iterator over the text of one completion, see `LLM.stream`."""
 
     def __init__(self, llm: LLM, sequence: Sequence) -> None:
-        self.sequence = sequence
-        self.completion = sequence.completion
         self._llm = llm
-        self._decoder = llm.tokenizer.decoder()
-        self._stop = StopText(sequence.params.stop)
-        self._pieces: deque[str] = deque()
+        self._sequence = sequence
         if sequence.params.max_tokens == 0:
-            self.completion.finish_reason = "length"
+            sequence.completion.finish_reason = "length"
+            sequence.closed = True
         else:
-            llm._start(self)
+            with llm._exclusively():
+                llm._scheduler.add(sequence)
+
+    @property
+    def completion(self) -> Completion:
+        """What has been generated so far."""
+        return self._sequence.completion
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        while not self._pieces:
-            if not self._llm._advance(self):
+        while not self._sequence.pieces:
+            if not self._llm._advance(self._sequence):
                 raise StopIteration
-        return self._pieces.popleft()
+        return self._sequence.pieces.popleft()
 
     def close(self) -> None:
         """Stop generating and free the blocks of the cache. Closing twice does nothing."""
-        self._llm._stop(self)
+        self._llm._stop(self._sequence)
 
     def __enter__(self) -> Stream:
         return self
@@ -335,47 +359,5 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_pieces"):
+        if hasattr(self, "_sequence"):
             self.close()
-
-    def accept(self, token: int) -> None:
-        """Take a sampled token: its text, and whether it ends the sequence."""
-        sequence, params, done = self.sequence, self.sequence.params, self.completion
-        if token in self._llm.tokenizer.eog_ids and not params.ignore_eos:
-            self._finish("stop")
-            return
-        sequence.ids.append(token)
-        done.token_ids.append(token)
-        text, stopped = self._stop.feed(self._decoder.feed(token))
-        self._show(text)
-        if stopped:
-            done.finish_reason = "stop"
-        elif len(done.token_ids) == params.max_tokens:
-            self._finish("length")
-        elif len(sequence.ids) >= self._llm.n_ctx:
-            self._finish("context")
-
-    def count(self, n_tokens: int, seconds: float, in_prompt: bool) -> None:
-        """Book a step's tokens and time."""
-        t = self.completion.timings
-        if in_prompt:
-            t.n_prompt += n_tokens
-            t.prompt_s += seconds
-        else:
-            t.n_decode += n_tokens
-            t.decode_s += seconds
-
-    def _finish(self, reason: str) -> None:
-        """End, and show what the decoder and the stop texts still hold back."""
-        text, stopped = self._stop.feed(self._decoder.flush())
-        self._show(text)
-        if stopped:
-            reason = "stop"
-        else:
-            self._show(self._stop.flush())
-        self.completion.finish_reason = reason
-
-    def _show(self, text: str) -> None:
-        if text:
-            self._pieces.append(text)
-            self.completion.text += text

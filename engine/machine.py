@@ -7,6 +7,7 @@ run as what is compared with them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -142,10 +143,8 @@ def peak_memory() -> int:
 
 def reset_peak_memory() -> None:
     """Start counting anew, where the system allows it (Linux: proc(5), clear_refs)."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def cpu_info() -> str:

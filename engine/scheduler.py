@@ -26,12 +26,17 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Drop a request, finished or not; its blocks are free at once."""
+        """Drop a request, finished or not; its blocks are free at once. Twice does no harm."""
+        sequence.context.clear()
         if sequence in self._running:
             self._running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        sequence.context.clear()
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All requests that run or wait."""
+        return [*self._running, *self._waiting]
 
     @property
     def n_unfinished(self) -> int:
@@ -70,7 +75,8 @@ class Scheduler:
             # Room for all it has, so that a prompt is not stuck half-way behind another.
             if sequence.context.n_new_blocks(sequence.n_pending) + promised > self._pool.n_free:
                 break
-            self._running.append(self._waiting.popleft())
+            self._running.append(sequence)
+            self._waiting.popleft()
             n = min(sequence.n_pending, room)
             step.append((sequence, n))
             room -= n

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -48,41 +50,6 @@ class Completion:
     timings: Timings = field(default_factory=Timings)
 
 
-class Sequence:
-    """The state of one request."""
-
-    def __init__(
-        self,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        context: Context,
-        rng: np.random.Generator,
-        completion: Completion,
-        on_prompt: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self.ids = list(prompt_ids)
-        self.params = params
-        self.context = context
-        self.rng = rng
-        self.completion = completion
-        self.on_prompt = on_prompt
-
-    @property
-    def n_pending(self) -> int:
-        """Tokens that are known but not yet in the cache."""
-        return len(self.ids) - self.context.n_tokens
-
-    @property
-    def in_prompt(self) -> bool:
-        """Whether more than the last token is pending."""
-        return self.n_pending > 1 or not self.completion.token_ids
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will be computed."""
-        return self.completion.finish_reason is not None
-
-
 class StopText:
     """Passes text on, but holds back what may be the start of a stop text."""
 
@@ -115,3 +82,103 @@ class StopText:
             if stop.startswith(self._held[-n:]):
                 return n
         return 0
+
+
+class Decoder(Protocol):
+    """Text of token ids, whole characters only; see `engine.tokenizer.StreamDecoder`."""
+
+    def feed(self, token: int) -> str:
+        """Text that is complete with this token."""
+
+    def flush(self) -> str:
+        """Text of what is left."""
+
+
+class Sequence:
+    """The state of one request: what is computed, and the text that comes of it.
+
+    `decoder` turns token ids into text, `eog_ids` end it, `n_ctx` is the most tokens it may have.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        context: Context,
+        rng: np.random.Generator,
+        completion: Completion,
+        *,
+        decoder: Decoder,
+        eog_ids: frozenset[int],
+        n_ctx: int,
+        on_prompt: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.ids = list(prompt_ids)
+        self.params = params
+        self.context = context
+        self.rng = rng
+        self.completion = completion
+        self.on_prompt = on_prompt
+        self.pieces: deque[str] = deque()  # text that nobody has taken yet
+        self.closed = False  # given up: nothing more will be computed
+        self._decoder = decoder
+        self._eog_ids = eog_ids
+        self._n_ctx = n_ctx
+        self._stop = StopText(params.stop)
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are known but not yet in the cache."""
+        return len(self.ids) - self.context.n_tokens
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether more than the last token is pending."""
+        return self.n_pending > 1 or not self.completion.token_ids
+
+    @property
+    def finished(self) -> bool:
+        """Whether the completion has its finish reason."""
+        return self.completion.finish_reason is not None
+
+    def append(self, token: int) -> None:
+        """Take a sampled token: its text, and whether it ends the sequence."""
+        done = self.completion
+        if token in self._eog_ids and not self.params.ignore_eos:
+            self._finish("stop")
+            return
+        self.ids.append(token)
+        done.token_ids.append(token)
+        text, stopped = self._stop.feed(self._decoder.feed(token))
+        self._show(text)
+        if stopped:
+            done.finish_reason = "stop"
+        elif len(done.token_ids) == self.params.max_tokens:
+            self._finish("length")
+        elif len(self.ids) >= self._n_ctx:
+            self._finish("context")
+
+    def book(self, n_tokens: int, seconds: float, in_prompt: bool) -> None:
+        """Count a step's tokens and time."""
+        t = self.completion.timings
+        if in_prompt:
+            t.n_prompt += n_tokens
+            t.prompt_s += seconds
+        else:
+            t.n_decode += n_tokens
+            t.decode_s += seconds
+
+    def _finish(self, reason: str) -> None:
+        """End, and show what the decoder and the stop texts still hold back."""
+        text, stopped = self._stop.feed(self._decoder.flush())
+        self._show(text)
+        if stopped:
+            reason = "stop"
+        else:
+            self._show(self._stop.flush())
+        self.completion.finish_reason = reason
+
+    def _show(self, text: str) -> None:
+        if text:
+            self.pieces.append(text)
+            self.completion.text += text

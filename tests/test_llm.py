@@ -197,7 +197,8 @@ def test_files_that_are_no_models(tmp_path):
 )
 def test_bad_token_ids(llm, call, ids, error, words):
     if call == "generate" and not ids:
-        pytest.skip("an empty list is a list of no prompts")
+        ids = ""  # an empty list would be no prompts at all
+        llm.tokenizer.add_bos = False
     prompt = [[5, 6], ids, [7]] if call == "generate list" else ids
     with pytest.raises(error, match=words):
         getattr(llm, call.split()[0])(prompt)
@@ -210,12 +211,6 @@ def test_a_text_longer_than_the_context_says_both_numbers(llm):
     assert n > N_CTX
     with pytest.raises(ContextError, match=rf"{n}\b.*\b{N_CTX}\b"):
         llm.generate(text)
-
-
-def test_a_text_without_tokens_is_refused(tmp_path):
-    other = write_llama(tmp_path / "m.gguf", metadata={"tokenizer.ggml.add_bos_token": False})
-    with load(other) as llm, pytest.raises(ValueError, match="empty"):
-        llm.stream("")
 
 
 def test_a_bias_for_a_token_that_is_not_there(llm):
@@ -278,6 +273,13 @@ def test_the_fields_of_a_completion(llm):
     assert t.decode_s > 0
     assert t.prompt_per_s == pytest.approx(50 / t.prompt_s)
     assert t.decode_per_s == pytest.approx(t.n_decode / t.decode_s)
+
+
+@pytest.mark.parametrize(("n_prompt", "n_batch"), [(1, 512), (33, 32), (64, 3)])
+def test_the_last_token_of_a_prompt_counts_as_prompt(path, n_prompt, n_batch):
+    with load(path, n_batch=n_batch) as llm:
+        t = llm.generate(ids_of(n_prompt), GREEDY).timings
+    assert (t.n_prompt, t.n_decode) == (n_prompt, GREEDY.max_tokens - 1)
 
 
 def test_greedy_takes_the_largest_logit_of_each_step(llm):
@@ -440,6 +442,8 @@ def test_a_character_cut_by_the_limit_is_replaced_once(llm, script):
     assert pieces == ["a", "\N{REPLACEMENT CHARACTER}"]
     assert done.text == "".join(pieces)
     assert len(done.token_ids) == 3
+    _, done = show(llm, script, "a😀", max_tokens=3, stop=("\N{REPLACEMENT CHARACTER}",))
+    assert (done.text, done.finish_reason) == ("a", "stop")
 
 
 # ---- seeds ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import linecache
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,17 +231,25 @@ class _InterruptAt:
         return self._line if frame.f_code.co_filename in self._files else None
 
     def _line(self, frame, event, arg):
-        if event == "line" and self.n > 0:
+        # A trace function may strike between the end of a `with` block and the release of its lock;
+        # a signal does not, for Python looks for signals only after calls, jumps and resumptions.
+        if event == "line" and self.n > 0 and frame.f_code.co_name != "_exclusively":
             self.n -= 1
-            if self.n == 0 and _within_del(frame):
-                self.n = 1  # Python swallows what is raised there: take the next line
+            if self.n == 0 and (_within_del(frame) or _is_with(frame)):
+                self.n = 1  # take the next line
             elif self.n == 0:
                 self.where = f"{frame.f_code.co_name}, line {frame.f_lineno}"
                 raise KeyboardInterrupt
         return self._line
 
 
+def _is_with(frame) -> bool:
+    """Leaving a `with` is one step for a signal, but a trace function can fail before it."""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with ")
+
+
 def _within_del(frame) -> bool:
+    """Python swallows what is raised there."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None

@@ -16,6 +16,14 @@ from engine.scheduler import Scheduler
 from engine.sequence import Completion, Sequence
 
 
+class SilentDecoder:
+    def feed(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
 class Simulation:
     """Runs what the scheduler chooses, and checks each choice."""
 
@@ -35,6 +43,9 @@ class Simulation:
             Context(self.pool),
             np.random.default_rng(0),
             Completion(prompt),
+            decoder=SilentDecoder(),
+            eog_ids=frozenset(),
+            n_ctx=1 << 20,
         )
         self.scheduler.add(sequence)
         self.open.append(sequence)
