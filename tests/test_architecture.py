@@ -29,7 +29,7 @@ LEVELS = (
     ("tokenizer", "weights", "kv_cache", "scheduler"),
     ("model",),
     ("llm",),
-    ("benchmark",),
+    ("benchmark", "cases"),
     ("cli",),
     ("__main__",),
 )
