@@ -6,6 +6,7 @@ Each class checks its values when it is made and never changes afterwards.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -224,7 +225,7 @@ def _check_whole(name: str, value: Any, minimum: int, maximum: int) -> None:
 
 
 def _check_real(name: str, value: Any, minimum: float, maximum: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} is {value!r}, expected a number")
-    if not minimum <= value <= maximum:  # also false for NaN
+    if not minimum <= float(value) <= maximum:  # also false for NaN
         raise ValueError(f"{name} is {value}, expected {minimum:g} to {maximum:g}")

@@ -102,7 +102,10 @@ class Context:
 
     def clear(self) -> None:
         """Forget everything and give all blocks back."""
-        self.truncate(0)
+        while self._n_segments:  # one by one, so that an interrupted call can be repeated
+            self._n_segments -= 1
+            self._pool.release(int(self._table[self._n_segments, 0]))
+        self.n_tokens = self.next_position = 0
 
     def _room(self) -> int:
         """Free slots behind the last segment."""

@@ -15,7 +15,7 @@ from engine import sampler, threads
 from engine.batch import Chunk, make_batch, split
 from engine.config import EngineConfig, ModelConfig, SamplingParams
 from engine.context import Context
-from engine.errors import ContextError
+from engine.errors import ContextError, LariatError
 from engine.gguf import GGUFFile
 from engine.kv_cache import STRATEGIES
 from engine.model import Model
@@ -96,7 +96,9 @@ class LLM:
 
     def close(self) -> None:
         """Give back memory and the file. Closing twice does nothing."""
-        if not self._closed:
+        if self._closed:
+            return
+        with self._exclusively():
             self._closed = True
             del self._model, self._cache, self._scheduler
             self._gguf.close()
@@ -119,6 +121,7 @@ class LLM:
         """Logits after each token, from an empty context: float32 [len(ids), n_vocab]."""
         ids = self._checked_ids(ids)
         with self._exclusively():
+            self._check_open()  # another thread may have closed it meanwhile
             context = self.new_context()
             if context.n_new_blocks(len(ids)) > self._cache.pool.n_free:
                 raise ContextError("other sequences hold too much of the KV cache")
@@ -247,18 +250,22 @@ class LLM:
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         """Let one Python thread at a time touch scheduler, model and cache."""
-        if self._lock.locked() and self._owner == threading.get_ident():
+        if self._owner == threading.get_ident():
             raise RuntimeError("an LLM cannot be used from within its own callbacks")
         with self._lock:
-            self._owner = threading.get_ident()
-            yield
+            try:
+                self._owner = threading.get_ident()
+                yield
+            finally:
+                self._owner = 0
 
     def _stop(self, sequence: Sequence) -> None:
         """Give a sequence up and free its blocks, or leave that to the step that is running."""
         sequence.closed = True
         if not self._closed and not self._lock.locked():
             with self._exclusively():
-                self._sweep()
+                if not self._closed:
+                    self._sweep()
 
     def _sweep(self) -> None:
         """Take out what is finished or given up."""
@@ -272,7 +279,11 @@ class LLM:
         with self._exclusively():  # another thread's step may have brought some meanwhile
             if not sequence.pieces and not sequence.closed:
                 self._step()
-            return bool(sequence.pieces) or not sequence.closed
+            if sequence.pieces:
+                return True
+            if isinstance(sequence.error, Exception):
+                raise sequence.error
+            return not sequence.closed
 
     def _step(self) -> None:
         """Schedule, run, sample: one step for all sequences."""
@@ -284,10 +295,10 @@ class LLM:
         in_prompt = [s.in_prompt for s, _ in step]
         try:
             self._run(step)
-        except BaseException:
+        except BaseException as error:
             # Their contexts are half-written: give up these sequences, keep the rest.
             for s, _ in step:
-                s.closed = True
+                s.fail(error)
             raise
         finally:
             self._sweep()
@@ -313,7 +324,11 @@ class LLM:
                 if s.on_prompt and not s.completion.token_ids:
                     s.on_prompt(s.context.n_tokens, len(s.completion.prompt_ids))
                 if chunk.logits == "last":
-                    s.append(self._sample(s, next(logits)))
+                    row = next(logits)
+                    try:
+                        s.append(self._sample(s, row))
+                    except LariatError as error:  # this request's own, the others go on
+                        s.fail(error)
 
     def _sample(self, sequence: Sequence, logits: np.ndarray) -> int:
         if sequence.params.ignore_eos:
@@ -332,6 +347,7 @@ class Stream:
             sequence.closed = True
         else:
             with llm._exclusively():
+                llm._check_open()
                 llm._scheduler.add(sequence)
 
     @property

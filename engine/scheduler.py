@@ -6,7 +6,6 @@ Knows tokens and free blocks, nothing of arrays or kernels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 from engine.context import BlockPool
 from engine.sequence import Sequence
@@ -46,23 +45,20 @@ class Scheduler:
     def schedule(self) -> list[tuple[Sequence, int]]:
         """Choose the next step: sequences, and how many of their pending tokens to compute.
 
-        Decoding sequences come first, one token each; what is left of `n_batch` goes to prompts,
-        oldest first. When a running sequence finds no block, the youngest one gives its blocks
+        Oldest first: decoding sequences, one token each, then what is left of `n_batch` goes to
+        prompts. When a running sequence finds no block, the youngest one gives its blocks
         back and waits, to be computed again later. Never more tokens than `n_batch`, nor more
         blocks than are free.
         """
         step: list[tuple[Sequence, int]] = []
         room = self._n_batch
         promised = 0  # blocks that this step's choices will take
-        for sequence in [*self._of_running(prompts=False), *self._of_running(prompts=True)]:
+        for sequence in list(self._running):  # in order of age, so decoding ones come first
             if sequence not in self._running or room == 0:
                 continue
             n = min(sequence.n_pending, room)
             while sequence.context.n_new_blocks(n) + promised > self._pool.n_free:
-                victim = self._running[-1]
-                promised -= sum(s.context.n_new_blocks(m) for s, m in step if s is victim)
-                room += sum(m for s, m in step if s is victim)
-                step = [(s, m) for s, m in step if s is not victim]
+                victim = self._running[-1]  # never one that is chosen already: those are older
                 self._preempt(victim)
                 if victim is sequence:
                     break
@@ -82,9 +78,6 @@ class Scheduler:
             room -= n
             promised += sequence.context.n_new_blocks(sequence.n_pending)
         return step
-
-    def _of_running(self, prompts: bool) -> Iterator[Sequence]:
-        return (sequence for sequence in list(self._running) if sequence.in_prompt == prompts)
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)

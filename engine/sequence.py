@@ -121,6 +121,7 @@ class Sequence:
         self.on_prompt = on_prompt
         self.pieces: deque[str] = deque()  # text that nobody has taken yet
         self.closed = False  # given up: nothing more will be computed
+        self.error: BaseException | None = None  # why, where it was no wish
         self._decoder = decoder
         self._eog_ids = eog_ids
         self._n_ctx = n_ctx
@@ -157,6 +158,11 @@ class Sequence:
             self._finish("length")
         elif len(self.ids) >= self._n_ctx:
             self._finish("context")
+
+    def fail(self, error: BaseException) -> None:
+        """Give up because of `error`."""
+        self.error = error
+        self.closed = True
 
     def book(self, n_tokens: int, seconds: float, in_prompt: bool) -> None:
         """Count a step's tokens and time."""
