@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 MODEL  ?=
 PROMPT ?= Once upon a time
 N      ?= 128
+MODELS ?= 15m 110m 1b 7b4l
 # What pyproject.toml asks for in [build-system]; a test holds the two together.
 BUILD_REQUIRES := "setuptools>=77" "Cython>=3.0,<4"
 KERNEL_SOURCES := $(wildcard engine/*.pyx engine/*.pxd engine/simd/*.h)
@@ -15,11 +16,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint build dist clean
+.PHONY: help demo test bench bench-compare bench-models lint build dist clean
 
 help:
 	@echo "make demo MODEL=file.gguf PROMPT='text' [N=128]   write text with both cache strategies"
-	@echo "make test     the test suite           make bench    the benchmarks"
+	@echo "make test     the test suite           make bench    the benchmarks, saved in .benchmarks"
+	@echo "make bench-compare                     the benchmarks beside the last saved run"
+	@echo "make bench-models [MODELS='110m 7b']   synthetic models for lariat bench, in .bench-models"
 	@echo "make lint     ruff, mypy, cython-lint  make build    compile the kernels in place"
 	@echo "make dist     wheel and sdist in dist/ make clean    remove all of it, .venv too"
 
@@ -57,8 +60,17 @@ endif
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
 
+# Two cores need some two minutes. The last table has what pytest-benchmark's own leaves out.
 bench: $(VENV)/.built
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m pytest bench -q --benchmark-quiet --benchmark-autosave
+
+bench-compare: $(VENV)/.built
+	@compgen -G '.benchmarks/*/*.json' >/dev/null || { echo "There is no saved run to compare with yet: run make bench first." >&2; exit 2; }
+	$(BIN)/python -m pytest bench -q --benchmark-compare --benchmark-group-by=fullname \
+	    --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+bench-models: $(VENV)/.installed
+	$(BIN)/python -m bench.synthetic $(MODELS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -24,12 +24,11 @@ COMPILED = (_attention, _kernels)
 LEVELS = (
     ("_kernels", "errors", "memory", "threads"),
     ("_attention", "_machine"),
-    ("config", "context", "quants", "machine", "plots"),
+    ("config", "context", "quants", "machine"),
     ("gguf", "rope", "batch", "sampler", "sequence"),
     ("tokenizer", "weights", "kv_cache", "scheduler"),
-    ("model",),
-    ("llm",),
-    ("benchmark", "cases"),
+    ("model", "cases"),
+    ("llm", "benchmark", "plots"),
     ("cli",),
     ("__main__",),
 )

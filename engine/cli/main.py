@@ -19,6 +19,7 @@ from engine.errors import LariatError
 # One module a command. Each has `register(commands)`, which adds its parser and names what runs.
 # They import the engine only when they run, so that --help is quick.
 _COMMANDS = (
+    "bench",
     "generate",
     "info",
     "tokenize",

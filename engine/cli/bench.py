@@ -1,0 +1,387 @@
+"""`lariat bench`: how fast models run here; the job and the habits of llama.cpp's llama-bench."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import bench_output, console
+from engine.cli.usage import UsageError
+from engine.config import CACHE_STRATEGIES, CACHE_TYPES
+
+if TYPE_CHECKING:
+    from engine.cases import Case, Result
+    from engine.machine import Pins
+
+_MAX_VALUES = 1000  # of one flag: more is a slip of the hand
+_TABLE = "rope-on-read"
+_TABLE_LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
+_RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
+
+_DESCRIPTION = """\
+Measure how fast a model reads prompts (pp) and writes (tg), as llama-bench of llama.cpp does, and
+what share that is of what this machine can do: of its read bandwidth when writing, of its rate of
+8-bit products when reading a prompt. Both ceilings are measured in the same run."""
+
+_EPILOG = """\
+Flags that say LIST take lists (1,2), ranges (1-8, 1-8+2, 1-16*2) or both, and may be given several
+times. Every combination is run; repetitions of all combinations take turns, so that a machine that
+drifts slows all of them alike.
+
+examples:
+  lariat bench -m model.gguf
+  lariat bench -m model.gguf -p 0 -n 64 -d 0,4096 --cache roped,raw -t 1,2 -o json
+  lariat bench -m model.gguf -p 0 --sequences 1-8*2
+  lariat bench -m model.gguf --table rope-on-read --plot ratio.png
+  lariat bench -m model.gguf --scaling -t 1-8 --pin --plot scaling.pdf
+
+docs/benchmarks.md explains each column. Ctrl-C prints what has been measured so far."""
+
+
+def register(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
+    parser = commands.add_parser(
+        "bench", help="how fast a model runs here", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="FILE",
+        required=True,
+        action="append",
+        help="a GGUF file; may be given several times",
+    )
+
+    what = parser.add_argument_group("what to measure")
+    what_lists = (
+        (("-p", "--n-prompt"), "LIST", "tokens of a prompt; 0: none (default: 512)"),
+        (("-n", "--n-gen"), "LIST", "tokens to write; 0: none (default: 128)"),
+        (("-pg",), "PP,TG", "a prompt of PP tokens and then TG tokens written, in one test"),
+        (("-d", "--n-depth"), "LIST", "tokens in the context before the test (default: 0)"),
+        (("--sequences",), "LIST", "contexts that are computed together (default: 1)"),
+    )
+    for names, metavar, text in what_lists:
+        what.add_argument(*names, metavar=metavar, action="append", help=text)
+    what.add_argument(
+        "--table",
+        choices=[_TABLE],
+        metavar=_TABLE,
+        help="compare both caches from an empty context: the table of llama.cpp pull request 3234; "
+        "-p and -n choose its rows",
+    )
+    what.add_argument(
+        "--scaling",
+        action="store_true",
+        help="speed-up and efficiency by threads, with both caches unless --cache says otherwise",
+    )
+
+    engine = parser.add_argument_group("engine")
+    engine_lists = (
+        (("-t", "--threads"), "LIST", "threads that write (default: the physical cores)"),
+        (("-tb", "--threads-batch"), "LIST", "threads that read prompts (default: -t)"),
+        (("-b", "--batch-size"), "LIST", "tokens of a batch at most (default: 2048)"),
+        (("-ub", "--ubatch-size"), "LIST", "tokens of a prompt computed at once (default: 512)"),
+        (("--cache",), ",".join(CACHE_STRATEGIES), "strategies of the key cache (default: roped)"),
+        (("-ctk", "--cache-type-k"), ",".join(CACHE_TYPES), "types of cached keys (default: f16)"),
+        (
+            ("-ctv", "--cache-type-v"),
+            ",".join(CACHE_TYPES),
+            "types of cached values (default: f16)",
+        ),
+    )
+    for names, metavar, text in engine_lists:
+        engine.add_argument(*names, metavar=metavar, action="append", help=text)
+    engine.add_argument("--pin", action="store_true", help="keep each thread on one processor")
+
+    how = parser.add_argument_group("how often, and where to")
+    how.add_argument(
+        "-r",
+        "--repetitions",
+        type=int,
+        metavar="N",
+        help=f"repetitions of each test (default: 5; 2 with --table {_TABLE})",
+    )
+    how.add_argument(
+        "--delay",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="time to wait before each test (default: 0)",
+    )
+    how.add_argument("--no-warmup", action="store_true", help="count the first run of each test")
+    for names, text in (
+        (("-o", "--output"), "format on standard output (default: md)"),
+        (("-oe", "--output-err"), "format on standard error, as a second output"),
+    ):
+        how.add_argument(
+            *names,
+            choices=bench_output.FORMATS,
+            metavar="|".join(bench_output.FORMATS),
+            default="md" if names[0] == "-o" else None,
+            help=text,
+        )
+    how.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the results: .png, .pdf or .svg; needs matplotlib (extra `plot`)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and return the exit code."""
+    cases = _cases(args)
+    repetitions = _repetitions(args)
+    if args.plot:
+        from engine import plots
+
+        if args.table is None and not plots.has_axis(cases):
+            raise UsageError(
+                "argument --plot: there is nothing to draw; give several numbers of threads or "
+                f"depths, or --table {_TABLE}"
+            )
+    _check_models(args.model, cases)
+
+    from engine import threads
+
+    n_processors = threads.available()
+    setting = bench_output.Setting(cases, args.pin, n_processors)
+    printers = [_printer(args, args.output, setting, console.write)]
+    if args.output_err:
+        printers.append(_printer(args, args.output_err, setting, _write_err))
+    with contextlib.ExitStack() as stack:
+        picture = stack.enter_context(plots.Picture(args.plot)) if args.plot else None
+        results, interrupted = _measure(args, cases, repetitions, printers)
+        if picture and results:
+            if args.table:
+                picture.draw_table(results)
+            else:
+                picture.draw_curves(results, n_processors)
+    if interrupted:
+        console.note("lariat: interrupted; the results are those of what was measured so far")
+    return 130 if interrupted else 0
+
+
+def _measure(
+    args: argparse.Namespace,
+    cases: Sequence[Case],
+    repetitions: int,
+    printers: Sequence[bench_output.Printer],
+) -> tuple[list[Result], bool]:
+    """Run the cases on each model and print its rows. Returns results, and whether it was cut."""
+    from engine.benchmark import Benchmark
+    from engine.machine import Probe
+
+    n_threads = max(max(case.n_threads, case.n_threads_batch) for case in cases)
+    results: list[Result] = []
+    interrupted = started = False
+    with contextlib.ExitStack() as stack:
+        pins = stack.enter_context(_pins()) if args.pin else None
+        if pins:
+            pins.place(n_threads)
+        try:
+            probe = Probe(n_threads)
+            for path in args.model:
+                with console.Bar("loading") as bar:
+                    benchmark = Benchmark(path, cases, probe=probe, pins=pins, progress=bar)
+                with benchmark:
+                    if not started:  # a full disk shows here, before the work
+                        started = True
+                        for printer in printers:
+                            printer.start()
+                    measure = benchmark.run_growing if args.table else benchmark.run
+                    try:
+                        with console.Bar("measuring") as bar:
+                            measure(
+                                repetitions,
+                                warm_up=not args.no_warmup,
+                                delay=args.delay,
+                                progress=bar,
+                            )
+                    except KeyboardInterrupt:
+                        interrupted = True
+                    done = [result for result in benchmark.results if result.samples_ns]
+                    results += done
+                    for printer in printers:
+                        printer.model(done)
+                if interrupted:
+                    break
+        finally:
+            if started:  # also when a later model cannot be loaded: JSON wants its bracket
+                for printer in printers:
+                    printer.end()
+    return results, interrupted
+
+
+def _pins() -> Pins:
+    from engine.machine import Pins
+
+    return Pins()
+
+
+def _printer(
+    args: argparse.Namespace,
+    name: str,
+    setting: bench_output.Setting,
+    write: Callable[[str], None],
+) -> bench_output.Printer:
+    if name == "md" and args.table:
+        return bench_output.RopeOnRead(setting, write)
+    if name == "md" and args.scaling:
+        return bench_output.Scaling(setting, write)
+    return bench_output.FORMATS[name](setting, write)
+
+
+def _write_err(text: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # there is nowhere left to complain
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+# ---- what the flags say ------------------------------------------------------------------------
+
+
+def _cases(args: argparse.Namespace) -> list[Case]:
+    """Every combination that the flags ask for. UsageError if they make no sense."""
+    from engine import threads
+    from engine.cases import combinations
+
+    if args.table and args.scaling:
+        raise UsageError("argument --table: not allowed with argument --scaling")
+    if args.table:
+        _refuse(
+            args,
+            f"--table: {_TABLE} compares both caches from an empty context",
+            ("--cache", args.cache),
+            ("-d", args.n_depth),
+            ("-pg", args.pg),
+            ("--sequences", args.sequences),
+        )
+    if args.scaling:
+        _refuse(
+            args,
+            "--scaling: prompts are read with the threads of -t",
+            ("-tb", args.threads_batch),
+        )
+    both = bool(args.table or args.scaling)
+    n_threads = list(range(1, threads.available() + 1)) if args.scaling else [threads.available()]
+    n_gen = list(_TABLE_LENGTHS) if args.table else [128]
+    prompts = _numbers("-p/--n-prompt", args.n_prompt, [512])
+    writes = _numbers("-n/--n-gen", args.n_gen, n_gen)
+    shapes = [(p, 0) for p in prompts if p] + [(0, n) for n in writes if n] + _pairs(args.pg)
+    if not shapes:
+        raise UsageError("there is nothing to measure: -p and -n are 0, and there is no -pg")
+    lists: dict[str, list[int] | list[str]] = {
+        "n_depth": _numbers("-d/--n-depth", args.n_depth, [0]),
+        "n_sequences": _numbers("--sequences", args.sequences, [1], 1, 4096),
+        "n_threads": _numbers("-t/--threads", args.threads, n_threads, 1, threads.MAX_THREADS),
+        "n_batch": _numbers("-b/--batch-size", args.batch_size, [2048], 1, 1 << 20),
+        "n_ubatch": _numbers("-ub/--ubatch-size", args.ubatch_size, [512], 1, 1 << 16),
+        "type_k": _names("-ctk/--cache-type-k", args.cache_type_k, CACHE_TYPES, ["f16"]),
+        "type_v": _names("-ctv/--cache-type-v", args.cache_type_v, CACHE_TYPES, ["f16"]),
+        "cache": _names(
+            "--cache", args.cache, CACHE_STRATEGIES, list(CACHE_STRATEGIES) if both else ["roped"]
+        ),
+    }
+    if args.threads_batch:
+        lists["n_threads_batch"] = _numbers(
+            "-tb/--threads-batch", args.threads_batch, [], 1, threads.MAX_THREADS
+        )
+    return combinations(shapes, **lists)
+
+
+def _refuse(args: argparse.Namespace, why: str, *flags: tuple[str, object]) -> None:
+    for name, value in flags:
+        if value is not None:
+            raise UsageError(f"argument {why}, so {name} cannot be given")
+
+
+def _numbers(
+    flag: str, texts: list[str] | None, default: list[int], least: int = 0, most: int = 1 << 27
+) -> list[int]:
+    """Whole numbers of a flag: lists and ranges, in order, each once."""
+    if texts is None:
+        return default
+    values: dict[int, None] = {}
+    for part in ",".join(texts).split(","):
+        for value in _range(flag, part):
+            if not least <= value <= most:
+                raise UsageError(f"argument {flag}: {value} is not within {least} to {most}")
+            values[value] = None
+            if len(values) > _MAX_VALUES:
+                raise UsageError(f"argument {flag}: {part!r} makes more than {_MAX_VALUES} values")
+    return list(values)
+
+
+def _range(flag: str, text: str) -> Iterator[int]:
+    """first, first-last, first-last+step or first-last*factor"""
+    match = _RANGE.fullmatch(text.strip())
+    if not match or len(text) > 60:
+        raise UsageError(
+            f"argument {flag}: {text!r} is not a number, nor a range such as 1-8, 1-8+2 or 1-16*2"
+        )
+    first = int(match[1])
+    last = first if match[2] is None else int(match[2])
+    by = int(match[4] or 1)
+    if last < first:
+        raise UsageError(f"argument {flag}: the range {text!r} ends before it begins")
+    if by < (2 if match[3] == "*" else 1) or (match[3] == "*" and first == 0):
+        raise UsageError(f"argument {flag}: the range {text!r} never reaches its end")
+    while first <= last:
+        yield first
+        first = first * by if match[3] == "*" else first + by
+
+
+def _pairs(texts: list[str] | None) -> list[tuple[int, int]]:
+    """Values of -pg."""
+    pairs = []
+    for text in texts or []:
+        match = re.fullmatch(r"(\d{1,9}),(\d{1,9})", text.strip())
+        if not match or not int(match[1]) + int(match[2]):
+            raise UsageError(f"argument -pg: {text!r} is not two numbers such as 512,128")
+        pairs.append((int(match[1]), int(match[2])))
+    return pairs
+
+
+def _names(
+    flag: str, texts: list[str] | None, known: tuple[str, ...], default: list[str]
+) -> list[str]:
+    """Names of a flag, in order, each once."""
+    if texts is None:
+        return default
+    names = list(dict.fromkeys(part.strip() for part in ",".join(texts).split(",")))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"argument {flag}: {name!r} is not one of {', '.join(known)}")
+    return names
+
+
+def _repetitions(args: argparse.Namespace) -> int:
+    if not 0 <= args.delay <= 86400:  # false for NaN too
+        raise UsageError(f"argument --delay: {args.delay:g} is not within 0 to 86400 seconds")
+    if args.repetitions is None:
+        return 2 if args.table else 5
+    if not 1 <= args.repetitions <= 1 << 20:
+        raise UsageError(
+            f"argument -r/--repetitions: {args.repetitions} is not within 1 to {1 << 20}"
+        )
+    return int(args.repetitions)
+
+
+def _check_models(paths: Sequence[str], cases: Sequence[Case]) -> None:
+    """Refuse what can be refused before the first model runs for an hour."""
+    from engine.cases import check_fits
+    from engine.config import ModelConfig
+    from engine.gguf import GGUFFile
+
+    for path in paths:
+        with GGUFFile(Path(path)) as gguf:
+            config = ModelConfig.from_gguf(gguf)
+            for case in cases:
+                check_fits(case, config, path)

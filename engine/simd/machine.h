@@ -1,0 +1,172 @@
+/* What this processor can do at best: probes that read memory, and that multiply bytes.
+ *
+ * Decoding reads every weight once a token, so the rate of plain reading is its ceiling; a prompt
+ * multiplies 8-bit activations with weights of up to 8 bits, so the rate of those products, from
+ * registers, is its ceiling. One probe a level, with the instructions that the kernels of that
+ * level have. Each returns a sum that depends on all it did, so that no compiler drops any of it
+ * and a test can check it.
+ */
+#ifndef LARIAT_MACHINE_H
+#define LARIAT_MACHINE_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LARIAT_X86 1
+#include <immintrin.h>
+#define TARGET_AVX2 __attribute__((target("avx2")))
+#define TARGET_AVX512 __attribute__((target("avx512f,avx512vnni")))
+#endif
+
+/* Loops over a count known when compiling, so that what they index stays in registers */
+#define UNROLL _Pragma("GCC unroll 16") for
+
+enum {
+    READ_STEP = 256,      /* bytes: four vectors of 64 into four sums, to hide their latency */
+    MULTIPLY_STEP = 8192, /* products of one step of `multiply`, at every level */
+    WEIGHT = 3            /* the weight byte of all products; the activation is 1 to 100 */
+};
+
+typedef struct {
+    /* Sum of the n bytes at p as 64-bit words, modulo 2^64; n is a multiple of READ_STEP */
+    uint64_t (*read)(const uint8_t *p, int64_t n);
+    /* Sum of n_steps * MULTIPLY_STEP products WEIGHT * activation, modulo 2^32 */
+    uint32_t (*multiply)(int64_t n_steps, int activation);
+} probes_t;
+
+/* ---- plain C ---- */
+
+static uint64_t read_scalar(const uint8_t *p, int64_t n) {
+    uint64_t sum[4] = {0};
+    for (int64_t i = 0; i < n; i += 32) {
+        uint64_t words[4];
+        memcpy(words, p + i, 32);
+        for (int j = 0; j < 4; j++) sum[j] += words[j];
+    }
+    return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
+/* Two runs of bytes from the L1 cache: what the compiler makes of a dot product of bytes. */
+static uint32_t multiply_scalar(int64_t n_steps, int activation) {
+    enum { N = 1024 };
+    uint8_t w[N];
+    int8_t q[N];
+    memset(w, WEIGHT, N);
+    memset(q, activation, N);
+    uint32_t sum = 0;
+    for (int64_t i = 0; i < n_steps * (MULTIPLY_STEP / N); i++) {
+        int32_t dot = 0;
+        for (int j = 0; j < N; j++) dot += (int32_t)w[j] * q[j];
+        sum += (uint32_t)dot;
+        __asm__ volatile("" : : "r"(w), "r"(q) : "memory"); /* or it would be computed once */
+    }
+    return sum;
+}
+
+#ifdef LARIAT_X86
+
+/* ---- AVX2 ---- */
+
+TARGET_AVX2 static uint64_t read_avx2(const uint8_t *p, int64_t n) {
+    __m256i sum[8];
+    UNROLL (int j = 0; j < 8; j++) sum[j] = _mm256_setzero_si256();
+    for (int64_t i = 0; i < n; i += 256) {
+        UNROLL (int j = 0; j < 8; j++)
+            sum[j] = _mm256_add_epi64(
+                sum[j], _mm256_loadu_si256((const __m256i *)(p + i + 32 * j)));
+    }
+    UNROLL (int j = 1; j < 8; j++) sum[0] = _mm256_add_epi64(sum[0], sum[j]);
+    uint64_t lanes[4];
+    memcpy(lanes, &sum[0], 32);
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+}
+
+/* Without a dot product instruction: vpmaddubsw multiplies and adds pairs in int16. A nibble times
+ * an activation allows eight of them before the sum must be widened, so widening hardly counts. */
+TARGET_AVX2 static uint32_t multiply_avx2(int64_t n_steps, int activation) {
+    enum { CHAINS = 4, DEPTH = 8 };
+    const __m256i ones = _mm256_set1_epi16(1), q = _mm256_set1_epi8((char)activation);
+    __m256i w = _mm256_set1_epi8(WEIGHT), wide[CHAINS];
+    UNROLL (int c = 0; c < CHAINS; c++) wide[c] = _mm256_setzero_si256();
+    for (int64_t i = 0; i < n_steps * (MULTIPLY_STEP / (CHAINS * DEPTH * 32)); i++) {
+        __m256i narrow[CHAINS];
+        UNROLL (int c = 0; c < CHAINS; c++) narrow[c] = _mm256_setzero_si256();
+        UNROLL (int d = 0; d < DEPTH; d++) {
+            UNROLL (int c = 0; c < CHAINS; c++) {
+                narrow[c] = _mm256_add_epi16(narrow[c], _mm256_maddubs_epi16(w, q));
+                /* or equal products would be computed once, and all of them before the sums */
+                __asm__ volatile("" : "+x"(w), "+x"(narrow[c]));
+            }
+        }
+        UNROLL (int c = 0; c < CHAINS; c++)
+            wide[c] = _mm256_add_epi32(wide[c], _mm256_madd_epi16(narrow[c], ones));
+    }
+    uint32_t sum = 0, lanes[8];
+    UNROLL (int c = 0; c < CHAINS; c++) {
+        memcpy(lanes, &wide[c], 32);
+        for (int j = 0; j < 8; j++) sum += lanes[j];
+    }
+    return sum;
+}
+
+/* ---- AVX-512 with VNNI ---- */
+
+TARGET_AVX512 static uint64_t read_avx512(const uint8_t *p, int64_t n) {
+    __m512i sum[4];
+    UNROLL (int j = 0; j < 4; j++) sum[j] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += 256) {
+        UNROLL (int j = 0; j < 4; j++)
+            sum[j] = _mm512_add_epi64(sum[j], _mm512_loadu_si512(p + i + 64 * j));
+    }
+    sum[0] = _mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]),
+                              _mm512_add_epi64(sum[2], sum[3]));
+    return (uint64_t)_mm512_reduce_add_epi64(sum[0]);
+}
+
+TARGET_AVX512 static uint32_t multiply_avx512(int64_t n_steps, int activation) {
+    enum { CHAINS = 16 }; /* vpdpbusd takes 4 to 5 cycles, and up to two start in each */
+    const __m512i w_u8x64 = _mm512_set1_epi8(WEIGHT);
+    const __m512i q_i8x64 = _mm512_set1_epi8((char)activation);
+    __m512i sum[CHAINS];
+    UNROLL (int c = 0; c < CHAINS; c++) sum[c] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n_steps * (MULTIPLY_STEP / (CHAINS * 64)); i++) {
+        UNROLL (int c = 0; c < CHAINS; c++) {
+            sum[c] = _mm512_dpbusd_epi32(sum[c], w_u8x64, q_i8x64);
+            __asm__ volatile("" : "+v"(sum[c]));
+        }
+    }
+    UNROLL (int c = 1; c < CHAINS; c++) sum[0] = _mm512_add_epi32(sum[0], sum[c]);
+    return (uint32_t)_mm512_reduce_add_epi32(sum[0]);
+}
+
+#endif
+
+/* The probes of a level, numbered as in kernels.h; the caller knows that the processor has it. */
+static probes_t probes_of(int level) {
+    const probes_t scalar = {read_scalar, multiply_scalar};
+#ifdef LARIAT_X86
+    const probes_t avx2 = {read_avx2, multiply_avx2};
+    const probes_t avx512 = {read_avx512, multiply_avx512};
+    if (level == 2) return avx512;
+    if (level == 1) return avx2;
+#endif
+    (void)level;
+    return scalar;
+}
+
+/* The system's number of the calling thread, 0 where it has none */
+static int64_t thread_number(void) {
+#if defined(__linux__)
+    return syscall(SYS_gettid);
+#else
+    return 0;
+#endif
+}
+
+#endif
