@@ -28,7 +28,7 @@ from engine.model import Model
 from engine.rope import RopeTable, frequencies
 from engine.weights import Weights, load_weights
 
-_PROBE_AGE = 5.0  # seconds after which a ceiling is measured again
+_PROBE_AGE = 10.0  # seconds after which a ceiling is measured again
 _SPAN = 64  # tokens that one cache decodes before it is the other's turn, see `run_growing`
 _DECODE_COST = 8  # of a token, in prompt tokens: only for how far a progress bar is
 

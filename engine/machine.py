@@ -24,8 +24,9 @@ from engine.memory import allocate
 
 _READ_BYTES = 1 << 30  # well beyond any cache
 _LEAST_BYTES = 64 << 20
-_PASSES = 5
-_PASS_SECONDS = 0.02  # of a pass of products: above the time slices of a busy system
+_READ_PASSES = 3  # long ones: neighbours share the memory, and decode reads all the time
+_MULTIPLY_PASSES = 20  # short ones, so that on a busy system some run undisturbed
+_PASS_SECONDS = 0.005
 
 
 class Probe:
@@ -45,20 +46,25 @@ class Probe:
         self._n_steps = 256
 
     def read_bandwidth(self, n_threads: int) -> float:
-        """Bytes a second that `n_threads` threads read, the best of five passes."""
+        """Bytes a second that `n_threads` threads read, the best of three passes."""
         isa = _kernels.isa()
-        best = min(_seconds(_machine.read, self._memory, isa, n_threads) for _ in range(_PASSES))
+        best = min(
+            _seconds(_machine.read, self._memory, isa, n_threads) for _ in range(_READ_PASSES)
+        )
         return self.n_bytes / best
 
     def int8_peak(self, n_threads: int) -> float:
-        """Products of bytes, each added to a sum, a second: the best of five passes."""
-        isa = _kernels.isa()
-        while _seconds(_machine.multiply, self._n_steps, 1, isa, 1) < _PASS_SECONDS:
+        """Products of bytes, each added to a sum, a second: the best of twenty short passes."""
+        while self._shortest(1, 2) < _PASS_SECONDS:
             self._n_steps *= 2
-        best = min(
-            _seconds(_machine.multiply, self._n_steps, 1, isa, n_threads) for _ in range(_PASSES)
-        )
+        best = self._shortest(n_threads, _MULTIPLY_PASSES)
         return n_threads * self._n_steps * _machine.STEP_PRODUCTS / best
+
+    def _shortest(self, n_threads: int, n_passes: int) -> float:
+        isa = _kernels.isa()
+        return min(
+            _seconds(_machine.multiply, self._n_steps, 1, isa, n_threads) for _ in range(n_passes)
+        )
 
 
 def _seconds(work: object, *args: object) -> float:
