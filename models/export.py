@@ -1,0 +1,126 @@
+"""Checkpoint and tokenizer to GGUF files, in F16 and Q4_0.
+
+    python -m models.export --train /tmp/lariat/train --out build/models
+
+In the Q4_0 file the embedding, which is the output matrix too, is Q8_0: llama.cpp's own quantizer
+keeps it wide as well, and it is an eighth of the file. Norms are F32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from gguf.quants import quantize
+from sentencepiece import SentencePieceProcessor
+
+import engine.quants
+
+NAME = "Lariat demo"
+
+
+def write(
+    path: Path, state: dict[str, Any], tokenizer: bytes, type_name: str, embedding_type: str
+) -> None:
+    """One GGUF file.
+
+    state: "shape" (see `network.Shape`) and "network": name -> float32 array, names as in
+    `network.Network`. tokenizer: a sentencepiece model.
+    """
+    shape = state["shape"]
+    writer = GGUFWriter(path, "llama")
+    writer.add_name(NAME)
+    writer.add_description("Tells stories of a small world and recalls facts; see models/README.md")
+    writer.add_license("MIT")
+    writer.add_file_type(
+        LlamaFileType.MOSTLY_F16 if type_name == "F16" else LlamaFileType.MOSTLY_Q4_0
+    )
+    writer.add_quantization_version(2)
+    writer.add_vocab_size(shape["n_vocab"])
+    writer.add_context_length(shape["n_ctx"])
+    writer.add_embedding_length(shape["dim"])
+    writer.add_block_count(shape["n_layers"])
+    writer.add_feed_forward_length(shape["n_ff"])
+    writer.add_head_count(shape["n_heads"])
+    writer.add_head_count_kv(shape["n_kv_heads"])
+    writer.add_key_length(shape["head_dim"])
+    writer.add_value_length(shape["head_dim"])
+    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_rope_freq_base(shape["rope_freq_base"])
+    writer.add_layer_norm_rms_eps(shape["norm_eps"])
+    _add_vocabulary(writer, tokenizer)
+    for name, values in state["network"].items():
+        kind = embedding_type if name == "token_embd" else type_name
+        if values.ndim == 1:
+            kind = "F32"
+        writer.add_tensor(
+            name + ".weight", encode(values, kind), raw_dtype=GGMLQuantizationType[kind]
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def encode(values: np.ndarray, type_name: str) -> np.ndarray:
+    """float32 [n_rows, n_cols] in a GGML type, by `gguf` or, where it cannot, by the engine."""
+    if type_name == "F32":
+        return np.ascontiguousarray(values, np.float32)
+    if type_name == "F16":
+        return np.ascontiguousarray(values, np.float16)
+    try:
+        return quantize(np.ascontiguousarray(values, np.float32), GGMLQuantizationType[type_name])
+    except NotImplementedError:
+        return engine.quants.quantize(values, engine.quants.GGMLType[type_name])
+
+
+def _add_vocabulary(writer: GGUFWriter, tokenizer: bytes) -> None:
+    spm = SentencePieceProcessor(model_proto=tokenizer)
+    tokens, scores, types = [], [], []
+    for i in range(spm.vocab_size()):
+        kind = TokenType.NORMAL
+        if spm.is_unknown(i):
+            kind = TokenType.UNKNOWN
+        elif spm.is_control(i):
+            kind = TokenType.CONTROL
+        elif spm.is_byte(i):
+            kind = TokenType.BYTE
+        tokens.append(spm.id_to_piece(i).encode())
+        scores.append(spm.get_score(i))
+        types.append(kind)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(spm.bos_id())
+    writer.add_eos_token_id(spm.eos_id())
+    writer.add_unk_token_id(spm.unk_id())
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export a checkpoint as demo-f16.gguf and demo-q4_0.gguf."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--train", type=Path, required=True, help="the --out of models.train")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    args = parser.parse_args(argv)
+    state = torch.load(args.train / "checkpoint.pt", map_location="cpu", weights_only=True)
+    state["network"] = {name: w.float().numpy() for name, w in state["network"].items()}
+    tokenizer = (args.train / "tokenizer.model").read_bytes()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for type_name, embedding_type in (("F16", "F16"), ("Q4_0", "Q8_0")):
+        path = args.out / f"demo-{type_name.lower()}.gguf"
+        write(path, state, tokenizer, type_name, embedding_type)
+        print(f"{path}: {path.stat().st_size:,} bytes, step {state['step']}")
+
+
+if __name__ == "__main__":
+    main()
