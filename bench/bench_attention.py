@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench.conftest import ISAS, N_THREADS, Record
+from engine._program import Program, run
 from engine.batch import Batch, Chunk, make_batch
 from engine.config import ModelConfig
 from engine.kv_cache import STRATEGIES, cache_bytes
@@ -62,27 +63,32 @@ class Attention:
         context = self.cache.new_context()
         if depth:
             self._store(make_batch([Chunk(context, [0] * depth)]), slice(depth))
-        self.batch = make_batch([Chunk(context, [0] * n_new)])
+        batch = make_batch([Chunk(context, [0] * n_new)])
         self.queries = rng.standard_normal((n_new, heads.n_heads, d), np.float32)
-        self.turned = self.queries.copy()
-        self.cache.rotate_queries(self.turned, self.batch, N_THREADS)
-        self._store(self.batch, slice(depth, None))
-        self.plan = self.cache.plan(self.batch)
         self.out = np.zeros((n_new, heads.n_heads, d), np.float32)
+        turned = self.queries.copy()
+        self.cache.prepare(batch)
+        run(self.cache.rotate_queries(turned, batch.positions))
+        self._store(batch, slice(depth, None))
+        self.programs = []
+        for layer in range(self.n_layers):
+            attend, merge = self.cache.attend(layer, turned, self.out)
+            self.programs.append(Program().then(attend).then(merge))
         self.layer = 0
         self.n_bytes = cache_bytes(self.config, n, "f16", "f16") / self.n_layers
         n_seen = n_new * depth + n_new * (n_new + 1) / 2
         self.n_macs = 2 * heads.n_heads * d * n_seen
 
     def _store(self, batch: Batch, which: slice) -> None:
-        self.cache.rotate_queries(self.keys[which].copy(), batch, 1)  # has the table grow
+        self.cache.prepare(batch)
         for layer in range(self.n_layers):
             keys, values = self.keys[which].copy(), self.values[which].copy()
-            self.cache.store(layer, keys, values, batch, N_THREADS)
+            step = self.cache.store(layer, keys, values, batch.positions, batch.slots)
+            run(step, n_threads=N_THREADS)
 
     def run(self, n_threads: int) -> None:
         self.layer = (self.layer + 1) % self.n_layers
-        self.cache.attend(self.layer, self.turned, self.plan, self.out, n_threads)
+        self.programs[self.layer].run(n_threads)
 
     def is_right(self) -> bool:
         """The last token, against float64; keys and values are rounded to f16 on the way."""

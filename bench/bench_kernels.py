@@ -9,6 +9,7 @@ import pytest
 
 from bench.conftest import ISAS, N_THREADS, Record
 from engine import _kernels, quants
+from engine._program import Program
 from engine.memory import allocate
 from engine.quants import GGMLType
 from tests.reference import relative_error, round_q8
@@ -42,11 +43,13 @@ class Product:
         self.q8 = _kernels.Activations(n_tokens, n_cols)
         self.out = np.zeros((n_tokens, n_rows), np.float32)
         self.n_macs = n_rows * n_cols * n_tokens
+        self.program = Program()
+        if self.matrix.quantized:
+            self.program.then(_kernels.quantize(self.x, self.q8))
+        self.program.then(_kernels.matmul(self.matrix, self.x, self.q8, self.out))
 
     def run(self, n_threads: int) -> None:
-        if self.matrix.quantized:
-            _kernels.quantize(self.x, self.q8, n_threads)
-        _kernels.matmul(self.matrix, self.x, self.q8, self.out, False, n_threads)
+        self.program.run(n_threads)
 
     def is_right(self) -> bool:
         """Against float64, with activations rounded as the kernels round them."""
@@ -127,7 +130,8 @@ N, DIM = 512, 4096  # tokens and width of a layer
 def bench_rms_norm(benchmark: Any, record: Record, rng: np.random.Generator) -> None:
     x = rng.standard_normal((N, DIM)).astype(np.float32)
     weight, out = rng.standard_normal(DIM).astype(np.float32), np.zeros_like(x)
-    benchmark(_kernels.rms_norm, x, weight, 1e-5, out, N_THREADS)
+    program = Program().then(_kernels.rms_norm(x, weight, 1e-5, out))
+    benchmark(program.run, N_THREADS)
     wide = x.astype(np.float64)
     expected = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-5) * weight
     correct = relative_error(out, expected) < 1e-6
@@ -139,8 +143,8 @@ def bench_silu_mul(benchmark: Any, record: Record, rng: np.random.Generator) -> 
     gate, up = rng.standard_normal((2, N, DIM)).astype(np.float32)
     first, room = gate.copy(), gate.copy()
     benchmark.pedantic(
-        _kernels.silu_mul,
-        setup=lambda: ((np.copyto(room, first), (room, up, N_THREADS))[1], {}),
+        Program().then(_kernels.silu_mul(room, up)).run,
+        setup=lambda: ((np.copyto(room, first), (N_THREADS,))[1], {}),
         rounds=30,
     )
     wide = first.astype(np.float64)
@@ -152,7 +156,7 @@ def bench_silu_mul(benchmark: Any, record: Record, rng: np.random.Generator) -> 
 def bench_quantize(benchmark: Any, record: Record, rng: np.random.Generator) -> None:
     """Checked through a product, because the rounded activations are the kernels' own affair."""
     product = Product("Q4_0", 256, DIM, N, rng)
-    benchmark(_kernels.quantize, product.x, product.q8, N_THREADS)
+    benchmark(Program().then(_kernels.quantize(product.x, product.q8)).run, N_THREADS)
     product.run(N_THREADS)
     n_bytes = product.x.nbytes * (1 + 9 / 32)
     record(correct=product.is_right(), n_threads=N_THREADS, n_bytes=n_bytes)
@@ -165,9 +169,10 @@ def bench_rope(benchmark: Any, record: Record, rng: np.random.Generator) -> None
     angle = np.arange(N)[:, None] * 10000.0 ** (-np.arange(d // 2) / (d // 2))
     rows = np.concatenate([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
     positions, room = np.arange(N, dtype=np.int32), x.copy()
+    table = _kernels.Rope(rows, np.zeros((2, d // 2), np.float32))
     benchmark.pedantic(
-        _kernels.rope,
-        setup=lambda: ((np.copyto(room, x), (room, rows, positions, 1.0, N_THREADS))[1], {}),
+        Program().then(_kernels.rope(room, table, positions, 1.0)).run,
+        setup=lambda: ((np.copyto(room, x), (N_THREADS,))[1], {}),
         rounds=30,
     )
     lo, hi = x[..., : d // 2].astype(np.float64), x[..., d // 2 :].astype(np.float64)

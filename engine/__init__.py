@@ -18,9 +18,9 @@ The way of a token, top to bottom; imports point downwards too:
      |
     rope                    cos/sin tables
      |
-    _attention, _kernels    Cython: cutting, walking, merging; OpenMP
-     |
-    simd/*.h                tiles: scalar, AVX2, AVX-512
+    _attention, _kernels    Cython: cutting, walking, merging
+     |         \\
+    simd/*.h    _program    tiles: scalar, AVX2, AVX-512; steps, run by all threads
 """
 
 from __future__ import annotations

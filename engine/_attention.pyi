@@ -3,6 +3,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from engine._kernels import Rope
+from engine._program import Step
+
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
@@ -26,30 +29,21 @@ class Pool:
         v_f32: bool,
     ) -> None: ...
 
-def store(pool: Pool, layer: int, k: Float32, v: Float32, slots: Int32, n_threads: int) -> None: ...
-
-class AttentionPlan:
-    def __init__(
-        self,
-        token_starts: Int32,
-        n_past: Int32,
-        segment_starts: Int32,
-        segments: Int32,
-        n_heads: int,
-        n_kv_heads: int,
-    ) -> None: ...
-
-class Scratch: ...
-
-def attend(
+def store(
     pool: Pool,
     layer: int,
-    q: Float32,
-    plan: AttentionPlan,
-    rope_rows: Float32,
-    rope_step: Float32,
-    raw: bool,
-    scratch: Scratch,
-    out: Float32,
-    n_threads: int,
-) -> None: ...
+    k: Float32,
+    v: Float32,
+    slots: Int32,
+    rope: Rope | None = None,
+    positions: Int32 | None = None,
+) -> Step: ...
+
+class AttentionPlan:
+    def __init__(self, pool: Pool, n_heads: int, rope: Rope | None = None) -> None: ...
+    def fill(
+        self, token_starts: Int32, n_past: Int32, segment_starts: Int32, segments: Int32
+    ) -> None: ...
+
+def attend(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Step: ...
+def merge(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Step: ...

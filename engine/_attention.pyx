@@ -1,16 +1,17 @@
 """Attention over the cache: its memory, how attention is cut into tasks, what a task walks.
 
-Conventions are those of _kernels.pyx, whose table of tiles is used here.
+Conventions are those of _kernels.pyx, whose table of tiles is used here: `store`, `attend` and
+`merge` are steps of a program.
 """
 
 import numpy as np
 
-from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
-from engine._kernels cimport SCORE_ROWS, SLOTS, kernels_t, rope_t, table
+from engine._kernels cimport SCORE_ROWS, SLOTS, Rope, kernels_t, rope_t, table
+from engine._program cimport Step
 
 cdef kernels_t *KERNELS = table()
 
@@ -39,33 +40,65 @@ cdef class Pool:
         self.head_dim_k, self.head_dim_v = head_dim_k, head_dim_v
 
 
-def store(Pool pool, Py_ssize_t layer, const float[:, :, ::1] k, const float[:, :, ::1] v,
-          const int32_t[::1] slots, int n_threads):
-    """Write keys and values of new tokens into their slots.
+cdef enum: TASK_FLOATS = 4096  # that a task touches at least: enough to pay for taking it
 
-    k float32 [n_tokens, n_kv_heads, head_dim_k]  # IN; v likewise with head_dim_v  # IN
-    slots int32 [n_tokens]  # IN, block * 32 + slot
+cdef struct store_t:
+    float *k
+    const float *v
+    uint8_t *k_out
+    uint8_t *v_out
+    int k_f32, v_f32
+    const rope_t *rope  # NULL: keys are stored as they are
+    const int32_t *positions
+    const int32_t *slots
+    int64_t n, n_heads, dk, dv, per_task
+
+
+cdef class _Store(Step):
+    cdef store_t a
+
+
+def store(Pool pool, Py_ssize_t layer, float[:, :, ::1] k, const float[:, :, ::1] v,
+          const int32_t[::1] slots, Rope rope=None, const int32_t[::1] positions=None):
+    """Write keys and values of new tokens into their slots, keys rotated if `rope` is given.
+
+    k float32 [n_tokens, n_kv_heads, head_dim_k]  # IN OUT, rotated in place
+    v float32 [n_tokens, n_kv_heads, head_dim_v]  # IN
+    slots int32 [n_tokens]  # IN, block * 32 + slot; positions int32 [n_tokens]  # IN
     """
-    cdef Py_ssize_t n = k.shape[0], n_heads = pool.n_kv_heads, i
-    cdef int64_t dk = pool.head_dim_k, dv = pool.head_dim_v
-    if (v.shape[0] != n or slots.shape[0] != n or k.shape[1] != n_heads or v.shape[1] != n_heads
-            or k.shape[2] != dk or v.shape[2] != dv or not 0 <= layer < pool.n_layers):
+    cdef Py_ssize_t n = k.shape[0]
+    if (v.shape[0] != n or slots.shape[0] != n or k.shape[1] != pool.n_kv_heads
+            or v.shape[1] != pool.n_kv_heads or k.shape[2] != pool.head_dim_k
+            or v.shape[2] != pool.head_dim_v or not 0 <= layer < pool.n_layers
+            or rope is not None and (positions.shape[0] != n or rope.head_dim != k.shape[2])):
         raise ValueError("store of arrays that do not fit the cache")
-    if n == 0:
-        return
-    cdef uint8_t *k_out = layer_k(pool, layer)
-    cdef uint8_t *v_out = layer_v(pool, layer)
-    cdef const float *kp = &k[0, 0, 0]
-    cdef const float *vp = &v[0, 0, 0]
-    cdef const int32_t *sp = &slots[0]
-    cdef int k_f32 = pool.k_f32, v_f32 = pool.v_f32
-    if n == 1:
-        store_token(kp, k_out, sp[0], n_heads, dk, k_f32)
-        store_token(vp, v_out, sp[0], n_heads, dv, v_f32)
-        return
-    for i in prange(n, nogil=True, schedule="static", num_threads=n_threads):
-        store_token(kp + i * n_heads * dk, k_out, sp[i], n_heads, dk, k_f32)
-        store_token(vp + i * n_heads * dv, v_out, sp[i], n_heads, dv, v_f32)
+    cdef _Store step = _Store()
+    cdef store_t *a = &step.a
+    a.n, a.n_heads, a.dk, a.dv = n, pool.n_kv_heads, pool.head_dim_k, pool.head_dim_v
+    a.k_f32, a.v_f32 = pool.k_f32, pool.v_f32
+    a.k_out, a.v_out = layer_k(pool, layer), layer_v(pool, layer)
+    a.rope = NULL
+    if n:
+        a.k, a.v, a.slots = &k[0, 0, 0], &v[0, 0, 0], &slots[0]
+        if rope is not None:
+            a.rope, a.positions = &rope.table, &positions[0]
+    a.per_task = max(1, TASK_FLOATS // (a.n_heads * (a.dk + a.dv)))
+    step.bind(store_task, a, (n + a.per_task - 1) // a.per_task,
+              (pool, k, v, slots, rope, positions))
+    return step
+
+
+cdef void store_task(const void *args, int64_t task, float *work) noexcept nogil:
+    cdef const store_t *a = <const store_t *>args
+    cdef int64_t i, h
+    cdef float *k
+    for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
+        k = a.k + i * a.n_heads * a.dk
+        if a.rope != NULL:
+            for h in range(a.n_heads):
+                KERNELS.rope_head(k + h * a.dk, a.rope.rows + a.positions[i] * a.dk, a.dk // 2, 1)
+        store_token(k, a.k_out, a.slots[i], a.n_heads, a.dk, a.k_f32)
+        store_token(a.v + i * a.n_heads * a.dv, a.v_out, a.slots[i], a.n_heads, a.dv, a.v_f32)
 
 
 cdef inline uint8_t *layer_k(Pool pool, Py_ssize_t layer) noexcept:
@@ -98,7 +131,6 @@ cdef void store_token(const float *x, uint8_t *layer, int64_t at, int64_t n_head
 cdef enum:
     SPAN_SEGMENTS = 16   # segments of a decode task
     DECODE_TASKS = 16    # cut heads too while there are fewer tasks than this
-    SMALL_SPANS = 16384  # floats read by all decode tasks: less than this is done by one thread
     TILE_ROWS = 128      # queries of a prefill task: tokens times query heads of a KV head
     FEW_TOKENS = 4       # this many tokens of a sequence or fewer go the way of decode
 
@@ -109,171 +141,223 @@ cdef struct tile_t:
     int32_t token, n_tokens, n_visible, first_segment, last_segment, head
 
 
-cdef struct attention_t:  # what every task of one call shares
-    const float *q
-    float *out
-    const uint8_t *k
-    const uint8_t *v
-    int k_f32, v_f32, raw
-    rope_t rope
-    int64_t n_heads, n_kv_heads, group, dk, dv
+cdef struct plan_t:  # of the batch at hand
+    int64_t n_tasks      # of `attend`: tiles first, then spans
+    int64_t n_merge_tasks
+    int64_t n_tiles
+    const tile_t *tiles
+    const span_t *spans
+    const int32_t *merges    # [n][3]: token, first part, number of parts
     const int32_t *segments  # [n][4]: block, first slot, length, first position
     const int32_t *starts    # [n]: tokens of the context before each segment
     float *parts
 
 
+cdef struct attention_t:
+    const plan_t *plan
+    const float *q
+    float *out
+    const uint8_t *k
+    const uint8_t *v
+    int k_f32, v_f32, raw
+    const rope_t *rope
+    int64_t n_heads, n_kv_heads, group, dk, dv
+
+
 cdef class AttentionPlan:
-    """How one batch's attention is cut into tasks; made once and used by every layer.
+    """How a batch's attention is cut into tasks. Steps are recorded with a plan, and run with what
+    it was last filled with."""
 
-    token_starts int32 [n_seqs + 1]    # IN tokens of the batch by sequence
-    n_past int32 [n_seqs]              # IN tokens in each context before the batch
-    segment_starts int32 [n_seqs + 1]  # IN segments by sequence
-    segments int32 [n_segments, 4]     # IN block, first slot, length, first position; they hold
-                                       #    the batch's own tokens too
-    """
-
-    cdef int32_t[:, ::1] spans, tiles
-    cdef int32_t[:, ::1] merges  # [n][3]: token, first part, number of parts
+    cdef plan_t plan
+    cdef int32_t[:, ::1] spans, tiles, merges
     cdef const int32_t[:, ::1] segments
     cdef int32_t[::1] starts
-    cdef Py_ssize_t n_tokens, n_parts, n_seen, max_position, max_block
-    cdef Py_ssize_t n_heads, n_kv_heads
+    cdef float[::1] parts
+    cdef Py_ssize_t n_heads, n_kv_heads, n_blocks, head_dim_v, head_dims
+    cdef Rope rope  # None: keys have their positions already
 
-    def __init__(self, const int32_t[::1] token_starts, const int32_t[::1] n_past,
-                 const int32_t[::1] segment_starts, const int32_t[:, ::1] segments,
-                 Py_ssize_t n_heads, Py_ssize_t n_kv_heads):
-        self.n_heads, self.n_kv_heads, self.segments = n_heads, n_kv_heads, segments
-        cdef Py_ssize_t s, first, last, n_new, n_alone, t
-        lengths = np.asarray(segments)[:, 2]
-        starts = np.cumsum(lengths, dtype=np.int32) - lengths
-        ends = np.asarray(segments)
-        self.max_position = int((ends[:, 3] + lengths).max()) - 1 if len(ends) else 0
-        self.max_block = int(ends[:, 0].max()) if len(ends) else 0
-        if len(ends) and (ends.min() < 0 or (ends[:, 1] + lengths).max() > SLOTS):
-            raise ValueError("a segment reaches out of its block")
-        spans, tiles, merges = [], [], []
-        n_parts = n_seen = 0
-        group = n_heads // n_kv_heads
-        n_alone = 0
-        for s in range(n_past.shape[0]):
-            n_new = token_starts[s + 1] - token_starts[s]
-            n_alone += n_new if n_new <= FEW_TOKENS else 0
-        for s in range(n_past.shape[0]):
+    def __init__(self, Pool pool, Py_ssize_t n_heads, Rope rope=None):
+        """For attention over `pool` of `n_heads` query heads; over raw keys if `rope` is given."""
+        if n_heads % pool.n_kv_heads:
+            raise ValueError(f"{n_heads} query heads for {pool.n_kv_heads} KV heads")
+        if rope is not None and rope.head_dim != pool.head_dim_k:
+            raise ValueError("a RoPE table of another head_dim")
+        self.n_heads, self.n_kv_heads, self.n_blocks = n_heads, pool.n_kv_heads, pool.n_blocks
+        self.head_dim_v, self.head_dims = pool.head_dim_v, pool.head_dim_k + pool.head_dim_v
+        self.rope = rope
+        self.spans, self.tiles = np.zeros((8, 8), np.int32), np.zeros((8, 6), np.int32)
+        self.merges, self.starts = np.zeros((8, 3), np.int32), np.zeros(8, np.int32)
+        self.parts = np.zeros(1, np.float32)
+
+    def fill(self, const int32_t[::1] token_starts, const int32_t[::1] n_past,
+             const int32_t[::1] segment_starts, const int32_t[:, ::1] segments):
+        """Take a batch.
+
+        token_starts int32 [n_seqs + 1]    # IN tokens of the batch by sequence
+        n_past int32 [n_seqs]              # IN tokens in each context before the batch
+        segment_starts int32 [n_seqs + 1]  # IN segments by sequence
+        segments int32 [n_segments, 4]     # IN block, first slot, length, first position; they hold
+                                           #    the batch's own tokens too
+        """
+        cdef Py_ssize_t n_seqs = n_past.shape[0], n_segments = segments.shape[0], s, t, h, i
+        cdef Py_ssize_t first, last, n_new, visible, end, n_spans, part, heads, per_tile
+        cdef Py_ssize_t n_alone = 0, most_spans = 0, most_tiles = 0
+        cdef Py_ssize_t at_span = 0, at_tile = 0, at_merge = 0, n_parts = 0
+        per_tile = max(1, TILE_ROWS // (self.n_heads // self.n_kv_heads))
+        if token_starts.shape[0] != n_seqs + 1 or segment_starts.shape[0] != n_seqs + 1 or (
+                n_segments and segments.shape[1] != 4) or segment_starts[n_seqs] != n_segments:
+            raise ValueError("a batch whose parts do not fit each other")
+        self._check(segments)
+        if self.starts.shape[0] < n_segments:
+            self.starts = np.zeros(2 * n_segments, np.int32)
+        for s in range(n_seqs):
             first, last = segment_starts[s], segment_starts[s + 1]
-            starts[first:last] -= starts[first] if last > first else 0
+            visible = 0
+            for i in range(first, last):
+                self.starts[i] = visible
+                visible += segments[i, 2]
             n_new = token_starts[s + 1] - token_starts[s]
-            if n_new and n_past[s] + n_new > starts[last - 1] + lengths[last - 1]:
+            if n_past[s] + n_new > visible:
                 raise ValueError("the segments do not hold the tokens of the batch")
             if n_new > FEW_TOKENS:
-                per_tile = max(1, TILE_ROWS // group)
-                # the last tiles see most, so they start first
-                for t in reversed(range(0, n_new, per_tile)):
-                    for h in range(n_kv_heads):
-                        tiles.append((token_starts[s] + t, min(per_tile, n_new - t),
-                                      n_past[s] + t + 1, first, last, h))
+                most_tiles += (n_new + per_tile - 1) // per_tile * self.n_kv_heads
+            else:
+                n_alone += n_new
+                most_spans += n_new * ((last - first) // SPAN_SEGMENTS + 1) * self.n_kv_heads
+        if self.tiles.shape[0] < most_tiles:
+            self.tiles = np.zeros((2 * most_tiles, 6), np.int32)
+        if self.spans.shape[0] < most_spans:
+            self.spans = np.zeros((2 * most_spans, 8), np.int32)
+        if self.merges.shape[0] < n_alone:
+            self.merges = np.zeros((2 * n_alone, 3), np.int32)
+        cdef tile_t *tile = <tile_t *>&self.tiles[0, 0]
+        cdef span_t *span = <span_t *>&self.spans[0, 0]
+        for s in range(n_seqs):
+            first, last = segment_starts[s], segment_starts[s + 1]
+            n_new = token_starts[s + 1] - token_starts[s]
+            if n_new > FEW_TOKENS:
+                t = (n_new - 1) // per_tile * per_tile
+                while t >= 0:  # the last tiles see most, so they start first
+                    for h in range(self.n_kv_heads):
+                        tile[at_tile] = tile_t(token_starts[s] + t, min(per_tile, n_new - t),
+                                               n_past[s] + t + 1, first, last, h)
+                        at_tile += 1
+                    t -= per_tile
                 continue
             for t in range(n_new):
                 visible = n_past[s] + t + 1
-                end = first + int(np.searchsorted(starts[first:last], visible))
-                span_firsts = range(first, end, SPAN_SEGMENTS)
-                n_cuts = -(-DECODE_TASKS // (len(span_firsts) * n_alone))
-                heads = -(-n_kv_heads // min(n_kv_heads, n_cuts))
-                for part, at in enumerate(span_firsts):
-                    for h in range(0, n_kv_heads, heads):
-                        spans.append((token_starts[s] + t, visible, at,
-                                      min(end, at + SPAN_SEGMENTS), h,
-                                      min(n_kv_heads, h + heads), n_parts + part,
-                                      len(span_firsts)))
-                if len(span_firsts) > 1:
-                    merges.append((token_starts[s] + t, n_parts, len(span_firsts)))
-                n_parts += len(span_firsts)
-                n_seen += visible
-        self.starts = np.ascontiguousarray(starts)
-        self.n_parts, self.n_seen = n_parts, n_seen
-        self.n_tokens = token_starts[n_past.shape[0]]
-        self.spans = np.array(spans, np.int32).reshape(-1, 8)
-        self.tiles = np.array(tiles, np.int32).reshape(-1, 6)
-        self.merges = np.array(merges, np.int32).reshape(-1, 3)
+                end = last
+                while self.starts[end - 1] >= visible:
+                    end -= 1
+                n_spans = (end - first + SPAN_SEGMENTS - 1) // SPAN_SEGMENTS
+                heads = max(1, self.n_kv_heads * n_spans * n_alone // DECODE_TASKS,
+                            TASK_FLOATS // (visible * self.head_dims))
+                heads = min(heads, self.n_kv_heads)
+                for part in range(n_spans):
+                    i = first + part * SPAN_SEGMENTS
+                    h = 0
+                    while h < self.n_kv_heads:
+                        span[at_span] = span_t(token_starts[s] + t, visible, i,
+                                               min(end, i + SPAN_SEGMENTS), h,
+                                               min(self.n_kv_heads, h + heads), n_parts + part,
+                                               n_spans)
+                        at_span += 1
+                        h += heads
+                if n_spans > 1:
+                    self.merges[at_merge, 0] = token_starts[s] + t
+                    self.merges[at_merge, 1], self.merges[at_merge, 2] = n_parts, n_spans
+                    at_merge += 1
+                n_parts += n_spans
+        n = n_parts * self.n_heads * (self.head_dim_v + 2)
+        if self.parts.shape[0] < n:
+            self.parts = np.zeros(n + n // 2, np.float32)
+        self.segments = segments
+        self.plan.n_tasks, self.plan.n_tiles = at_tile + at_span, at_tile
+        self.plan.n_merge_tasks = at_merge * self.n_heads
+        self.plan.tiles, self.plan.spans, self.plan.merges = tile, span, &self.merges[0, 0]
+        self.plan.starts, self.plan.parts = &self.starts[0], &self.parts[0]
+        self.plan.segments = &segments[0, 0] if n_segments else NULL
+
+    cdef _check(self, const int32_t[:, ::1] segments):
+        """Raise ValueError if a segment lies outside of the pool or of the RoPE table."""
+        cdef Py_ssize_t i, limit
+        limit = INT32_MAX if self.rope is None else self.rope.n_positions
+        for i in range(segments.shape[0]):
+            if (min(segments[i, 0], segments[i, 1], segments[i, 2], segments[i, 3]) < 0
+                    or segments[i, 1] + segments[i, 2] > SLOTS or segments[i, 0] >= self.n_blocks):
+                raise ValueError("a segment reaches out of its block or of the pool")
+            if <int64_t>segments[i, 3] + segments[i, 2] > limit:
+                raise ValueError(
+                    f"position {segments[i, 3] + segments[i, 2] - 1} is beyond the RoPE table"
+                )
 
 
-cdef class Scratch:
-    """Working memory of attention; grows to what a plan needs and stays."""
+cdef class _Attend(Step):
+    cdef attention_t a
 
-    cdef float[::1] parts, threads
 
-    def __init__(self):
-        self.parts = np.zeros(1, np.float32)
-        self.threads = np.zeros(1, np.float32)
-
-    cdef reserve(self, Py_ssize_t n_parts, Py_ssize_t n_threads):
-        if self.parts.shape[0] < n_parts:
-            self.parts = np.zeros(n_parts + n_parts // 2, np.float32)
-        if self.threads.shape[0] < n_threads:
-            self.threads = np.zeros(n_threads + n_threads // 2, np.float32)
+cdef _Attend attention_step(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q,
+                            AttentionPlan plan, float[:, :, ::1] out):
+    cdef _Attend step = _Attend()
+    cdef attention_t *a = &step.a
+    a.n_heads, a.n_kv_heads = plan.n_heads, plan.n_kv_heads
+    a.group = plan.n_heads // plan.n_kv_heads
+    a.dk, a.dv = pool.head_dim_k, pool.head_dim_v
+    if (q.shape[1] != a.n_heads or q.shape[2] != a.dk or out.shape[0] != q.shape[0]
+            or out.shape[1] != a.n_heads or out.shape[2] != a.dv or not 0 <= layer < pool.n_layers
+            or pool.n_kv_heads != a.n_kv_heads or pool.n_blocks != plan.n_blocks
+            or a.dv != plan.head_dim_v):
+        raise ValueError("attention of arrays that do not fit each other")
+    a.plan = &plan.plan
+    if q.shape[0]:
+        a.q, a.out = &q[0, 0, 0], &out[0, 0, 0]
+    a.k, a.v = layer_k(pool, layer), layer_v(pool, layer)
+    a.k_f32, a.v_f32, a.raw = pool.k_f32, pool.v_f32, plan.rope is not None
+    if a.raw:
+        a.rope = &plan.rope.table
+    step.keep = (pool, q, plan, out)
+    return step
 
 
 def attend(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan plan,
-           const float[:, ::1] rope_rows, const float[:, ::1] rope_step, bint raw, Scratch scratch,
-           float[:, :, ::1] out, int n_threads):
+           float[:, :, ::1] out):
     """Causal attention of a batch over the cached keys and values of its sequences.
 
     q float32 [n_tokens, n_heads, head_dim_k]  # IN rotated, and scaled by 1 / sqrt(head_dim_k)
-    rope_rows float32 [n_positions, head_dim_k]  # IN the RoPE table, read if `raw`
-    rope_step float32 [2, head_dim_k / 2]  # IN 2 (1 - cos theta), sin theta; read if `raw`
-    out float32 [n_tokens, n_heads, head_dim_v]  # OUT
+    out float32 [n_tokens, n_heads, head_dim_v]  # OUT; `merge` completes it
+    plan  filled with a batch of n_tokens when the step is run
     """
-    cdef attention_t a
-    cdef Py_ssize_t n_heads = plan.n_heads, i
-    a.n_heads, a.n_kv_heads, a.group = n_heads, plan.n_kv_heads, n_heads // plan.n_kv_heads
-    a.dk, a.dv = pool.head_dim_k, pool.head_dim_v
-    if (q.shape[0] != plan.n_tokens or q.shape[1] != n_heads or q.shape[2] != a.dk
-            or out.shape[0] != plan.n_tokens or out.shape[1] != n_heads or out.shape[2] != a.dv
-            or pool.n_kv_heads != plan.n_kv_heads or plan.max_block >= pool.n_blocks
-            or rope_rows.shape[1] != a.dk or rope_step.shape[1] * 2 != a.dk
-            or not 0 <= layer < pool.n_layers):
-        raise ValueError("attention of arrays that do not fit each other")
-    if raw and (plan.max_position >= rope_rows.shape[0] or rope_rows.shape[0] < SLOTS):
-        raise ValueError(f"position {plan.max_position} is beyond the RoPE table")
-    if plan.n_tokens == 0:
-        return
-    a.q, a.out = &q[0, 0, 0], &out[0, 0, 0]
-    a.k, a.v = layer_k(pool, layer), layer_v(pool, layer)
-    a.k_f32, a.v_f32, a.raw = pool.k_f32, pool.v_f32, raw
-    a.rope.rows, a.rope.step = &rope_rows[0, 0], &rope_step[0, 0]
-    a.segments, a.starts = &plan.segments[0, 0], &plan.starts[0]
-    cdef Py_ssize_t n_spans = plan.spans.shape[0], n_tiles = plan.tiles.shape[0]
-    cdef Py_ssize_t n_merges = plan.merges.shape[0]
-    # floats of working memory a thread: queries, sums, a block of keys and of values, scores
-    cdef int64_t rows = max(TILE_ROWS, a.group) if n_tiles else SCORE_ROWS
-    cdef int64_t room = (rows + SLOTS) * (a.dk + a.dv) + rows * (SLOTS + 2) + 64
-    scratch.reserve(plan.n_parts * n_heads * (a.dv + 2), room * n_threads)
-    cdef float *work = &scratch.threads[0]
-    a.parts = &scratch.parts[0]
-    cdef const span_t *spans = NULL
-    cdef const tile_t *tiles = NULL
-    cdef const int32_t *merges = NULL
-    cdef int team = n_threads
-    if n_tiles:
-        tiles = <const tile_t *>&plan.tiles[0, 0]
-        for i in prange(n_tiles, nogil=True, schedule="dynamic", num_threads=n_threads):
-            attend_tile(&a, &tiles[i], work + threadid() * room)
-    if n_spans:
-        spans = <const span_t *>&plan.spans[0, 0]
-        if plan.n_seen * a.n_kv_heads * (a.dk + a.dv) < SMALL_SPANS:
-            team = 1
-        for i in prange(n_spans, nogil=True, schedule="dynamic", num_threads=team):
-            attend_span(&a, &spans[i], work + threadid() * room)
-    if n_merges:
-        merges = &plan.merges[0, 0]
-        for i in prange(n_merges * n_heads, nogil=True, schedule="static", num_threads=n_threads):
-            merge_parts(&a, merges + i // n_heads * 3, i % n_heads)
+    cdef _Attend step = attention_step(pool, layer, q, plan, out)
+    # queries, sums, a block of keys and of values, scores
+    cdef int64_t rows = max(TILE_ROWS, step.a.group)
+    step.n_work = (rows + SLOTS) * (step.a.dk + step.a.dv) + rows * (SLOTS + 2) + 64
+    step.bind(attend_task, &step.a, 0, step.keep)
+    step.n_tasks = &plan.plan.n_tasks
+    return step
+
+
+def merge(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan plan,
+          float[:, :, ::1] out):
+    """Put together what `attend`, with the same arguments, has left in parts."""
+    cdef _Attend step = attention_step(pool, layer, q, plan, out)
+    step.bind(merge_task, &step.a, 0, step.keep)
+    step.n_tasks = &plan.plan.n_merge_tasks
+    return step
+
+
+cdef void attend_task(const void *args, int64_t task, float *work) noexcept nogil:
+    cdef const attention_t *a = <const attention_t *>args
+    if task < a.plan.n_tiles:
+        attend_tile(a, a.plan.tiles + task, work)
+    else:
+        attend_span(a, a.plan.spans + task - a.plan.n_tiles, work)
 
 
 cdef void attend_span(const attention_t *a, const span_t *task, float *work) noexcept nogil:
     """One token over segments [first, last) for KV heads [first, last): blocks outside, heads
     inside, so that memory is read in one run. Leaves maximum, sum and weighted values in its part,
     or the finished result in `out` where there is only one part."""
-    cdef float *m = a.parts + task.part * a.n_heads * (a.dv + 2)
+    cdef float *m = a.plan.parts + task.part * a.n_heads * (a.dv + 2)
     cdef float *norm = m + a.n_heads
     cdef float *acc = norm + a.n_heads
     cdef float *turned = work                       # [SCORE_ROWS][dk]
@@ -290,8 +374,8 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
         norm[row] = 0
     memset(acc + h0 * a.dv, 0, (h1 - h0) * a.dv * sizeof(float))
     for segment in range(task.first_segment, task.last_segment):
-        seg = a.segments + segment * 4
-        n = min(seg[2], task.n_visible - a.starts[segment])
+        seg = a.plan.segments + segment * 4
+        n = min(seg[2], task.n_visible - a.plan.starts[segment])
         for head in range(task.first_head, task.last_head):
             at = (seg[0] * a.n_kv_heads + head) * SLOTS + seg[1]
             k = a.k + at * a.dk * (4 if a.k_f32 else 2)
@@ -305,7 +389,7 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
                         KERNELS.rotate_back(q + i * a.dk, a.rope.rows + seg[3] * a.dk, a.dk // 2,
                                             turned + i * a.dk)
                     q = turned
-                KERNELS.scores[a.raw][a.k_f32](q, n_q, k, n, a.dk, &a.rope, s)
+                KERNELS.scores[a.raw][a.k_f32](q, n_q, k, n, a.dk, a.rope, s)
                 KERNELS.softmax_block(s, n_q, n, n, 0, m + row, norm + row, acc + row * a.dv, a.dv)
                 KERNELS.weigh[a.v_f32](s, n_q, v, n, a.dv, acc + row * a.dv)
                 row = row + n_q
@@ -314,10 +398,13 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
             divide(acc + row * a.dv, norm[row], a.dv, a.out + (task.token * a.n_heads + row) * a.dv)
 
 
-cdef void merge_parts(const attention_t *a, const int32_t *merge, int64_t head) noexcept nogil:
+cdef void merge_task(const void *args, int64_t task, float *work) noexcept nogil:
     """Add up one head's parts in order, each brought to the common maximum."""
+    cdef const attention_t *a = <const attention_t *>args
+    cdef const int32_t *merge = a.plan.merges + task // a.n_heads * 3
+    cdef int64_t head = task % a.n_heads
     cdef int64_t stride = a.n_heads * (a.dv + 2), part, i
-    cdef float *first = a.parts + merge[1] * stride
+    cdef float *first = a.plan.parts + merge[1] * stride
     cdef float *acc = first + 2 * a.n_heads + head * a.dv
     cdef float *part_m
     cdef float *other
@@ -363,7 +450,7 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
     cdef const float *values
     cdef const float *rope_row
     cdef const int32_t *seg
-    cdef int64_t segment, g, t, at, row, token_row
+    cdef int64_t segment, g, t, at, row, token_row, begin
     cdef int n, skip
     for g in range(a.group):
         for t in range(n_t):
@@ -374,8 +461,8 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
         norm[row] = 0
     memset(acc, 0, n_rows * a.dv * sizeof(float))
     for segment in range(task.first_segment, task.last_segment):
-        seg = a.segments + segment * 4
-        n = <int>min(seg[2], task.n_visible + n_t - 1 - a.starts[segment])
+        seg = a.plan.segments + segment * 4
+        n = <int>min(seg[2], task.n_visible + n_t - 1 - a.plan.starts[segment])
         if n <= 0:
             break
         at = (seg[0] * a.n_kv_heads + task.head) * SLOTS + seg[1]
@@ -386,13 +473,13 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
         else:
             KERNELS.to_f32(<const uint16_t *>(a.v) + at * a.dv, n * a.dv, value_room)
             values = value_room
-        skip = <int>max(0, a.starts[segment] - task.n_visible + 1)  # tokens before this segment
+        begin = a.plan.starts[segment]
+        skip = <int>max(0, begin - task.n_visible + 1)  # tokens before this segment
         for g in range(a.group):
             row = g * n_t + skip
             KERNELS.tile_scores(q + row * a.dk, <int>(n_t - skip), keys, a.dk, s)
-            KERNELS.softmax_block(s, <int>(n_t - skip), n,
-                                  task.n_visible + skip - a.starts[segment], 1, m + row, norm + row,
-                                  acc + row * a.dv, a.dv)
+            KERNELS.softmax_block(s, <int>(n_t - skip), n, task.n_visible + skip - begin, 1,
+                                  m + row, norm + row, acc + row * a.dv, a.dv)
             KERNELS.weigh[1](s, <int>(n_t - skip), values, n, a.dv, acc + row * a.dv)
     for g in range(a.group):
         for t in range(n_t):

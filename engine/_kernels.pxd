@@ -41,5 +41,10 @@ cdef extern from "simd/table.h" nogil:
         weigh_fn weigh[2]
     int64_t tile_width(int64_t) noexcept
 
+cdef class Rope:
+    cdef rope_t table
+    cdef readonly Py_ssize_t n_positions, head_dim
+    cdef const float[:, ::1] rows, step
+
 # The table in use. One for all modules: `use_isa` rewrites what it points to.
 cdef kernels_t *table() noexcept nogil

@@ -1,10 +1,11 @@
 """Kernels: instruction sets, interleaved weights, matrix multiplication, row-wise operations.
 
-How work is cut into tasks stands here; the innermost tiles are C functions of one instruction set
-each, called through the table `KERNELS` (simd/kernels.h). Everything is cut by the size of the
-problem alone, never by the number of threads, so that results are bit-equal with any number of
-them. Arrays are C-contiguous; shapes stand in the docstrings, # IN and # OUT say what is read and
-written. Attention and the cache are in _attention.pyx.
+Each operation is a step of a program (_program.pyx): calling it computes nothing, but says what is
+to be done with which arrays. How work is cut into tasks stands here; the innermost tiles are C
+functions of one instruction set each, called through the table `KERNELS` (simd/kernels.h).
+Everything is cut by the size of the problem alone, never by the number of threads, so that results
+are bit-equal with any number of them. Arrays are C-contiguous; shapes stand in the docstrings, # IN
+and # OUT say what is read and written. Attention and the cache are in _attention.pyx.
 """
 
 import os
@@ -13,6 +14,9 @@ import numpy as np
 
 from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
+from libc.string cimport memmove, memset
+
+from engine._program cimport Step
 
 cdef extern from "simd/kernels.h" nogil:
     enum: LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512
@@ -153,6 +157,10 @@ cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t
 
 # ---- matrix multiplication ----------------------------------------------------------------------
 
+# Floats that a task of a row-wise operation touches: enough to pay for taking it.
+cdef enum: TASK_FLOATS = 4096
+
+
 cdef class Activations:
     """Room for up to n_tokens columns of up to n_cols activations, quantized to 8 bits.
 
@@ -164,7 +172,7 @@ cdef class Activations:
     cdef float[::1] scale
     cdef int32_t[::1] neg8_sum
     cdef int16_t[::1] half_sum
-    cdef Py_ssize_t n_tokens, n_cols  # of what it holds
+    cdef Py_ssize_t n_tokens, n_cols  # of what the last recorded step puts here
 
     def __init__(self, Py_ssize_t n_tokens, Py_ssize_t n_cols):
         n_blocks = n_tokens * max(n_cols // BLOCK, 1)
@@ -175,45 +183,98 @@ cdef class Activations:
         self.n_tokens = self.n_cols = 0
 
 
-def quantize(const float[:, ::1] x, Activations out, int n_threads):
+cdef struct q8_t:  # where a step puts quantized activations; q is NULL if it does not
+    int64_t n_tokens, n_cols
+    int8_t *q
+    float *scale
+    int32_t *neg8_sum
+    int16_t *half_sum
+
+
+cdef q8_t room_for(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols):
+    """Where [n_tokens, n_cols] activations go; nowhere if `out` is None."""
+    cdef q8_t q8
+    memset(&q8, 0, sizeof(q8))
+    q8.n_tokens, q8.n_cols = n_tokens, n_cols
+    if out is None:
+        return q8
+    if n_cols % BLOCK or n_tokens * n_cols > out.q.shape[0]:
+        raise ValueError(
+            f"{n_tokens} x {n_cols} activations do not fit or do not divide by {BLOCK}"
+        )
+    out.n_tokens, out.n_cols = n_tokens, n_cols
+    if n_tokens:
+        q8.q, q8.scale = &out.q[0], &out.scale[0]
+        q8.neg8_sum, q8.half_sum = &out.neg8_sum[0], &out.half_sum[0]
+    return q8
+
+
+cdef void quantize_row(const q8_t *out, int64_t row, const float *x, int64_t first,
+                       int64_t last) noexcept nogil:
+    """Numbers [first, last) of a token, x, go to their place in the tiles of `activations_t`."""
+    cdef int64_t tile = 0, width = tile_width(out.n_tokens), at
+    while row >= tile + width:
+        tile += width
+        width = tile_width(out.n_tokens - tile)
+    at = tile * (out.n_cols // BLOCK) + first // BLOCK * width + row - tile
+    KERNELS.quantize_column(x, last - first, width, out.q + at * BLOCK, out.scale + at,
+                            out.neg8_sum + at, out.half_sum + 2 * at)
+
+
+cdef struct rows_t:  # what row-wise operations need
+    const float *x
+    const float *weight
+    float *out
+    float eps
+    int64_t n, dim, per_task
+    q8_t q8
+
+
+cdef class _Rows(Step):
+    cdef rows_t a
+
+
+cdef int64_t set_rows(rows_t *a, int64_t n, int64_t dim):
+    """Cut n rows into tasks and say how many."""
+    a.n, a.dim, a.per_task = n, dim, max(1, TASK_FLOATS // max(1, dim))
+    return (n + a.per_task - 1) // a.per_task
+
+
+def quantize(const float[:, ::1] x, Activations out):
     """x float32 [n_tokens, n_cols]  # IN, n_cols a multiple of 32; out  # OUT"""
-    cdef Py_ssize_t n = x.shape[0], n_k = x.shape[1], c
-    if n_k % BLOCK or n * n_k > out.q.shape[0]:
-        raise ValueError(f"{n} x {n_k} activations do not fit or do not divide by {BLOCK}")
-    out.n_tokens, out.n_cols = n, n_k
-    if n == 0:
-        return
-    cdef int8_t *q = &out.q[0]
-    cdef float *scale = &out.scale[0]
-    cdef int32_t *neg8_sum = &out.neg8_sum[0]
-    cdef int16_t *half_sum = &out.half_sum[0]
-    cdef const float *xp = &x[0, 0]
-    if n == 1:  # not worth waking threads
-        with nogil:
-            quantize_column(xp, 0, 1, n_k, q, scale, neg8_sum, half_sum)
-        return
-    for c in prange(n, nogil=True, schedule="static", num_threads=n_threads):
-        quantize_column(xp, c, n, n_k, q, scale, neg8_sum, half_sum)
+    cdef _Rows step = _Rows()
+    step.a.q8 = room_for(out, x.shape[0], x.shape[1])
+    step.a.x = &x[0, 0] if x.shape[0] else NULL
+    step.bind(quantize_task, &step.a, set_rows(&step.a, x.shape[0], x.shape[1]), (x, out))
+    return step
 
 
-cdef void quantize_column(const float *x, int64_t c, int64_t n, int64_t n_k, int8_t *q,
-                          float *scale, int32_t *neg8_sum, int16_t *half_sum) noexcept nogil:
-    """Column c of n goes to its place in the tiles of `activations_t` (simd/layout.h)."""
-    cdef int64_t first = 0, width = tile_width(n), at
-    while c >= first + width:
-        first += width
-        width = tile_width(n - first)
-    at = first * (n_k // BLOCK) + (c - first)
-    KERNELS.quantize_column(x + c * n_k, n_k, width, q + at * BLOCK, scale + at, neg8_sum + at,
-                            half_sum + 2 * at)
+cdef void quantize_task(const void *args, int64_t task, float *work) noexcept nogil:
+    cdef const rows_t *a = <const rows_t *>args
+    cdef int64_t i
+    for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
+        quantize_row(&a.q8, i, a.x + i * a.dim, 0, a.dim)
 
 
-# Bytes of weights of one task: enough to pay for its start, little enough to share out evenly.
-cdef enum: TASK_BYTES = 65536
+cdef enum:
+    # Bytes of weights of one task: enough to pay for taking it, little enough to share out evenly.
+    TASK_BYTES = 65536
+    # With many columns the weights are read once and the products count: some 30 microseconds.
+    TASK_PRODUCTS = 4194304
+
+cdef struct matmul_t:
+    int kind, add
+    const uint8_t *weights
+    int64_t group_bytes, n_rows, n_groups, per_task, n_cols
+    activations_t x
+    float *out
 
 
-def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, bint add,
-           int n_threads):
+cdef class _Matmul(Step):
+    cdef matmul_t a
+
+
+def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, bint add=False):
     """out = x @ w.T, or out += x @ w.T with `add`.
 
     x float32 [n_tokens, n_cols]  # IN; q8 the same, quantized, read if w is quantized  # IN
@@ -227,83 +288,171 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
         )
     if w.quantized and (q8.n_tokens != n or q8.n_cols != w.n_cols):
         raise ValueError("the quantized activations are not those of x")
+    cdef _Matmul step = _Matmul()
+    cdef matmul_t *a = &step.a
     if n == 0:
-        return
-    cdef activations_t a
-    a.x, a.n_k = &x[0, 0], w.n_cols
-    a.q, a.scale = &q8.q[0], &q8.scale[0]
-    a.neg8_sum, a.half_sum = &q8.neg8_sum[0], &q8.half_sum[0]
-    cdef matmul_fn tile = KERNELS.matmul[w.kind]
-    cdef const uint8_t *weights = &w.packed[0]
-    cdef int64_t group_bytes = w.group_bytes, n_rows = w.n_rows
-    cdef Py_ssize_t n_groups = (w.n_rows + GROUP_ROWS - 1) // GROUP_ROWS, task
-    cdef Py_ssize_t per_task = max(1, TASK_BYTES // group_bytes)
-    cdef Py_ssize_t n_tasks = (n_groups + per_task - 1) // per_task
-    cdef float *o = &out[0, 0]
-    cdef int add_c = add, team = n_threads if n_tasks > 1 else 1  # one task wakes nobody
-    for task in prange(n_tasks, nogil=True, schedule="dynamic", num_threads=team):
-        matmul_groups(tile, weights, group_bytes, n_rows, task * per_task,
-                      min(n_groups, (task + 1) * per_task), &a, n, o, add_c)
+        step.bind(matmul_task, a, 0, None)
+        return step
+    a.kind, a.add, a.weights, a.group_bytes = w.kind, add, &w.packed[0], w.group_bytes
+    a.n_rows, a.n_groups = w.n_rows, (w.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
+    a.n_cols, a.out = n, &out[0, 0]
+    a.per_task = max(1, min(TASK_BYTES // w.group_bytes,
+                            TASK_PRODUCTS // (GROUP_ROWS * w.n_cols * n)))
+    a.x.x, a.x.n_k = &x[0, 0], w.n_cols
+    a.x.q, a.x.scale = &q8.q[0], &q8.scale[0]
+    a.x.neg8_sum, a.x.half_sum = &q8.neg8_sum[0], &q8.half_sum[0]
+    step.bind(matmul_task, a, (a.n_groups + a.per_task - 1) // a.per_task, (w, x, q8, out))
+    return step
 
 
-cdef void matmul_groups(matmul_fn tile, const uint8_t *weights, int64_t group_bytes, int64_t n_rows,
-                        int64_t first, int64_t last, const activations_t *a, int64_t n_cols,
-                        float *out, int add) noexcept nogil:
-    """Row groups [first, last) times all columns, tile after tile."""
+cdef void matmul_task(const void *args, int64_t task, float *work) noexcept nogil:
+    """Some row groups times all columns, tile after tile."""
+    cdef const matmul_t *a = <const matmul_t *>args
+    cdef matmul_fn tile = KERNELS.matmul[a.kind]
     cdef int64_t group, col, width
-    for group in range(first, last):
+    for group in range(task * a.per_task, min(a.n_groups, (task + 1) * a.per_task)):
         col = 0
-        while col < n_cols:
-            width = tile_width(n_cols - col)
-            tile(weights + group * group_bytes, a, col, <int>width,
-                 out + col * n_rows + group * GROUP_ROWS, n_rows,
-                 <int>min(GROUP_ROWS, n_rows - group * GROUP_ROWS), add)
+        while col < a.n_cols:
+            width = tile_width(a.n_cols - col)
+            tile(a.weights + group * a.group_bytes, &a.x, col, <int>width,
+                 a.out + col * a.n_rows + group * GROUP_ROWS, a.n_rows,
+                 <int>min(GROUP_ROWS, a.n_rows - group * GROUP_ROWS), a.add)
             col = col + width
 
 
 # ---- rows -------------------------------------------------------------------------------------
 
 def rms_norm(const float[:, ::1] x, const float[::1] weight, float eps, float[:, ::1] out,
-             int n_threads):
+             Activations q8=None):
     """out = x / sqrt(mean(x^2) + eps) * weight, row by row (arXiv 1910.07467).
 
     x float32 [n, dim]  # IN; weight float32 [dim]  # IN; out float32 [n, dim]  # OUT
+    q8  # OUT the same, quantized, if it is given
     """
-    cdef Py_ssize_t n = x.shape[0], dim = x.shape[1], i
+    cdef Py_ssize_t n = x.shape[0], dim = x.shape[1]
     if weight.shape[0] != dim or out.shape[0] != n or out.shape[1] != dim:
         raise ValueError("rms_norm of arrays that do not fit each other")
-    if n == 0:
-        return
-    cdef const float *xp = &x[0, 0]
-    cdef const float *wp = &weight[0]
-    cdef float *o = &out[0, 0]
-    if n == 1:
-        KERNELS.rms_norm(xp, wp, eps, dim, o)
-        return
-    for i in prange(n, nogil=True, schedule="static", num_threads=n_threads):
-        KERNELS.rms_norm(xp + i * dim, wp, eps, dim, o + i * dim)
+    cdef _Rows step = _Rows()
+    step.a.q8, step.a.eps, step.a.weight = room_for(q8, n, dim), eps, &weight[0]
+    if n:
+        step.a.x, step.a.out = &x[0, 0], &out[0, 0]
+    step.bind(rms_norm_task, &step.a, set_rows(&step.a, n, dim), (x, weight, out, q8))
+    return step
 
 
-def rope(float[:, :, ::1] x, const float[:, ::1] rows, const int32_t[::1] positions, float scale,
-         int n_threads):
+cdef void rms_norm_task(const void *args, int64_t task, float *work) noexcept nogil:
+    cdef const rows_t *a = <const rows_t *>args
+    cdef int64_t i
+    for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
+        KERNELS.rms_norm(a.x + i * a.dim, a.weight, a.eps, a.dim, a.out + i * a.dim)
+        if a.q8.q != NULL:
+            quantize_row(&a.q8, i, a.out + i * a.dim, 0, a.dim)
+
+
+def add_bias(const float[::1] bias, float[:, ::1] out):
+    """out += bias, row by row. bias float32 [dim]  # IN; out float32 [n, dim]  # IN OUT"""
+    if bias.shape[0] != out.shape[1]:
+        raise ValueError("a bias of another length than the rows")
+    cdef _Rows step = _Rows()
+    step.a.weight = &bias[0]
+    step.a.out = &out[0, 0] if out.shape[0] else NULL
+    step.bind(add_bias_task, &step.a, set_rows(&step.a, out.shape[0], out.shape[1]), (bias, out))
+    return step
+
+
+cdef void add_bias_task(const void *args, int64_t task, float *work) noexcept nogil:
+    cdef const rows_t *a = <const rows_t *>args
+    cdef int64_t i, j
+    for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
+        for j in range(a.dim):
+            a.out[i * a.dim + j] += a.weight[j]
+
+
+cdef struct select_t:
+    float *x
+    const int32_t *rows
+    int64_t n, dim
+
+
+cdef class _Select(Step):
+    cdef select_t a
+
+
+def select_rows(float[:, ::1] x, const int32_t[::1] rows):
+    """x[i] = x[rows[i]], in place. x float32 [n, dim]  # IN OUT; rows int32 [n_rows], rising  # IN
+    """
+    if rows.shape[0] > x.shape[0]:
+        raise ValueError(f"{rows.shape[0]} rows of {x.shape[0]}")
+    cdef _Select step = _Select()
+    if rows.shape[0]:
+        step.a.x, step.a.rows = &x[0, 0], &rows[0]
+    step.a.n, step.a.dim = rows.shape[0], x.shape[1]
+    step.bind(select_rows_task, &step.a, rows.shape[0] > 0, (x, rows))  # one task: in order
+    return step
+
+
+cdef void select_rows_task(const void *args, int64_t task, float *work) noexcept nogil:
+    cdef const select_t *a = <const select_t *>args
+    cdef int64_t i
+    for i in range(a.n):
+        memmove(a.x + i * a.dim, a.x + a.rows[i] * a.dim, a.dim * sizeof(float))
+
+
+cdef class Rope:
+    """The table of cosines and sines that kernels read; it may grow between two runs."""
+
+    def __init__(self, const float[:, ::1] rows, const float[:, ::1] step):
+        """rows float32 [n_positions, head_dim], cos then sin; step float32 [2, head_dim / 2]:
+        2 (1 - cos theta), sin theta
+        """
+        self.head_dim = rows.shape[1]
+        self.set(rows, step)
+
+    def set(self, const float[:, ::1] rows, const float[:, ::1] step):
+        """Put another table of the same head_dim in its place."""
+        if (rows.shape[1] != self.head_dim or step.shape[0] != 2
+                or step.shape[1] * 2 != self.head_dim):
+            raise ValueError("a RoPE table of another head_dim")
+        self.rows, self.step, self.n_positions = rows, step, rows.shape[0]
+        self.table.rows, self.table.step = &rows[0, 0], &step[0, 0]
+
+
+cdef struct turn_t:
+    float *x
+    const rope_t *rope
+    const int32_t *positions
+    float scale
+    int64_t n, n_heads, head_dim, per_task
+
+
+cdef class _Turn(Step):
+    cdef turn_t a
+
+
+def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float scale):
     """Rotate each head by its token's position (arXiv 2104.09864) and multiply by `scale`.
 
     x float32 [n_tokens, n_heads, head_dim]  # IN OUT, pairs (i, i + head_dim / 2)
-    rows float32 [n_positions, head_dim]  # IN, cos then sin; positions int32 [n_tokens]  # IN
+    positions int32 [n_tokens]  # IN, within the table when the step is run
     """
-    cdef Py_ssize_t n = x.shape[0], n_heads = x.shape[1], d = x.shape[2], i
-    if rows.shape[1] != d or positions.shape[0] != n:
+    cdef _Turn step = _Turn()
+    cdef turn_t *a = &step.a
+    a.n, a.n_heads, a.head_dim, a.scale = x.shape[0], x.shape[1], x.shape[2], scale
+    if table.head_dim != a.head_dim or positions.shape[0] != a.n:
         raise ValueError("rope of arrays that do not fit each other")
-    if n == 0:
-        return
-    cdef float *xp = &x[0, 0, 0]
-    cdef const float *rp = &rows[0, 0]
-    cdef const int32_t *pp = &positions[0]
-    if n == 1:
-        rope_token(xp, rp + pp[0] * d, n_heads, d, scale)
-        return
-    for i in prange(n, nogil=True, schedule="static", num_threads=n_threads):
-        rope_token(xp + i * n_heads * d, rp + pp[i] * d, n_heads, d, scale)
+    if a.n:
+        a.x, a.rope, a.positions = &x[0, 0, 0], &table.table, &positions[0]
+    a.per_task = max(1, TASK_FLOATS // max(1, a.n_heads * a.head_dim))
+    step.bind(rope_task, a, (a.n + a.per_task - 1) // a.per_task, (x, table, positions))
+    return step
+
+
+cdef void rope_task(const void *args, int64_t task, float *work) noexcept nogil:
+    cdef const turn_t *a = <const turn_t *>args
+    cdef int64_t i
+    for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
+        rope_token(a.x + i * a.n_heads * a.head_dim, a.rope.rows + a.positions[i] * a.head_dim,
+                   a.n_heads, a.head_dim, a.scale)
 
 
 cdef void rope_token(float *x, const float *row, int64_t n_heads, int64_t d,
@@ -313,22 +462,41 @@ cdef void rope_token(float *x, const float *row, int64_t n_heads, int64_t d,
         KERNELS.rope_head(x + h * d, row, d // 2, scale)
 
 
-cdef enum: SILU_SPAN = 8192
+cdef struct silu_t:
+    float *gate
+    const float *up
+    int64_t n_ff, per_row  # tasks of a row
+    q8_t q8
 
 
-def silu_mul(float[:, ::1] gate, const float[:, ::1] up, int n_threads):
-    """gate = silu(gate) * up (arXiv 2002.05202). Both float32 [n, n_ff]; gate # IN OUT, up # IN"""
-    cdef int64_t n = gate.shape[0] * gate.shape[1]
-    cdef Py_ssize_t i
-    if up.shape[0] != gate.shape[0] or up.shape[1] != gate.shape[1]:
+cdef class _Silu(Step):
+    cdef silu_t a
+
+
+def silu_mul(float[:, ::1] gate, const float[:, ::1] up, Activations q8=None):
+    """gate = silu(gate) * up (arXiv 2002.05202).
+
+    gate float32 [n, n_ff]  # IN OUT; up float32 [n, n_ff]  # IN
+    q8  # OUT the result, quantized, if it is given
+    """
+    cdef Py_ssize_t n = gate.shape[0]
+    if up.shape[0] != n or up.shape[1] != gate.shape[1]:
         raise ValueError("silu_mul of arrays of different shapes")
-    if n == 0:
-        return
-    cdef float *g = &gate[0, 0]
-    cdef const float *u = &up[0, 0]
-    if n <= SILU_SPAN:
-        KERNELS.silu_mul(g, u, n)
-        return
-    for i in prange((n + SILU_SPAN - 1) // SILU_SPAN, nogil=True, schedule="static",
-                    num_threads=n_threads):
-        KERNELS.silu_mul(g + i * SILU_SPAN, u + i * SILU_SPAN, min(SILU_SPAN, n - i * SILU_SPAN))
+    cdef _Silu step = _Silu()
+    step.a.q8, step.a.n_ff = room_for(q8, n, gate.shape[1]), gate.shape[1]
+    step.a.per_row = (gate.shape[1] + TASK_FLOATS - 1) // TASK_FLOATS
+    if n:
+        step.a.gate, step.a.up = &gate[0, 0], &up[0, 0]
+    step.bind(silu_mul_task, &step.a, n * step.a.per_row, (gate, up, q8))
+    return step
+
+
+cdef void silu_mul_task(const void *args, int64_t task, float *work) noexcept nogil:
+    """A part of a row; parts begin where blocks of activations do."""
+    cdef const silu_t *a = <const silu_t *>args
+    cdef int64_t row = task // a.per_row, first = task % a.per_row * TASK_FLOATS
+    cdef int64_t last = min(a.n_ff, first + TASK_FLOATS)
+    cdef float *gate = a.gate + row * a.n_ff + first
+    KERNELS.silu_mul(gate, a.up + row * a.n_ff + first, last - first)
+    if a.q8.q != NULL:
+        quantize_row(&a.q8, row, gate, first, last)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from engine import _attention, _kernels
+from engine._program import Step
 from engine.batch import Batch
 from engine.config import ModelConfig
 from engine.context import SLOTS, BlockPool, Context
@@ -47,8 +48,7 @@ class KVCache(ABC):
         n_blocks = _n_blocks(n_ctx)
         self.pool = BlockPool(n_blocks)
         self._rope = rope
-        self._config = config
-        self._scratch = _attention.Scratch()
+        self._scale = 1.0 / math.sqrt(config.head_dim_k)
         n_rows = config.n_layers * n_blocks * config.n_kv_heads * SLOTS
         self._memory = _attention.Pool(
             allocate(n_rows * config.head_dim_k * _ELEMENT_BYTES[type_k]),
@@ -61,62 +61,46 @@ class KVCache(ABC):
             type_k == "f32",
             type_v == "f32",
         )
+        self._plan = _attention.AttentionPlan(
+            self._memory, config.n_heads, rope.kernel if self._raw else None
+        )
 
     def new_context(self) -> Context:
         """Make an empty context in this cache."""
         return Context(self.pool)
 
-    def plan(self, batch: Batch) -> _attention.AttentionPlan:
-        """Cut the batch's attention into tasks, once for all layers."""
-        return _attention.AttentionPlan(
-            batch.token_starts,
-            batch.n_past,
-            batch.segment_starts,
-            batch.segments,
-            self._config.n_heads,
-            self._config.n_kv_heads,
-        )
-
-    def rotate_queries(self, q: np.ndarray, batch: Batch, n_threads: int) -> None:
-        """Rotate q [n_tokens, n_heads, head_dim_k] in place, and scale by 1 / sqrt(head_dim_k)."""
+    def prepare(self, batch: Batch) -> None:
+        """Have the steps below do this batch when they are run."""
         self._rope.reach(int(batch.positions.max()))
-        scale = 1.0 / math.sqrt(self._config.head_dim_k)
-        _kernels.rope(q, self._rope.rows, batch.positions, scale, n_threads)
+        self._plan.fill(batch.token_starts, batch.n_past, batch.segment_starts, batch.segments)
+
+    # The rest are steps of a program. Arrays of float32 [n_tokens, n_heads, head_dim], where keys
+    # and values have n_kv_heads; positions and slots int32 [n_tokens].
+
+    def rotate_queries(self, q: np.ndarray, positions: np.ndarray) -> Step:
+        """Rotate q in place, and scale by 1 / sqrt(head_dim_k)."""
+        return _kernels.rope(q, self._rope.kernel, positions, self._scale)
 
     @abstractmethod
-    def store(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch, n_threads: int) -> None:
-        """Put keys and values [n_tokens, n_kv_heads, head_dim] of the batch into their slots."""
+    def store(
+        self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
+    ) -> Step:
+        """Put keys and values into their slots. May change k."""
 
-    def attend(
-        self,
-        layer: int,
-        q: np.ndarray,
-        plan: _attention.AttentionPlan,
-        out: np.ndarray,
-        n_threads: int,
-    ) -> None:
-        """Attention of rotated queries over the cache into out [n_tokens, n_heads, head_dim_v]."""
-        _attention.attend(
-            self._memory,
-            layer,
-            q,
-            plan,
-            self._rope.rows,
-            self._rope.step,
-            self._raw,
-            self._scratch,
-            out,
-            n_threads,
-        )
+    def attend(self, layer: int, q: np.ndarray, out: np.ndarray) -> tuple[Step, Step]:
+        """Attention of rotated queries over the cache, in two phases."""
+        where = (self._memory, layer, q, self._plan, out)
+        return _attention.attend(*where), _attention.merge(*where)
 
 
 class RopedCache(KVCache):
     """Keys are rotated when they are written; their positions are fixed from then on."""
 
-    def store(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch, n_threads: int) -> None:
+    def store(
+        self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
+    ) -> Step:
         """Rotate k in place, then store both."""
-        _kernels.rope(k, self._rope.rows, batch.positions, 1.0, n_threads)
-        _attention.store(self._memory, layer, k, v, batch.slots, n_threads)
+        return _attention.store(self._memory, layer, k, v, slots, self._rope.kernel, positions)
 
 
 class RawCache(KVCache):
@@ -124,9 +108,11 @@ class RawCache(KVCache):
 
     _raw = True
 
-    def store(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch, n_threads: int) -> None:
+    def store(
+        self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
+    ) -> Step:
         """Store both as they are."""
-        _attention.store(self._memory, layer, k, v, batch.slots, n_threads)
+        return _attention.store(self._memory, layer, k, v, slots)
 
 
 STRATEGIES: dict[str, type[KVCache]] = {"roped": RopedCache, "raw": RawCache}

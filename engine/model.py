@@ -1,18 +1,28 @@
-"""The forward pass of LLaMA (arXiv 2302.13971), in the order of the paper."""
+"""The forward pass of LLaMA (arXiv 2302.13971), in the order of the paper.
+
+It is written down once as a program and then run for every batch of the same size: kernels return
+steps, `then` puts them one after the other, and all threads walk the whole list together.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from engine import _attention, _kernels
+from engine._kernels import Activations, add_bias, matmul, quantize, rms_norm, select_rows, silu_mul
+from engine._program import Program, Step
 from engine.batch import Batch
 from engine.config import ModelConfig
 from engine.kv_cache import KVCache
 from engine.weights import Layer, Linear, Weights
 
+_AT_ONCE = 16  # tokens; larger batches are run layer by layer, so that Ctrl-C is heard
+_KEPT = 32  # programs; batches of a scheduler have few different sizes
+
 
 class _Buffers:
-    """What a forward pass writes, sized once. All float32, one row a token of the batch."""
+    """What a forward pass writes, sized once: one row a token of the batch, float32 unless said."""
 
     def __init__(self, c: ModelConfig, n: int) -> None:
         def rows(width: int) -> np.ndarray:
@@ -26,7 +36,16 @@ class _Buffers:
         self.attention = rows(c.n_heads * c.head_dim_v)
         self.gate = rows(c.n_ff)
         self.up = rows(c.n_ff)
-        self.q8 = _kernels.Activations(n, max(c.dim, c.n_heads * c.head_dim_v, c.n_ff))
+        self.q8 = Activations(n, max(c.dim, c.n_heads * c.head_dim_v, c.n_ff))
+        self.positions, self.slots, self.logit_rows = np.zeros((3, n), np.int32)
+
+
+class _Recorded(NamedTuple):
+    """The forward pass for one size of batch."""
+
+    program: Program
+    layer_ends: list[int]  # phases up to the end of each layer
+    logits: np.ndarray  # float32 [n_rows, n_vocab]
 
 
 class Model:
@@ -40,92 +59,112 @@ class Model:
         self._cache = cache
         self._buffers = _Buffers(config, n_ubatch)
         self._logits = np.zeros((1, config.n_vocab), np.float32)
+        self._recorded: dict[tuple[int, int], _Recorded] = {}
 
     def forward(self, batch: Batch, n_threads: int) -> np.ndarray:
         """Compute the batch, store its keys and values, and return the logits asked for.
 
         float32 [len(batch.logit_rows), n_vocab], overwritten by the next call.
         """
-        c, w, b, n = self._config, self._weights, self._buffers, batch.n_tokens
-        x = b.x[:n]
-        x[:] = w.embedding[batch.token_ids]
-        plan = self._cache.plan(batch)
+        b, n, n_rows = self._buffers, batch.n_tokens, len(batch.logit_rows)
+        recorded = self._recorded.get((n, n_rows)) or self._record(n, n_rows)
+        self._cache.prepare(batch)
+        b.x[:n] = self._weights.embedding[batch.token_ids]
+        b.positions[:n], b.slots[:n] = batch.positions, batch.slots
+        b.logit_rows[:n_rows] = batch.logit_rows
+        done = 0
+        for end in recorded.layer_ends if n > _AT_ONCE else ():
+            recorded.program.run(n_threads, done, end)
+            done = end
+        recorded.program.run(n_threads, done)
+        return recorded.logits
+
+    def _record(self, n: int, n_rows: int) -> _Recorded:
+        """Write the program for `n` tokens, of which `n_rows` want logits."""
+        w, b = self._weights, self._buffers
+        if len(self._logits) < n_rows:
+            self._logits = np.zeros((n_rows, self._config.n_vocab), np.float32)
+        recorded = _Recorded(Program(), [], self._logits[:n_rows])
+        program, last = recorded.program, w.layers[-1]
         for i, layer in enumerate(w.layers):
-            attention = self._attend(i, layer, x, batch, plan, n_threads)
-            if i == c.n_layers - 1 and len(batch.logit_rows) < n:
-                # Nothing after the last attention mixes tokens: go on with the wanted ones.
-                x, attention = x[batch.logit_rows], attention[batch.logit_rows]
-            self._linear(layer.attn_output, attention, x, n_threads, add=True)
-            self._feed_forward(layer, x, n_threads)
-        return self._output(x, n_threads)
+            self._project(program, i, layer, n)
+            # Nothing after the last attention mixes tokens: go on with the wanted ones.
+            if layer is not last or n_rows:
+                self._attend(program, i, n)
+                n_on = n
+                if layer is last and n_rows < n:
+                    wanted, n_on = b.logit_rows[:n_rows], n_rows
+                    program.then(select_rows(b.x[:n], wanted), select_rows(b.attention[:n], wanted))
+                self._finish_attention(program, layer, n_on)
+                self._feed_forward(program, layer, n_on)
+            recorded.layer_ends.append(program.n_phases)
+        if n_rows:
+            self._output(program, recorded.logits)
+        while len(self._recorded) >= _KEPT:
+            del self._recorded[next(iter(self._recorded))]
+        self._recorded[n, n_rows] = recorded
+        return recorded
 
-    def _attend(
-        self,
-        i: int,
-        layer: Layer,
-        x: np.ndarray,
-        batch: Batch,
-        plan: _attention.AttentionPlan,
-        n_threads: int,
-    ) -> np.ndarray:
-        """Causal self-attention of layer i: float32 [n, n_heads * head_dim_v]"""
-        c, b, n = self._config, self._buffers, batch.n_tokens
+    def _project(self, program: Program, i: int, layer: Layer, n: int) -> None:
+        """q, k, v = norm(x) times their matrices, rotated; k and v go into the cache"""
+        c, b = self._config, self._buffers
         h, q, k, v = b.h[:n], b.q[:n], b.k[:n], b.v[:n]
-        _kernels.rms_norm(x, layer.attn_norm, c.norm_eps, h, n_threads)
-        self._quantize(h, n_threads, layer.q, layer.k, layer.v)
-        self._project(layer.q, h, q, n_threads)
-        self._project(layer.k, h, k, n_threads)
-        self._project(layer.v, h, v, n_threads)
+        self._norm(program, b.x[:n], layer.attn_norm, h, layer.q, layer.k, layer.v)
+        self._linear(program, (layer.q, h, q), (layer.k, h, k), (layer.v, h, v))
+        positions, slots = b.positions[:n], b.slots[:n]
         q_heads = q.reshape(n, c.n_heads, c.head_dim_k)
-        self._cache.rotate_queries(q_heads, batch, n_threads)
-        self._cache.store(
-            i,
-            k.reshape(n, c.n_kv_heads, c.head_dim_k),
-            v.reshape(n, c.n_kv_heads, c.head_dim_v),
-            batch,
-            n_threads,
+        k_heads = k.reshape(n, c.n_kv_heads, c.head_dim_k)
+        v_heads = v.reshape(n, c.n_kv_heads, c.head_dim_v)
+        program.then(
+            self._cache.rotate_queries(q_heads, positions),
+            self._cache.store(i, k_heads, v_heads, positions, slots),
         )
-        out = b.attention[:n]
-        self._cache.attend(i, q_heads, plan, out.reshape(n, c.n_heads, c.head_dim_v), n_threads)
-        return out
 
-    def _feed_forward(self, layer: Layer, x: np.ndarray, n_threads: int) -> None:
+    def _attend(self, program: Program, i: int, n: int) -> None:
+        """attention = softmax(q k / sqrt(head_dim)) v, causal, over the cache"""
+        c, b = self._config, self._buffers
+        out = b.attention[:n].reshape(n, c.n_heads, c.head_dim_v)
+        for step in self._cache.attend(i, b.q[:n].reshape(n, c.n_heads, c.head_dim_k), out):
+            program.then(step)
+
+    def _finish_attention(self, program: Program, layer: Layer, n: int) -> None:
+        """x += output(attention)"""
+        b = self._buffers
+        if layer.attn_output.weight.quantized:
+            program.then(quantize(b.attention[:n], b.q8))
+        self._linear(program, (layer.attn_output, b.attention[:n], b.x[:n]), add=True)
+
+    def _feed_forward(self, program: Program, layer: Layer, n: int) -> None:
         """x += down(silu(gate(norm(x))) * up(norm(x)))"""
-        b, n = self._buffers, len(x)
-        h, gate, up = b.h[:n], b.gate[:n], b.up[:n]
-        _kernels.rms_norm(x, layer.ffn_norm, self._config.norm_eps, h, n_threads)
-        self._quantize(h, n_threads, layer.ffn_gate, layer.ffn_up)
-        self._project(layer.ffn_gate, h, gate, n_threads)
-        self._project(layer.ffn_up, h, up, n_threads)
-        _kernels.silu_mul(gate, up, n_threads)
-        self._linear(layer.ffn_down, gate, x, n_threads, add=True)
+        b = self._buffers
+        x, h, gate, up = b.x[:n], b.h[:n], b.gate[:n], b.up[:n]
+        self._norm(program, x, layer.ffn_norm, h, layer.ffn_gate, layer.ffn_up)
+        self._linear(program, (layer.ffn_gate, h, gate), (layer.ffn_up, h, up))
+        program.then(silu_mul(gate, up, self._q8_for(layer.ffn_down)))
+        self._linear(program, (layer.ffn_down, gate, x), add=True)
 
-    def _output(self, x: np.ndarray, n_threads: int) -> np.ndarray:
-        """Final norm and output matrix: float32 [len(x), n_vocab]"""
-        w, n = self._weights, len(x)
-        if len(self._logits) < n:
-            self._logits = np.zeros((n, self._config.n_vocab), np.float32)
-        h, logits = self._buffers.h[:n], self._logits[:n]
-        _kernels.rms_norm(x, w.output_norm, self._config.norm_eps, h, n_threads)
-        self._linear(w.output, h, logits, n_threads)
-        return logits
+    def _output(self, program: Program, logits: np.ndarray) -> None:
+        """logits = output(norm(x))"""
+        w, b, n = self._weights, self._buffers, len(logits)
+        self._norm(program, b.x[:n], w.output_norm, b.h[:n], w.output)
+        self._linear(program, (w.output, b.h[:n], logits))
+
+    def _norm(
+        self, program: Program, x: np.ndarray, weight: np.ndarray, h: np.ndarray, *users: Linear
+    ) -> None:
+        """h = norm(x), for these matrices to read"""
+        program.then(rms_norm(x, weight, self._config.norm_eps, h, self._q8_for(*users)))
+
+    def _q8_for(self, *users: Linear) -> Activations | None:
+        """Where to quantize what these matrices read, if any of them wants it."""
+        return self._buffers.q8 if any(user.weight.quantized for user in users) else None
 
     def _linear(
-        self, w: Linear, x: np.ndarray, out: np.ndarray, n_threads: int, add: bool = False
+        self, program: Program, *products: tuple[Linear, np.ndarray, np.ndarray], add: bool = False
     ) -> None:
-        """out = w(x), or out += w(x); quantizes x by itself"""
-        self._quantize(x, n_threads, w)
-        self._project(w, x, out, n_threads, add)
-
-    def _quantize(self, x: np.ndarray, n_threads: int, *users: Linear) -> None:
-        """Quantize activations once for all the matrices that read them, if any wants it."""
-        if any(user.weight.quantized for user in users):
-            _kernels.quantize(x, self._buffers.q8, n_threads)
-
-    def _project(
-        self, w: Linear, x: np.ndarray, out: np.ndarray, n_threads: int, add: bool = False
-    ) -> None:
-        """out = w(x), or out += w(x), with x quantized before where w needs it"""
-        _kernels.matmul(w.weight, x, self._buffers.q8, out, add, n_threads)
-        if w.bias is not None:
-            out += w.bias
+        """out = w(x), or out += w(x), for each (w, x, out), with x quantized if w needs it"""
+        q8 = self._buffers.q8
+        program.then(*[matmul(w.weight, x, q8, out, add) for w, x, out in products])
+        biases: list[Step] = [add_bias(w.bias, out) for w, _, out in products if w.bias is not None]
+        if biases:
+            program.then(*biases)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine import _kernels
 from engine.config import ModelConfig
 
 _FIRST_ROWS = 1024
@@ -31,6 +32,7 @@ class RopeTable:
     rows  float32 [n_positions, head_dim]: cos of each pair, then sin of each pair
     step  float32 [2, head_dim / 2]: 2 (1 - cos theta) and sin theta, for stepping a query from one
           position to the next
+    kernel  the two as the kernels hold them; it stays the same object when the table grows
     """
 
     def __init__(self, theta: np.ndarray, n_positions: int) -> None:
@@ -39,6 +41,7 @@ class RopeTable:
         self._limit = max(n_positions, 32)
         self.step = np.stack([4 * np.sin(theta / 2) ** 2, np.sin(theta)]).astype(np.float32)
         self.rows = self._compute(0, min(self._limit, _FIRST_ROWS))
+        self.kernel = _kernels.Rope(self.rows, self.step)
 
     def reach(self, position: int) -> None:
         """Have rows up to `position`. The table grows by doubling: a long context is paid for
@@ -49,6 +52,7 @@ class RopeTable:
         if position >= n:
             raise ValueError(f"position {position} is beyond the context of {self._limit}")
         self.rows = np.concatenate([self.rows, self._compute(len(self.rows), n)])
+        self.kernel.set(self.rows, self.step)
 
     def _compute(self, start: int, stop: int) -> np.ndarray:
         angle = np.arange(start, stop, dtype=np.float64)[:, None] * self._theta

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine import _attention, _kernels
+from engine._program import Program, run
 from engine.memory import allocate
 from tests.reference import relative_error
 
@@ -82,18 +83,19 @@ class CacheCase:
             self.keys, self.values, self.positions, self.tables, strict=True
         ):
             stored = k if raw else self.turned(k, positions).astype(np.float32)
-            _attention.store(self.pool, 1, stored, v, slots, n_threads)
+            run(_attention.store(self.pool, 1, stored, v, slots), n_threads=n_threads)
         starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
             self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
-        plan = _attention.AttentionPlan(
+        table = _kernels.Rope(self.rows, self.step)
+        plan = _attention.AttentionPlan(self.pool, self.n_heads, table if raw else None)
+        plan.fill(
             starts[0], np.array(self.n_past, np.int32), starts[1],
-            np.concatenate([table for table, _ in self.tables]), self.n_heads, self.n_kv_heads,
+            np.concatenate([table for table, _ in self.tables]),
         )  # fmt: skip
         out = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
-        _attention.attend(
-            self.pool, 1, self.q, plan, self.rows, self.step, raw, _attention.Scratch(), out,
-            n_threads,
-        )  # fmt: skip
+        where = (self.pool, 1, self.q, plan, out)
+        program = Program().then(_attention.attend(*where)).then(_attention.merge(*where))
+        program.run(n_threads)
         return out
 
     def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
@@ -170,7 +172,7 @@ def test_f16_conversion(isa, rng):
     x = x.astype(np.float32).reshape(1, 1, 64)
     memory = allocate(32 * 64 * 2)
     pool = _attention.Pool(memory, allocate(32 * 64 * 2), 1, 1, 1, 64, 64, False, False)
-    _attention.store(pool, 0, x, x, np.array([3], np.int32), 1)
+    run(_attention.store(pool, 0, x, x, np.array([3], np.int32)))
     with np.errstate(over="ignore"):
         expected = x.reshape(-1).astype(np.float16)
     got = memory.view(np.float16).reshape(32, 64)
@@ -183,13 +185,15 @@ def test_attention_refuses_what_does_not_fit(rng):
     case.rows = case.rows[:90]
     with pytest.raises(ValueError, match="beyond the RoPE table"):
         case.run(raw=True)
+    plan = _attention.AttentionPlan(case.pool, 2)
+
+    def fill(n_past: int, segment: list[int]) -> None:
+        starts = np.array([0, 1], np.int32)
+        plan.fill(starts, np.array([n_past], np.int32), starts, np.array([segment], np.int32))
+
     with pytest.raises(ValueError, match="out of its block"):
-        _attention.AttentionPlan(
-            np.array([0, 1], np.int32), np.array([0], np.int32), np.array([0, 1], np.int32),
-            np.array([[0, 30, 3, 0]], np.int32), 2, 2,
-        )  # fmt: skip
+        fill(0, [0, 30, 3, 0])
+    with pytest.raises(ValueError, match="out of its block"):
+        fill(0, [10000, 0, 3, 0])
     with pytest.raises(ValueError, match="do not hold"):
-        _attention.AttentionPlan(
-            np.array([0, 1], np.int32), np.array([7], np.int32), np.array([0, 1], np.int32),
-            np.array([[0, 0, 3, 0]], np.int32), 2, 2,
-        )  # fmt: skip
+        fill(7, [0, 0, 3, 0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine import _kernels, quants
+from engine._program import run
 from engine.memory import allocate
 from engine.quants import GGMLType
 from tests.reference import relative_error, round_q8
@@ -90,9 +91,9 @@ def pack(data: np.ndarray, type_name: str, n_cols: int, order=None, n_threads=2)
 def multiply(matrix, x: np.ndarray, n_threads: int = 2, start: np.ndarray | None = None):
     q8 = _kernels.Activations(*x.shape)
     if matrix.quantized:
-        _kernels.quantize(x, q8, n_threads)
+        run(_kernels.quantize(x, q8), n_threads=n_threads)
     out = np.full((len(x), matrix.n_rows), np.nan, np.float32) if start is None else start.copy()
-    _kernels.matmul(matrix, x, q8, out, start is not None, n_threads)
+    run(_kernels.matmul(matrix, x, q8, out, start is not None), n_threads=n_threads)
     return out
 
 
@@ -173,9 +174,9 @@ def test_matmul_refuses_what_does_not_fit(rng):
     x = np.zeros((2, 64), np.float32)
     q8 = _kernels.Activations(2, 64)
     with pytest.raises(ValueError, match="quantized activations"):
-        _kernels.matmul(matrix, x, q8, np.zeros((2, 16), np.float32), False, 1)
+        _kernels.matmul(matrix, x, q8, np.zeros((2, 16), np.float32))
     with pytest.raises(ValueError, match="matmul of"):
-        _kernels.matmul(matrix, x, q8, np.zeros((2, 17), np.float32), False, 1)
+        _kernels.matmul(matrix, x, q8, np.zeros((2, 17), np.float32))
     with pytest.raises(ValueError, match="order"):
         pack(raw_weights("Q4_0", 2, 64, rng), "Q4_0", 64, np.array([0, 2]))
     with pytest.raises(ValueError, match="bytes"):
@@ -201,7 +202,7 @@ def test_rms_norm(isa, rng, dim, n):
     x = rng.standard_normal((n, dim)).astype(np.float32) * 3
     weight = rng.standard_normal(dim).astype(np.float32)
     out = np.empty_like(x)
-    _kernels.rms_norm(x, weight, 1e-5, out, 2)
+    run(_kernels.rms_norm(x, weight, 1e-5, out), n_threads=2)
     wide = x.astype(np.float64)
     expected = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-5) * weight
     assert relative_error(out, expected) < BOUND
@@ -220,7 +221,8 @@ def test_rope(isa, rng, head_dim):
         expected = np.concatenate(
             [lo * np.cos(a) - hi * np.sin(a), lo * np.sin(a) + hi * np.cos(a)], -1
         )
-        _kernels.rope(x, rows, positions, 0.25, 2)
+        table = _kernels.Rope(rows, np.zeros((2, half), np.float32))
+        run(_kernels.rope(x, table, positions, 0.25), n_threads=2)
         assert relative_error(x, expected * 0.25) < BOUND
 
 
@@ -232,6 +234,6 @@ def test_silu_mul(isa, rng, shape):
     up = rng.standard_normal(shape).astype(np.float32)
     wide = gate.astype(np.float64)
     expected = wide / (1 + np.exp(-wide)) * up
-    _kernels.silu_mul(gate, up, 2)
+    run(_kernels.silu_mul(gate, up), n_threads=2)
     assert relative_error(gate, expected) < BOUND
     assert np.allclose(gate, expected, rtol=2e-6, atol=1e-34)

@@ -6,18 +6,24 @@ import contextlib
 import gc
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import engine
-from engine import LLM, LariatError, SamplingParams, _attention, _kernels, sampler
+from engine import LLM, LariatError, SamplingParams, _attention, _kernels, model, sampler
+from engine._program import Program
+from engine.kv_cache import KVCache
 from tests.model_files import write_llama
 
 PACKAGE = Path(engine.__file__).parent
-KERNELS = ("rms_norm", "quantize", "matmul", "rope", "store", "attend", "silu_mul")
+# What is called once for each size of batch, when its program is recorded, and for every batch.
+RECORDED = {
+    "rms_norm": model, "quantize": model, "matmul": model, "silu_mul": model,
+    "rope": _kernels, "store": _attention, "attend": _attention,
+}  # fmt: skip
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = [[1, 5, 6, 7], [9] * 40, [1, 2, 3]]
 
@@ -133,39 +139,53 @@ def test_closing_the_model_with_open_streams(path):
 
 
 class Fault:
-    """A kernel that fails at its n-th call."""
+    """Fails at the n-th call of a kernel, of "prepare" of the cache, or of "run" of a program."""
 
     def __init__(self, monkeypatch, name: str, n: int, error: BaseException) -> None:
         self.n, self.error = n, error
-        module = _kernels if hasattr(_kernels, name) else _attention
-        self._original = getattr(module, name)
-        monkeypatch.setattr(module, name, self)
+        if name == "run":
+            monkeypatch.setattr(model, "Program", self._program)
+        else:
+            where = RECORDED.get(name, KVCache)
+            original = getattr(where, name)
+            monkeypatch.setattr(where, name, lambda *args: self._counted(original, *args))
 
-    def __call__(self, *args: object) -> object:
+    def _counted(self, original: Callable, *args: object) -> object:
         self.n -= 1
         if self.n == 0:
             raise self.error
-        return self._original(*args)
+        return original(*args)
+
+    def _program(self) -> Program:
+        class Faulty(Program):
+            def run(program, *args: int) -> None:
+                self._counted(super().run, *args)
+
+        return Faulty()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("no memory")])
-@pytest.mark.parametrize("n", [1, 2, 9])
-@pytest.mark.parametrize("name", KERNELS)
-def test_an_error_in_a_kernel_leaves_the_model_usable(llm, monkeypatch, expected, name, n, error):
-    """The first or second layer of the prompts, or some way into decoding."""
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [*((name, n) for name in RECORDED for n in (1, 2, 3)),
+     *((name, n) for name in ("prepare", "run") for n in (1, 2, 9))],
+)  # fmt: skip
+def test_an_error_in_a_step_leaves_the_model_usable(llm, monkeypatch, expected, name, n, error):
+    """While a program is recorded, between two layers of the prompts, some way into decoding."""
     with monkeypatch.context() as patch:
         fault = Fault(patch, name, n, error)
         with pytest.raises(type(error)):
             llm.generate(PROMPTS, PARAMS)
         assert fault.n == 0
     assert_idle(llm)
+    llm._model._recorded.clear()  # those that count calls
     assert [c.token_ids for c in llm.generate(PROMPTS, PARAMS)] == expected
 
 
 def test_an_interrupted_stream_keeps_what_it_said(llm, monkeypatch, expected):
     stream = llm.stream(PROMPTS[0], PARAMS)
     with monkeypatch.context() as patch:
-        Fault(patch, "silu_mul", 2 * 5 + 1, KeyboardInterrupt())
+        Fault(patch, "run", 6, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     assert stream.completion.token_ids == expected[0][:5]
@@ -185,7 +205,7 @@ def test_an_interrupted_step_leaves_those_that_wait(path, monkeypatch, expected)
         first = llm.stream(PROMPTS[0], PARAMS)
         second = llm.stream(PROMPTS[2], PARAMS)
         with monkeypatch.context() as patch:
-            Fault(patch, "silu_mul", 1, KeyboardInterrupt())
+            Fault(patch, "run", 1, KeyboardInterrupt())
             with pytest.raises(KeyboardInterrupt):
                 next(first)
         assert list(first) == []
@@ -196,8 +216,9 @@ def test_an_interrupted_step_leaves_those_that_wait(path, monkeypatch, expected)
 
 def test_an_error_in_logits_leaves_the_model_usable(llm, monkeypatch):
     before = llm.logits(PROMPTS[1])
+    llm._model._recorded.clear()
     with monkeypatch.context() as patch:
-        Fault(patch, "attend", 2, KeyboardInterrupt())
+        Fault(patch, "run", 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             llm.logits(PROMPTS[1])
     assert_idle(llm)
@@ -261,6 +282,7 @@ def interrupt_everywhere(llm: LLM, names: set[str], step: int) -> Iterator[str]:
     n, before = 1, sys.gettrace()
     while True:
         trace = _InterruptAt(names, n)
+        llm._model._recorded.clear()
         sys.settrace(trace)
         try:
             llm.generate(prompts, params)

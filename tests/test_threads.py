@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
-from engine import LLM, SamplingParams, _kernels, threads
+from engine import LLM, SamplingParams, threads
+from engine.batch import Batch
+from engine.kv_cache import KVCache
 from tests.model_files import write_llama
 
 ROOT = Path(__file__).parent.parent
@@ -185,13 +187,13 @@ def blas_threads() -> list[int]:
 @pytest.mark.skipif(not blas_threads(), reason="NumPy's BLAS is not one that can be limited")
 def test_blas_has_one_thread_within_the_forward_pass_and_its_own_number_after(model, monkeypatch):
     seen = []
-    original = _kernels.silu_mul
+    original = KVCache.prepare
 
-    def spy(*args: object) -> None:
+    def spy(self: KVCache, batch: Batch) -> None:
         seen.append(blas_threads())
-        original(*args)
+        original(self, batch)
 
-    monkeypatch.setattr(_kernels, "silu_mul", spy)
+    monkeypatch.setattr(KVCache, "prepare", spy)
     with (
         ThreadpoolController().limit(limits=2, user_api="blas"),
         LLM(model, n_threads=1) as llm,

@@ -12,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from engine import LLM, GGUFError, GGUFFile, ModelError, _kernels
+from engine._program import run
 from engine.config import ModelConfig
 from engine.weights import Linear, Weights, load_weights, split_halves
 from tests.model_files import write_llama
@@ -36,7 +37,7 @@ def matrix_of(linear: Linear) -> np.ndarray:
     w = linear.weight
     out = np.full((w.n_cols, w.n_rows), np.nan, np.float32)
     q8 = _kernels.Activations(w.n_cols, w.n_cols)
-    _kernels.matmul(w, np.eye(w.n_cols, dtype=np.float32), q8, out, False, 1)
+    run(_kernels.matmul(w, np.eye(w.n_cols, dtype=np.float32), q8, out))
     return out.T
 
 

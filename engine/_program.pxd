@@ -1,0 +1,17 @@
+"""Steps of a program, see _program.pyx."""
+
+from libc.stdint cimport int64_t
+
+# Does task number `task` of a step. `work` is the calling thread's own memory.
+ctypedef void (*task_fn)(const void *args, int64_t task, float *work) noexcept nogil
+
+
+cdef class Step:
+    cdef task_fn do_task
+    cdef const void *args       # lives in the step
+    cdef const int64_t *n_tasks  # looked up when a run begins
+    cdef int64_t fixed_n_tasks
+    cdef int64_t n_work          # floats of working memory of a task
+    cdef object keep             # what `args` points to
+
+    cdef bind(self, task_fn do_task, const void *args, int64_t n_tasks, object keep)

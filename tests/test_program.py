@@ -1,0 +1,112 @@
+"""Programs: order of phases, any number of threads, parts of a program, what may be empty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine import _kernels
+from engine._program import Program, run
+from engine.memory import allocate
+
+DIM = 96
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def matrix(rng: np.random.Generator, n_rows: int = DIM, n_cols: int = DIM) -> _kernels.Matrix:
+    values = (rng.standard_normal((n_rows, n_cols)) / np.sqrt(n_cols)).astype(np.float32)
+    packed = allocate(_kernels.packed_bytes("F32", n_rows, n_cols))
+    return _kernels.Matrix(values.view(np.uint8), "F32", n_cols, packed)
+
+
+def chain(rng: np.random.Generator, n_phases: int) -> tuple[Program, list[np.ndarray]]:
+    """Each phase reads what the one before wrote: a thread that runs ahead shows in the result."""
+    x = [rng.standard_normal((3, DIM)).astype(np.float32)]
+    unused, program = _kernels.Activations(1, 32), Program()
+    weight = np.ones(DIM, np.float32)
+    for _ in range(n_phases):
+        x += [np.zeros_like(x[0]), np.zeros_like(x[0])]
+        program.then(_kernels.matmul(matrix(rng), x[-3], unused, x[-2]))
+        program.then(_kernels.rms_norm(x[-2], weight, 1e-5, x[-1]))
+    return program, x
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 8])
+def test_phases_follow_each_other(rng, n_threads):
+    program, x = chain(rng, 60)
+    program.run(1)
+    expected = [a.copy() for a in x]
+    for _ in range(20):
+        for a in x[1:]:
+            a[:] = np.nan
+        program.run(n_threads)
+        assert all(np.array_equal(a, b) for a, b in zip(x, expected, strict=True))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_all_steps_of_a_phase_are_done(rng, n_threads):
+    bias = rng.standard_normal((5, DIM)).astype(np.float32)
+    outs = np.zeros((5, 70, DIM), np.float32)  # two tasks each
+    program = Program().then(
+        *[_kernels.add_bias(b, out) for b, out in zip(bias, outs, strict=True)]
+    )
+    for _ in range(3):
+        program.run(n_threads)
+    assert np.allclose(outs, 3 * np.broadcast_to(bias[:, None], outs.shape))
+
+
+def test_a_part_of_a_program(rng):
+    out, one = np.zeros((2, DIM), np.float32), np.ones(DIM, np.float32)
+    program = Program()
+    for factor in (1, 10, 100):
+        program.then(_kernels.add_bias(factor * one, out))
+    assert program.n_phases == 3
+    program.run(2, 1, 2)
+    assert (out == 10).all()
+    program.run(2, 1)
+    assert (out == 120).all()
+    program.run(2, 3)
+    assert (out == 120).all()
+
+
+def test_empty_phases_and_steps_do_nothing(rng):
+    nothing, one = np.zeros((0, DIM), np.float32), np.ones(DIM, np.float32)
+    out = np.zeros((2, DIM), np.float32)
+    program = (
+        Program().then().then(_kernels.add_bias(one, nothing)).then(_kernels.add_bias(one, out))
+    )
+    program.then()
+    program.run(2)
+    assert (out == 1).all()
+    Program().run(2)
+    run(n_threads=2)
+
+
+def test_a_program_grows_between_runs(rng):
+    out, one = np.zeros((2, DIM), np.float32), np.ones(DIM, np.float32)
+    program = Program().then(_kernels.add_bias(one, out))
+    program.run(2)
+    program.then(_kernels.add_bias(one, out))
+    program.run(2)
+    assert (out == 3).all()
+
+
+def test_it_keeps_what_its_steps_need(rng):
+    out, program = np.zeros((300, DIM), np.float32), Program()
+    for _ in range(50):
+        program.then(_kernels.add_bias(np.full(DIM, 0.5, np.float32), out))
+    program.run(2)
+    assert (out == 25).all()
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, 1), (0, 2), (1, 0), (2, -1)])
+def test_parts_that_are_not_there_are_refused(first, last):
+    program = Program().then()
+    with pytest.raises(ValueError, match="phases"):
+        program.run(1, first, last)
+    with pytest.raises(ValueError, match="0 threads"):
+        program.run(0)
