@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
 PROMPT ?= Once upon a time
-N      ?= 128
+N      ?= 400
 MODELS ?= 15m 110m 1b 7b4l
 # What pyproject.toml asks for in [build-system]; a test holds the two together.
 BUILD_REQUIRES := "setuptools>=77" "Cython>=3.0,<4"
@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test bench bench-compare bench-models lint build dist clean
 
 help:
-	@echo "make demo MODEL=file.gguf PROMPT='text' [N=128]   write text with both cache strategies"
+	@echo "make demo     a story, with both cache strategies: [MODEL=file.gguf] [PROMPT='text'] [N=400]"
 	@echo "make test     the test suite           make bench    the benchmarks, saved in .benchmarks"
 	@echo "make bench-compare                     the benchmarks beside the last saved run"
 	@echo "make bench-models [MODELS='110m 7b']   synthetic models for lariat bench, in .bench-models"
@@ -42,20 +42,15 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(KERNEL_SOURCES)
 
 build: $(VENV)/.built
 
-demo:
-ifeq ($(strip $(MODEL)),)
-	@echo "No demo model is bundled yet: give one with make demo MODEL=path/to/model.gguf PROMPT='Once upon a time'." >&2; exit 2
-else
-	@$(MAKE) --no-print-directory -s $(VENV)/.built
+demo: $(VENV)/.built
 	@set -euo pipefail; for cache in roped raw; do \
 	    echo "--- $$cache cache"; \
-	    $(BIN)/lariat generate -m "$$MODEL" -p "$$PROMPT" -n $(N) --temp 0 --cache $$cache -ctk f32 -ctv f32 \
+	    $(BIN)/lariat generate $${MODEL:+-m "$$MODEL"} -p "$$PROMPT" -n $(N) --temp 0 --cache $$cache -ctk f32 -ctv f32 \
 	        | tee $(VENV)/demo-$$cache.txt; \
 	done; \
 	if cmp -s $(VENV)/demo-roped.txt $(VENV)/demo-raw.txt; \
 	then echo "--- both caches wrote the same text"; \
 	else echo "--- the texts part at some point; docs/results.md says when that is no fault"; fi
-endif
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest

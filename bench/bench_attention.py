@@ -60,7 +60,7 @@ class Attention:
             self.config, n + 32, "f16", "f16", RopeTable(self.theta, n + 32)
         )
         self.keys, self.values = rng.standard_normal((2, n, heads.n_kv_heads, d), np.float32)
-        context = self.cache.new_context()
+        context = self.cache.new_segments()
         if depth:
             self._store(make_batch([Chunk(context, [0] * depth)]), slice(depth))
         batch = make_batch([Chunk(context, [0] * n_new)])

@@ -4,7 +4,7 @@ The way of a token, top to bottom; imports point downwards too:
 
     cli                     flags, streams, exit codes
      |
-    llm                     LLM: schedule, run, sample, show
+    llm <- context          LLM: schedule, run, sample, show; tokens in the cache, to be edited
      |         \\
     scheduler   sampler     what to run next; which token comes next
      |
@@ -14,7 +14,7 @@ The way of a token, top to bottom; imports point downwards too:
      |         \\
     kv_cache    weights     roped or raw keys in blocks; matrices interleaved at load
      |           |
-    context     gguf, quants, tokenizer      what the file holds
+    segments    gguf, quants, tokenizer      what the file holds (vocabulary, tokenizer_spm, _bpe)
      |
     rope                    cos/sin tables
      |
@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.config import SamplingParams
+    from engine.context import Context
+    from engine.demo import DEMO_MODEL
     from engine.errors import ContextError, GGUFError, LariatError, ModelError
     from engine.gguf import GGUFFile
     from engine.llm import LLM
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
 # Public names are loaded when asked for, so that `lariat --help` is quick and a bad LARIAT_ISA
 # reaches the command line as an error that it can report.
 _HOMES = {
+    "DEMO_MODEL": "demo",
     "LLM": "llm",
     "Completion": "sequence",
+    "Context": "context",
     "ContextError": "errors",
     "GGUFError": "errors",
     "GGUFFile": "gguf",
@@ -50,8 +54,10 @@ _HOMES = {
     "Tokenizer": "tokenizer",
 }
 __all__ = [
+    "DEMO_MODEL",
     "LLM",
     "Completion",
+    "Context",
     "ContextError",
     "GGUFError",
     "GGUFFile",

@@ -1,13 +1,14 @@
 """Attention over the cache: its memory, how attention is cut into tasks, what a task walks.
 
-Conventions are those of _kernels.pyx, whose table of tiles is used here: `store`, `attend` and
-`merge` are steps of a program.
+Conventions are those of _kernels.pyx, whose table of tiles is used here: `store`, `shift`, `attend`
+and `merge` are steps of a program.
 """
 
 import numpy as np
 
 from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdlib cimport abs
 from libc.string cimport memcpy, memset
 
 from engine._kernels cimport SCORE_ROWS, SLOTS, Rope, kernels_t, rope_t, table
@@ -118,6 +119,67 @@ cdef void store_token(const float *x, uint8_t *layer, int64_t at, int64_t n_head
             memcpy(layer + row * d * 4, x + h * d, d * 4)
         else:
             KERNELS.to_f16(x + h * d, d, <uint16_t *>(layer + row * d * 2))
+
+
+cdef struct shift_t:
+    uint8_t *k
+    int k_f32
+    const rope_t *rope
+    const int32_t *moved  # [n][4]: block, first slot, length, by how many positions
+    int64_t n, n_blocks, n_heads, dk
+
+
+cdef class _Shift(Step):
+    cdef shift_t a
+
+
+def shift(Pool pool, Rope rope, const int32_t[:, ::1] moved):
+    """Rotate stored keys by a further angle, in all layers: what a rotated key needs to stand at
+    another position.
+
+    moved int32 [n, 4]  # IN block, first slot, length, positions to move by (negative: backwards)
+    """
+    cdef Py_ssize_t i
+    if rope.head_dim != pool.head_dim_k or moved.shape[1] != 4:
+        raise ValueError("a shift that does not fit the cache")
+    for i in range(moved.shape[0]):
+        if (min(moved[i, 0], moved[i, 1], moved[i, 2]) < 0 or moved[i, 0] >= pool.n_blocks
+                or moved[i, 1] + moved[i, 2] > SLOTS or abs(moved[i, 3]) >= rope.n_positions):
+            raise ValueError("a shift of keys outside of the pool, or beyond the RoPE table")
+    cdef _Shift step = _Shift()
+    cdef shift_t *a = &step.a
+    a.k, a.k_f32, a.rope = &pool.k[0], pool.k_f32, &rope.table
+    a.n, a.n_blocks, a.n_heads = moved.shape[0], pool.n_blocks, pool.n_kv_heads
+    a.dk = pool.head_dim_k
+    if a.n:
+        a.moved = &moved[0, 0]
+    step.n_work = 2 * a.dk
+    step.bind(shift_task, a, pool.n_layers * a.n, (pool, rope, moved))
+    return step
+
+
+cdef void shift_task(const void *args, int64_t task, float *work) noexcept nogil:
+    """One segment in one layer."""
+    cdef const shift_t *a = <const shift_t *>args
+    cdef const int32_t *seg = a.moved + task % a.n * 4
+    cdef const float *row = a.rope.rows + abs(seg[3]) * a.dk
+    cdef int64_t head, i, at, block = task // a.n * a.n_blocks + seg[0]
+    cdef float *x
+    for head in range(a.n_heads):
+        for i in range(seg[2]):
+            at = ((block * a.n_heads + head) * SLOTS + seg[1] + i) * a.dk
+            x = <float *>a.k + at if a.k_f32 else work
+            if not a.k_f32:
+                KERNELS.to_f32(<uint16_t *>a.k + at, a.dk, work)
+            if seg[3] >= 0:
+                KERNELS.rope_head(x, row, a.dk // 2, 1)
+            else:
+                KERNELS.rotate_back(x, row, a.dk // 2, work + a.dk)
+                x = work + a.dk
+            if not a.k_f32:
+                KERNELS.to_f16(x, a.dk, <uint16_t *>a.k + at)
+            elif seg[3] < 0:
+                memcpy(<float *>a.k + at, x, a.dk * sizeof(float))
 
 
 # ---- attention ------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.context import Context
+from engine.segments import SegmentList
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Tokens of one sequence that follow what its context holds."""
 
-    context: Context
+    context: SegmentList
     token_ids: List[int]
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
 

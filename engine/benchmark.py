@@ -20,12 +20,12 @@ from engine import _kernels, threads
 from engine.batch import Chunk, make_batch, split
 from engine.cases import Case, Cost, ModelFacts, Result, check_fits
 from engine.config import ModelConfig
-from engine.context import SLOTS, BlockPool, Context
 from engine.gguf import GGUFFile
 from engine.kv_cache import STRATEGIES
 from engine.machine import Pins, Probe, peak_memory, reset_peak_memory
 from engine.model import Model
 from engine.rope import RopeTable, frequencies
+from engine.segments import SLOTS, SegmentList
 from engine.weights import Weights, load_weights
 
 _PROBE_AGE = 10.0  # seconds after which a ceiling is measured again
@@ -245,7 +245,7 @@ class Benchmark:
             self._caches[key] = _Cache(self._config, self._weights, same)
         return self._caches[key]
 
-    def _contexts(self, case: Case) -> list[Context]:
+    def _contexts(self, case: Case) -> list[SegmentList]:
         """One context a sequence, holding `n_depth` tokens; filled when first asked for."""
         cache, n_threads = self._cache(case), case.n_threads_batch
         n_missing = case.n_sequences - cache.n_filled(case.n_depth)
@@ -328,14 +328,14 @@ class _Cache:
         n_ubatch = max(min(case.n_ubatch, case.n_batch) for case in cases)
         self._model = Model(config, weights, self._cache, n_ubatch)
         self._n_vocab = config.n_vocab
-        self._trunks: list[tuple[Context, np.ndarray]] = []
-        self._filled: dict[int, list[Context]] = {}
+        self._trunks: list[tuple[SegmentList, np.ndarray]] = []
+        self._filled: dict[int, list[SegmentList]] = {}
 
     def n_filled(self, depth: int) -> int:
         """How many contexts hold `depth` tokens."""
         return len(self._filled.get(depth, ()))
 
-    def filled(self, depth: int) -> list[Context]:
+    def filled(self, depth: int) -> list[SegmentList]:
         """Contexts that hold `depth` tokens; truncate them to it after use."""
         return self._filled[depth]
 
@@ -347,21 +347,22 @@ class _Cache:
         """
         at = self.n_filled(case.n_depth)
         if at == len(self._trunks):
-            trunk = self._cache.new_context()
+            trunk = self._cache.new_segments()
             ids = rng.integers(0, self._n_vocab, (self._deepest + 1) * SLOTS, np.int32)
             if self._deepest:
                 chunk = Chunk(trunk, ids[: self._deepest * SLOTS].tolist())
                 self._forward_all([chunk], case, n_threads)
             self._trunks.append((trunk, ids))
         trunk, ids = self._trunks[at]
-        context = _Branch(self._cache.pool, trunk, case.n_depth // SLOTS)
+        context = trunk.fork()
+        context.truncate(case.n_depth // SLOTS * SLOTS)
         rest = ids[context.n_tokens : case.n_depth].tolist()
         if rest:
             self._forward_all([Chunk(context, rest)], case, n_threads)
         self._filled.setdefault(case.n_depth, []).append(context)
 
     def prompt(
-        self, contexts: Sequence[Context], ids: np.ndarray, case: Case, n_threads: int
+        self, contexts: Sequence[SegmentList], ids: np.ndarray, case: Case, n_threads: int
     ) -> None:
         """Compute ids [n_sequences, n] behind the contexts, and each one's last logits."""
         chunks = [
@@ -370,7 +371,7 @@ class _Cache:
         self._forward_all(chunks, case, n_threads)
 
     def decode(
-        self, contexts: Sequence[Context], ids: np.ndarray, case: Case, n_threads: int
+        self, contexts: Sequence[SegmentList], ids: np.ndarray, case: Case, n_threads: int
     ) -> None:
         """Compute ids [n_sequences, n] behind the contexts, one of each sequence at a time."""
         for column in ids.T.tolist():
@@ -384,20 +385,3 @@ class _Cache:
             for group in split(batch, case.n_ubatch):
                 with threads.forward_pass():
                     self._model.forward(make_batch(group), n_threads)
-
-
-class _Branch(Context):
-    """A context that begins with whole blocks of another, which stay the other's."""
-
-    def __init__(self, pool: BlockPool, trunk: Context, n_blocks: int) -> None:
-        super().__init__(pool)
-        shared = trunk.segments[:n_blocks]
-        self._table = np.concatenate([shared, self._table])
-        self._n_segments = n_blocks
-        self.n_tokens = self.next_position = n_blocks * SLOTS
-        self._n_shared = self.n_tokens
-
-    def truncate(self, n_tokens: int) -> None:
-        """Forget all but the first `n_tokens` tokens, which are at least the other's."""
-        assert n_tokens >= self._n_shared, "those blocks belong to the other context"
-        super().truncate(n_tokens)

@@ -16,10 +16,10 @@ import numpy as np
 
 from engine import _kernels
 from engine.config import ModelConfig
-from engine.context import SLOTS
 from engine.errors import ContextError
 from engine.gguf import GGUFFile
 from engine.kv_cache import cache_bytes
+from engine.segments import SLOTS
 from engine.weights import Linear, Weights
 
 # What llama.cpp pull request 3234 reported for the cache that is rotated when it is read, as a

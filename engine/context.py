@@ -1,121 +1,325 @@
-"""Which cache slots hold a sequence's context: the block pool and lists of segments.
-
-No arrays of keys or values here, only numbers: what is edited when a context is edited.
-"""
+"""Context: tokens whose keys and values are in the cache, as something to edit and continue."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
 import numpy as np
 
-SLOTS = 32  # positions of a block; the kernels' tiles are made for it
+from engine import context_file
+from engine.batch import Chunk, split
+from engine.errors import ContextError
+from engine.segments import SegmentList
 
+if TYPE_CHECKING:
+    from engine.llm import LLM
+    from engine.sequence import Sequence
 
-class BlockPool:
-    """Hands out blocks of 32 positions and counts who holds each."""
-
-    def __init__(self, n_blocks: int) -> None:
-        self.n_blocks = n_blocks
-        # A stack that starts with the lowest block on top, so that little memory is touched.
-        self._free = list(range(n_blocks - 1, -1, -1))
-        self._n_holders = [0] * n_blocks
-
-    @property
-    def n_free(self) -> int:
-        """Blocks that nobody holds."""
-        return len(self._free)
-
-    def allocate(self) -> int:
-        """Take a free block. Raises IndexError if there is none."""
-        block = self._free.pop()
-        self._n_holders[block] = 1
-        return block
-
-    def release(self, block: int) -> None:
-        """Give up one hold; the last one frees the block."""
-        assert self._n_holders[block] > 0
-        self._n_holders[block] -= 1
-        if self._n_holders[block] == 0:
-            self._free.append(block)
+_Result = TypeVar("_Result")
+_NO_ROOM = (
+    "the KV cache has too few free blocks: close or compact contexts, or load with more n_ctx"
+)
 
 
 class Context:
-    """A sequence's place in the cache: a list of segments in the order of its tokens.
+    """Tokens in the cache of an LLM; `LLM.context` makes an empty one.
 
-    segments  int32 [n_segments, 4]: block, first slot, length, first position. Within a segment
-              positions are consecutive.
-    n_tokens  tokens in the cache, over all segments
+    Positions are always 0 to n - 1 in the order of the tokens, whatever was edited. With the `raw`
+    cache an edit changes a list of numbers; with `roped` the keys of every token whose position
+    changes are rotated again. Neither computes anything anew: keys and values above the first layer
+    still carry what their tokens saw when they were computed.
+
+    Every method leaves the context as it was when it raises: `ContextError` for what does not fit,
+    IndexError for places outside of it, ValueError for what is no token and after `close`. While a
+    stream writes the context, nothing else may change it. Close it, or use it in a `with`
+    statement, to give its blocks back.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
-        self._pool = pool
-        self._table: np.ndarray = np.zeros((8, 4), np.int32)
-        self._n_segments = 0
-        self.n_tokens = 0
-        self.next_position = 0
+    def __init__(self, llm: LLM) -> None:
+        """Use `LLM.context`."""
+        self._llm = llm
+        self._segments = llm.new_segments()
+        # All tokens. The last ones may not be computed yet: what a stream sampled last, say.
+        self._ids: list[int] = []
+        self._writer: Sequence | None = None
+        self._closed = False
 
     @property
-    def segments(self) -> np.ndarray:
-        """The segments so far, a view."""
-        return self._table[: self._n_segments]
+    def tokens(self) -> list[int]:
+        """Token ids, a copy."""
+        return list(self._writer.ids if self._writer else self._ids)
 
-    def n_new_blocks(self, n: int) -> int:
-        """How many blocks `append(n)` will take from the pool."""
-        return max(0, -(-(n - self._room()) // SLOTS))
+    @property
+    def positions(self) -> np.ndarray:
+        """The position of each token, int32 [n]."""
+        return np.arange(len(self), dtype=np.int32)
 
-    def append(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Make room for `n` more tokens.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache blocks it refers to, each counted once, shared with others or not."""
+        return len(np.unique(self._segments.segments[:, 0])) * self._llm._cache.block_bytes
 
-        Returns their slots (int32 [n], block * 32 + slot) and positions (int32 [n]). Raises
-        IndexError, with nothing changed, if the pool has too few blocks: ask `n_new_blocks` first.
+    def __len__(self) -> int:
+        return len(self._writer.ids if self._writer else self._ids)
+
+    def __repr__(self) -> str:
+        return f"<Context of {len(self)} tokens in {len(self._segments.segments)} segments>"
+
+    def append(self, what: str | list[int] | Context) -> None:
+        """Add text, token ids, or another context's tokens at the end."""
+        self.insert(len(self), what)
+
+    def insert(self, at: int, what: str | list[int] | Context) -> None:
+        """Put text, token ids, or another context's tokens before token `at`.
+
+        Text and ids are computed with the tokens before `at` as their context: they do not see
+        those behind, and those behind, computed earlier, did not see them. Text gets the model's
+        first token (BOS) only in an empty context.
+
+        Another context's tokens bring their keys and values along: by reference to its blocks with
+        `raw`, as rotated copies with `roped`. The other context stays as it is.
         """
-        if self.n_new_blocks(n) > self._pool.n_free:
-            raise IndexError("the pool has too few free blocks")
-        slots = np.empty(n, np.int32)
-        positions = np.arange(self.next_position, self.next_position + n, dtype=np.int32)
-        done = 0
-        while done < n:
-            if self._room() == 0:
-                self._add_segment(self._pool.allocate(), self.next_position)
-            last = self._table[self._n_segments - 1]
-            take = min(self._room(), n - done)
-            first = last[0] * SLOTS + last[1] + last[2]
-            slots[done : done + take] = np.arange(first, first + take)
-            last[2] += take
-            self.n_tokens += take
-            self.next_position += take
-            done += take
-        return slots, positions
+        if isinstance(what, Context):
+            self._insert_context(at, what)
+            return
+        ids = self._llm.tokenize(what, add_bos=not len(self)) if isinstance(what, str) else what
+        ids = self._llm._checked_ids(ids) if len(ids) else []
+        with self._editing():
+            self._settle()
+            n = len(self._ids)
+            self._check_place(at, n)
+            self._check_length(n + len(ids))
+            head = self._segments.fork()
+            try:
+                head.truncate(at)
+                self._compute(head, ids)
+                rows = np.concatenate([head.segments, self._segments.cut(at, n)])
+                self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])
+            finally:
+                head.clear()
 
-    def truncate(self, n_tokens: int) -> None:
-        """Forget all but the first `n_tokens` tokens; blocks no longer used go back."""
-        while self._n_segments and self.n_tokens > n_tokens:
-            last = self._table[self._n_segments - 1]
-            drop = min(int(last[2]), self.n_tokens - n_tokens)
-            last[2] -= drop
-            self.n_tokens -= drop
-            self.next_position = int(last[3] + last[2])
-            if last[2] == 0:
-                self._n_segments -= 1
-                self._pool.release(int(last[0]))
-        if self._n_segments == 0:
-            self.next_position = 0
+    def truncate(self, n: int) -> None:
+        """Keep only the first `n` tokens."""
+        self.delete(n, len(self))
 
-    def clear(self) -> None:
-        """Forget everything and give all blocks back."""
-        while self._n_segments:  # one by one, so that an interrupted call can be repeated
-            self._n_segments -= 1
-            self._pool.release(int(self._table[self._n_segments, 0]))
-        self.n_tokens = self.next_position = 0
+    def delete(self, start: int, stop: int) -> None:
+        """Take out the tokens from `start` to before `stop`; those behind move up."""
+        with self._editing():
+            n = len(self._ids)
+            self._check_range(start, stop, n)
+            if stop < n:
+                self._settle()
+            n_cached = self._segments.n_tokens  # an uncomputed end may be what is deleted
+            keep = [(0, min(start, n_cached)), (stop, n_cached)]
+            rows = np.concatenate([self._segments.cut(*piece) for piece in keep])
+            self._assign(rows, self._ids[:start] + self._ids[stop:])
 
-    def _room(self) -> int:
-        """Free slots behind the last segment."""
-        if self._n_segments == 0:
-            return 0
-        last = self._table[self._n_segments - 1]
-        return SLOTS - int(last[1]) - int(last[2])
+    def move(self, start: int, stop: int, to: int) -> None:
+        """Move the tokens from `start` to before `stop`, so that the first of them is token `to`.
 
-    def _add_segment(self, block: int, position: int) -> None:
-        if self._n_segments == len(self._table):
-            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-        self._table[self._n_segments] = (block, 0, 0, position)
-        self._n_segments += 1
+        `to` is from 0 to n - (stop - start).
+        """
+        with self._editing():
+            n = len(self._ids)
+            self._check_range(start, stop, n)
+            self._check_place(to, n - (stop - start))
+            self._settle()
+            if to <= start:
+                order = [(0, to), (start, stop), (to, start), (stop, n)]
+            else:
+                behind = to + stop - start
+                order = [(0, start), (stop, behind), (start, stop), (behind, n)]
+            rows = np.concatenate([self._segments.cut(*piece) for piece in order])
+            self._assign(rows, [i for a, b in order for i in self._ids[a:b]])
+
+    def fork(self) -> Context:
+        """Make a context of the same tokens that shares the blocks.
+
+        What is written later in the one is not seen in the other: a block that both hold is copied
+        before either writes to it.
+        """
+        other = Context(self._llm)
+        with self._editing():
+            other._segments.assign(self._segments.segments)
+            other._ids = list(self._ids)
+        return other
+
+    def compact(self) -> int:
+        """Copy what stands in half-empty blocks together; returns how many blocks became free.
+
+        Edits leave unused slots in blocks. Keys and values are copied as they are, so nothing else
+        changes. Blocks that another context holds too stay where they are.
+        """
+        with self._editing():
+            self._settle()
+            return self._within_pool(lambda: self._llm._cache.compact(self._segments))
+
+    def logits(self, what: str | list[int]) -> np.ndarray:
+        """Logits after each of these tokens, were they appended: float32 [n, n_vocab].
+
+        The context does not change.
+        """
+        ids = self._llm.tokenize(what, add_bos=not len(self)) if isinstance(what, str) else what
+        ids = self._llm._checked_ids(ids)
+        with self._editing():
+            self._settle()
+            self._check_length(len(self._ids) + len(ids))
+            scratch = self._segments.fork()
+            try:
+                return self._compute(scratch, ids, "all")
+            finally:
+                scratch.clear()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write tokens, keys and values to a safetensors file; see `engine.context_file`.
+
+        The file appears whole or not at all. `ContextError` if it cannot be written.
+        """
+        with self._editing():
+            self._settle()
+            keys, values = self._llm._cache.read(self._segments)
+            tokens = np.array(self._ids, np.int32)
+            segments = self._segments.segments[:, :3].copy()
+            segments[:, 0] = np.unique(segments[:, 0], return_inverse=True)[1]
+            saved = context_file.Saved(tokens, segments, keys, values)
+            kind = self._llm.cache_kind
+        context_file.save(path, kind, saved)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replace everything by what `save` wrote.
+
+        `ContextError` for a damaged file, for one of another model, cache strategy, type or
+        version, and where it does not fit; OSError if there is no such file.
+        """
+        saved = context_file.load(path, self._llm.cache_kind)
+        ids = self._llm._checked_ids(saved.tokens.tolist()) if len(saved.tokens) else []
+        cache = self._llm._cache
+        with self._editing():
+            self._check_length(len(ids))
+            held = self._segments.segments[:, 0]
+            counts = np.bincount(held, minlength=cache.pool.n_blocks)
+            freed = sum(cache.pool.n_holders(b) == counts[b] for b in np.unique(held).tolist())
+            n_blocks = int(saved.segments[:, 0].max(initial=-1)) + 1
+            if n_blocks > cache.pool.n_free + freed:
+                raise ContextError(_NO_ROOM)
+            self._segments.clear()
+            self._ids = []
+            slots = self._segments.place(saved.segments)
+            cache.write(slots, saved.keys, saved.values)
+            self._ids = ids
+
+    def close(self) -> None:
+        """Give the blocks back. Closing twice does nothing; a stream that writes it is ended."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._writer:
+            self._llm._stop(self._writer)
+        self._llm._discard(self._segments)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):
+            self.close()
+
+    # ---- lending it to a stream; the LLM's lock is held ----
+
+    def lend(self, sequence: Sequence) -> None:
+        """Let `sequence`, whose ids are the new ones, go on where this context ends.
+
+        With nothing new to compute, the last token is computed again for its logits.
+        """
+        self._check_idle()
+        ids = [*self._ids, *sequence.ids]
+        if not ids:
+            raise ValueError("the prompt is empty")
+        self._check_length(len(ids))
+        if self._segments.n_tokens == len(ids):
+            self._segments.truncate(len(ids) - 1)
+        sequence.lend(self._segments, ids, self.take_back)
+        self._writer = sequence
+
+    def take_back(self, sequence: Sequence) -> None:
+        """The sequence is over: what it has written stays."""
+        if self._writer is sequence:
+            self._ids, self._writer = sequence.ids, None
+
+    # ---- below: what the methods share; the LLM's lock is held ----
+
+    @contextmanager
+    def _editing(self) -> Iterator[None]:
+        with self._llm._exclusively():
+            self._llm._check_open()
+            self._llm._sweep()  # of what others gave up, so that its blocks are free
+            self._check_idle()
+            yield
+
+    def _check_idle(self) -> None:
+        if self._closed:
+            raise ValueError("the context is closed")
+        if self._writer is not None:
+            raise ContextError("a stream is writing this context: finish or close it first")
+
+    def _insert_context(self, at: int, other: Context) -> None:
+        if other._llm is not self._llm:
+            raise ContextError("the other context belongs to another LLM")
+        with self._editing():
+            other._check_idle()
+            self._settle()
+            other._settle()
+            n = len(self._ids)
+            self._check_place(at, n)
+            self._check_length(n + len(other._ids))
+            head, tail = self._segments.cut(0, at), self._segments.cut(at, n)
+            rows = np.concatenate([head, other._segments.segments, tail])
+            self._assign(rows, self._ids[:at] + other._ids + self._ids[at:])
+
+    def _settle(self) -> None:
+        """Compute the tokens that are known but not computed."""
+        n = self._segments.n_tokens
+        if n < len(self._ids):
+            try:
+                self._compute(self._segments, self._ids[n:])
+            except BaseException:
+                self._segments.truncate(n)
+                raise
+
+    def _compute(self, segments: SegmentList, ids: list[int], wish: str = "none") -> np.ndarray:
+        """Compute tokens behind `segments`, and return the logits wished for."""
+        llm = self._llm
+        if segments.n_new_blocks(len(ids)) > llm._cache.pool.n_free:
+            raise ContextError(_NO_ROOM)
+        groups = split([Chunk(segments, ids, wish)], llm.n_ubatch) if ids else []
+        rows = [llm.forward(group).copy() for group in groups]
+        return np.concatenate(rows) if rows else np.zeros((0, llm.n_vocab), np.float32)
+
+    def _assign(self, rows: np.ndarray, ids: list[int]) -> None:
+        llm = self._llm
+        self._within_pool(lambda: llm._cache.edit(self._segments, rows, llm.n_threads))
+        self._ids = ids
+
+    def _within_pool(self, edit: Callable[[], _Result]) -> _Result:
+        try:
+            return edit()
+        except IndexError:
+            raise ContextError(_NO_ROOM) from None
+
+    def _check_length(self, n: int) -> None:
+        if n > self._llm.n_ctx:
+            raise ContextError(f"that makes {n} tokens, more than the context of {self._llm.n_ctx}")
+
+    def _check_range(self, start: int, stop: int, n: int) -> None:
+        if not 0 <= start <= stop <= n:
+            raise IndexError(f"tokens {start} to {stop} of a context of {n}")
+
+    def _check_place(self, at: int, n: int) -> None:
+        if not 0 <= at <= n:
+            raise IndexError(f"place {at} is not within 0 to {n}")

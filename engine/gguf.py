@@ -127,12 +127,9 @@ class StringArray(Sequence[str]):
             yield text.decode("utf-8", "replace")
 
     def iter_raw(self) -> Iterator[bytes]:
-        """The bytes of each string, faster than `raw` for each index."""
-        blob = self._blob
-        start = 0
-        for end in self._bounds[1:].tolist():
-            yield blob[start + 8 : end]
-            start = end
+        """The bytes of each string, much faster than `raw` for each index."""
+        starts, ends = (self._bounds[:-1] + 8).tolist(), self._bounds[1:].tolist()
+        return map(self._blob.__getitem__, map(slice, starts, ends))
 
     def __repr__(self) -> str:
         return f"<StringArray of {len(self)}>"
@@ -147,6 +144,9 @@ class GGUFFile:
     Raises `FileNotFoundError` and `PermissionError`, and `GGUFError` for everything else that
     keeps the file from being read. It does so before it reads anything from what is not a regular
     file, so it never waits on a pipe or a device.
+
+    `overrides` replace or add metadata once the file is read: keys to str, int, float or bool. They
+    are checked where they are used, like the file's own values.
     """
 
     path: Path
@@ -156,7 +156,11 @@ class GGUFFile:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        overrides: Mapping[str, str | int | float | bool] | None = None,
+    ) -> None:
         self.path = Path(path)
         self._mapping: mmap.mmap | None = _map(self.path)
         try:
@@ -169,7 +173,7 @@ class GGUFFile:
         except BaseException:
             self.close()
             raise
-        self.metadata = MappingProxyType(metadata)
+        self.metadata = MappingProxyType(metadata | dict(overrides or {}))
         self.tensors = MappingProxyType(tensors)
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:

@@ -13,13 +13,16 @@ import numpy as np
 
 from engine import _attention, _kernels
 from engine._program import Step
+from engine._program import run as run_now
 from engine.batch import Batch
 from engine.config import ModelConfig
-from engine.context import SLOTS, BlockPool, Context
 from engine.memory import allocate
 from engine.rope import RopeTable
+from engine.segments import SLOTS, BlockPool, SegmentList, numbered, slots_of
 
 _ELEMENT_BYTES = {"f16": 2, "f32": 4}
+_ELEMENTS = {"f16": np.float16, "f32": np.float32}
+SPARE_BLOCKS = 2  # what a context loses to holes when its oldest tokens are evicted
 
 
 def cache_bytes(config: ModelConfig, n_ctx: int, type_k: str, type_v: str) -> int:
@@ -43,16 +46,28 @@ class KVCache(ABC):
     _raw = False
 
     def __init__(
-        self, config: ModelConfig, n_ctx: int, type_k: str, type_v: str, rope: RopeTable
+        self,
+        config: ModelConfig,
+        n_ctx: int,
+        type_k: str,
+        type_v: str,
+        rope: RopeTable,
+        n_spare: int = 0,
     ) -> None:
-        n_blocks = _n_blocks(n_ctx)
-        self.pool = BlockPool(n_blocks)
+        """`n_spare` blocks more than `n_ctx` positions need; memory that is not used costs none."""
+        n_blocks = _n_blocks(n_ctx) + n_spare
+        self.pool = BlockPool(n_blocks, self._copy_slots)
         self._rope = rope
         self._scale = 1.0 / math.sqrt(config.head_dim_k)
         n_rows = config.n_layers * n_blocks * config.n_kv_heads * SLOTS
+        k = allocate(n_rows * config.head_dim_k * _ELEMENT_BYTES[type_k])
+        v = allocate(n_rows * config.head_dim_v * _ELEMENT_BYTES[type_v])
+        shape = (config.n_layers, n_blocks, config.n_kv_heads, SLOTS, -1)
+        self._k, self._v = k.view(_ELEMENTS[type_k]), v.view(_ELEMENTS[type_v])
+        self._k, self._v = self._k.reshape(shape), self._v.reshape(shape)
         self._memory = _attention.Pool(
-            allocate(n_rows * config.head_dim_k * _ELEMENT_BYTES[type_k]),
-            allocate(n_rows * config.head_dim_v * _ELEMENT_BYTES[type_v]),
+            k,
+            v,
             config.n_layers,
             n_blocks,
             config.n_kv_heads,
@@ -65,9 +80,104 @@ class KVCache(ABC):
             self._memory, config.n_heads, rope.kernel if self._raw else None
         )
 
-    def new_context(self) -> Context:
-        """Make an empty context in this cache."""
-        return Context(self.pool)
+    def new_segments(self) -> SegmentList:
+        """Make the segment list of an empty context in this cache."""
+        return SegmentList(self.pool)
+
+    # ---- what a context's edits need ----
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block, keys and values, all layers."""
+        return (self._k.nbytes + self._v.nbytes) // max(1, self.pool.n_blocks)
+
+    @abstractmethod
+    def edit(self, context: SegmentList, rows: np.ndarray, n_threads: int) -> None:
+        """Make `rows` (int32 [n, 4], in the order of tokens) the segments of `context`.
+
+        They are segments of this or of other contexts, as `SegmentList.cut` gives them. Raises
+        IndexError, with nothing changed, if the pool has too few blocks for copies.
+        """
+
+    def compact(self, context: SegmentList) -> int:
+        """Copy segments that do not fill their blocks to fewer blocks, those that only this context
+        holds. Exact: no key is rotated. Returns the number of blocks that became free.
+
+        Raises IndexError, with nothing changed, if the pool has too few blocks for the copies.
+        """
+        rows = context.segments.copy()
+        counts = np.bincount(rows[:, 0], minlength=self.pool.n_blocks)
+        alone = np.array(
+            [self.pool.n_holders(block) == counts[block] for block in rows[:, 0].tolist()], bool
+        )
+        used = np.bincount(rows[:, 0], weights=rows[:, 2], minlength=self.pool.n_blocks)
+        sparse = alone & (used[rows[:, 0]] < SLOTS)
+        if len(rows):
+            sparse[-1] = False  # new tokens go behind it
+        n_freed = len(np.unique(rows[sparse, 0])) - _n_blocks(int(rows[sparse, 2].sum()))
+        if n_freed <= 0:
+            return 0
+        n_free = self.pool.n_free
+        self._assign_copied(context, rows, sparse)
+        return self.pool.n_free - n_free
+
+    def read(self, context: SegmentList) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of keys and values as stored: [n_layers, n_tokens, n_kv_heads, head_dim] each."""
+        slots = slots_of(context.segments)
+        block, slot = slots // SLOTS, slots % SLOTS
+        return (
+            np.stack([layer[block, :, slot] for layer in self._k]),
+            np.stack([layer[block, :, slot] for layer in self._v]),
+        )
+
+    def write(self, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+        """Put what `read` gave into slots."""
+        block, slot = slots // SLOTS, slots % SLOTS
+        for layer in range(len(self._k)):
+            self._k[layer][block, :, slot] = k[layer]
+            self._v[layer][block, :, slot] = v[layer]
+
+    def _copy_slots(self, source: int, target: int, first: int, length: int) -> None:
+        stop = first + length
+        self._k[:, target, :, first:stop] = self._k[:, source, :, first:stop]
+        self._v[:, target, :, first:stop] = self._v[:, source, :, first:stop]
+
+    def _assign_copied(self, context: SegmentList, rows: np.ndarray, which: np.ndarray) -> None:
+        """Give `context` the segments `rows`, those marked by `which` bool [n] as copies.
+
+        `context` then has the segments in the order of `rows`, but may cut and join them.
+        """
+        n_blocks = _n_blocks(int(rows[which, 2].sum()))
+        if n_blocks > self.pool.n_free:
+            raise IndexError("the pool has too few free blocks")
+        blocks = [self.pool.allocate() for _ in range(n_blocks)]
+        try:
+            new, at = [], 0
+            for row, copied in zip(rows.tolist(), which.tolist(), strict=True):
+                block, first, n, position = row
+                done = 0
+                while copied and done < n:
+                    take = min(SLOTS - at % SLOTS, n - done)
+                    new.append((blocks[at // SLOTS], at % SLOTS, take, position + done))
+                    at, done = at + take, done + take
+                if not copied:
+                    new.append((block, first, n, position))
+            old, table = slots_of(rows), np.array(new, np.int32).reshape(-1, 4)
+            fresh = slots_of(table)
+            moved = old != fresh
+            self._copy_each(old[moved], fresh[moved])
+            context.assign(table)
+        finally:
+            for block in blocks:
+                self.pool.release(block)
+
+    def _copy_each(self, old: np.ndarray, new: np.ndarray) -> None:
+        """Keys and values of slots `old` [n] to slots `new`, which nobody reads."""
+        source, target = (old // SLOTS, old % SLOTS), (new // SLOTS, new % SLOTS)
+        for layer in (*self._k, *self._v):
+            layer[target[0], :, target[1]] = layer[source[0], :, source[1]]
+
+    # ---- what the forward pass needs ----
 
     def prepare(self, batch: Batch) -> None:
         """Have the steps below do this batch when they are run."""
@@ -94,7 +204,31 @@ class KVCache(ABC):
 
 
 class RopedCache(KVCache):
-    """Keys are rotated when they are written; their positions are fixed from then on."""
+    """Keys are rotated when they are written, and again when their positions are changed."""
+
+    def edit(self, context: SegmentList, rows: np.ndarray, n_threads: int) -> None:
+        """As for `KVCache`; keys that come to stand elsewhere are rotated by the difference.
+
+        Those that another context reads too are copied first. Cost: a pass over all keys moved.
+        """
+        by = numbered(rows) - rows[:, 3]
+        held = np.bincount(context.segments[:, 0], minlength=self.pool.n_blocks)
+        shared = [self.pool.n_holders(block) > held[block] for block in rows[:, 0].tolist()]
+        copied = (by != 0) & np.array(shared, bool)
+        places = slots_of(rows)
+        if len(np.unique(places)) < len(places):  # a context that is put into itself
+            copied = by != 0
+        by_token = np.repeat(by, rows[:, 2])
+        self._rope.reach(int(np.abs(by).max(initial=0)))
+        if copied.any():
+            self._assign_copied(context, rows, copied)
+        else:
+            context.assign(rows)
+        moved = context.segments.copy()
+        moved = _split_where_changing(moved, by_token)
+        if len(moved):
+            # Last, so that a Ctrl-C, which waits for the kernel, leaves keys and positions agreed.
+            run_now(_attention.shift(self._memory, self._rope.kernel, moved), n_threads=n_threads)
 
     def store(
         self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
@@ -108,11 +242,27 @@ class RawCache(KVCache):
 
     _raw = True
 
+    def edit(self, context: SegmentList, rows: np.ndarray, n_threads: int) -> None:
+        """As for `KVCache`: positions are numbers of the list, no key is touched."""
+        context.assign(rows)
+
     def store(
         self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
     ) -> Step:
         """Store both as they are."""
         return _attention.store(self._memory, layer, k, v, slots)
+
+
+def _split_where_changing(rows: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """What `_attention.shift` takes, int32 [n, 4], from segments and `by` int32 [n_tokens]."""
+    starts = np.repeat(numbered(rows), rows[:, 2])
+    new = np.ones(len(by), bool)
+    new[1:] = (by[1:] != by[:-1]) | (starts[1:] != starts[:-1])
+    firsts = np.flatnonzero(new)
+    lengths = np.diff(np.append(firsts, len(by)))
+    slots = slots_of(rows)[firsts]
+    moved = np.stack([slots // SLOTS, slots % SLOTS, lengths, by[firsts]], 1).astype(np.int32)
+    return moved[moved[:, 3] != 0]
 
 
 STRATEGIES: dict[str, type[KVCache]] = {"roped": RopedCache, "raw": RawCache}

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
 
-from engine import sampler, threads
+from engine import context_file, sampler, threads
 from engine.batch import Chunk, make_batch, split
 from engine.config import EngineConfig, ModelConfig, SamplingParams
 from engine.context import Context
 from engine.errors import ContextError, LariatError
 from engine.gguf import GGUFFile
-from engine.kv_cache import STRATEGIES
+from engine.kv_cache import SPARE_BLOCKS, STRATEGIES
 from engine.model import Model
 from engine.rope import RopeTable, frequencies
 from engine.scheduler import Scheduler
+from engine.segments import SegmentList
 from engine.sequence import Completion, Sequence, Timings
 from engine.tokenizer import Tokenizer
 from engine.weights import load_weights
@@ -40,6 +41,7 @@ class LLM:
     type_k, type_v   "f16" or "f32", of keys and values in the cache
     seed             of sampling where `SamplingParams` has none; None: from the system
     progress         is called with the share loaded, 0 to 1
+    overrides        metadata to replace or add: keys to str, int, float or bool
 
     Raises `GGUFError` or `ModelError` for files it cannot run, ValueError for bad parameters,
     OSError for a file that is not there. Close it, or use it in a `with` statement.
@@ -59,6 +61,7 @@ class LLM:
         type_v: str = "f16",
         seed: int | None = None,
         progress: Callable[[float], None] | None = None,
+        overrides: Mapping[str, str | int | float | bool] | None = None,
     ) -> None:
         start = time.perf_counter()
         e = EngineConfig(
@@ -68,7 +71,7 @@ class LLM:
         self.n_threads_batch = threads.resolve(
             self.n_threads if n_threads_batch is None else n_threads_batch, "n_threads_batch"
         )
-        self._gguf = GGUFFile(model_path)
+        self._gguf = GGUFFile(model_path, overrides)
         try:
             self.config = ModelConfig.from_gguf(self._gguf)
             self.tokenizer = Tokenizer.from_gguf(self._gguf)
@@ -76,17 +79,21 @@ class LLM:
             with threads.forward_pass():
                 weights = load_weights(self._gguf, self.config, self.n_threads_batch, progress)
             rope = RopeTable(frequencies(self.config, weights.rope_factors), self.n_ctx + 32)
-            self._cache = STRATEGIES[cache](self.config, self.n_ctx, type_k, type_v, rope)
+            self._cache = STRATEGIES[cache](
+                self.config, self.n_ctx, type_k, type_v, rope, SPARE_BLOCKS
+            )
         except BaseException:
             self._gguf.close()
             raise
         self._engine = e
-        self._n_ubatch = min(n_ubatch, n_batch, self.n_ctx)
-        self._model = Model(self.config, weights, self._cache, self._n_ubatch)
+        self.n_ubatch = min(n_ubatch, n_batch, self.n_ctx)  # most tokens of one `forward`
+        self._model = Model(self.config, weights, self._cache, self.n_ubatch)
         self._scheduler = Scheduler(self._cache.pool, n_batch)
         self._lock = threading.Lock()
         self._owner = 0  # the Python thread that holds the lock
         self._closed = False
+        self._fingerprint = ""  # see `cache_kind`; takes a moment, so made when asked for
+        self._discarded: list[SegmentList] = []  # of contexts that were closed
         self.load_time = time.perf_counter() - start
 
     @property
@@ -122,13 +129,13 @@ class LLM:
         ids = self._checked_ids(ids)
         with self._exclusively():
             self._check_open()  # another thread may have closed it meanwhile
-            context = self.new_context()
+            context = self.new_segments()
             if context.n_new_blocks(len(ids)) > self._cache.pool.n_free:
                 raise ContextError("other sequences hold too much of the KV cache")
             out = np.empty((len(ids), self.n_vocab), np.float32)
             done = 0
             try:
-                for group in split([Chunk(context, ids, "all")], self._n_ubatch):
+                for group in split([Chunk(context, ids, "all")], self.n_ubatch):
                     rows = self.forward(group)
                     out[done : done + len(rows)] = rows
                     done += len(rows)
@@ -141,19 +148,26 @@ class LLM:
         prompt: str | list[int],
         params: SamplingParams | None = None,
         *,
+        context: Context | None = None,
         prompt_progress: Callable[[int, int], None] | None = None,
     ) -> Stream:
-        """Generate text piece by piece.
+        """Generate text piece by piece, from an empty context or behind what `context` holds.
 
         `prompt` is text, or token ids as they are. The iterator's `completion` tells the state at
         any time. Several streams may be open at once; each step computes all of them together.
-        `prompt_progress` is called with prompt tokens done and their total.
+        `prompt_progress` is called with prompt tokens done and their total. A `context` gets the
+        prompt and what is written, and takes no other edit until the stream is over.
         """
-        return Stream(self, self._sequence(prompt, params or SamplingParams(), prompt_progress))
+        params = params or SamplingParams()
+        return Stream(self, self._sequence(prompt, params, prompt_progress, context), context)
 
     @overload
     def generate(
-        self, prompt: str | list[int], params: SamplingParams | None = None
+        self,
+        prompt: str | list[int],
+        params: SamplingParams | None = None,
+        *,
+        context: Context | None = None,
     ) -> Completion: ...
     @overload
     def generate(
@@ -163,16 +177,24 @@ class LLM:
         self,
         prompt: str | list[int] | list[str] | list[list[int]],
         params: SamplingParams | None = None,
+        *,
+        context: Context | None = None,
     ) -> Completion | list[Completion]:
-        """Complete a prompt (text or token ids), or a list of prompts in one batch."""
+        """Complete a prompt (text or token ids), or a list of prompts in one batch.
+
+        `context` is for a single prompt, see `stream`.
+        """
         params = params or SamplingParams()
-        if isinstance(prompt, str) or (
+        is_one = isinstance(prompt, str) or (
             len(prompt) > 0 and not isinstance(prompt[0], (str, list, tuple, np.ndarray))
-        ):
-            with self.stream(prompt, params) as stream:
+        )
+        if is_one or (context is not None and len(prompt) == 0):
+            with self.stream(prompt, params, context=context) as stream:  # type: ignore[arg-type]
                 for _ in stream:
                     pass
             return stream.completion
+        if context is not None:
+            raise ValueError("a context goes on with one prompt, not with a list of them")
         streams: list[Stream] = []
         try:
             streams.extend(self.stream(one, params) for one in prompt)  # type: ignore[arg-type]
@@ -184,10 +206,25 @@ class LLM:
                 stream.close()
         return [stream.completion for stream in streams]
 
-    def new_context(self) -> Context:
-        """Make an empty context in the KV cache, for `forward`. Clear it when done with it."""
+    def context(self) -> Context:
+        """Make an empty context: tokens in the cache that can be edited and gone on from."""
         self._check_open()
-        return self._cache.new_context()
+        return Context(self)
+
+    @property
+    def cache_kind(self) -> dict[str, str]:
+        """What two caches must have in common to understand each other's keys and values."""
+        if not self._fingerprint:
+            self._fingerprint = context_file.fingerprint(self._gguf)
+        e = self._engine
+        return {
+            "model": self._fingerprint, "cache": e.cache, "type_k": e.type_k, "type_v": e.type_v
+        }  # fmt: skip
+
+    def new_segments(self) -> SegmentList:
+        """Make an empty place in the KV cache, for `forward`. Clear it when done with it."""
+        self._check_open()
+        return self._cache.new_segments()
 
     def forward(self, chunks: list[Chunk]) -> np.ndarray:
         """Run one forward pass over at most `n_ubatch` tokens, below scheduler and sampler.
@@ -207,9 +244,12 @@ class LLM:
         prompt: str | list[int],
         params: SamplingParams,
         on_prompt: Callable[[int, int], None] | None,
+        context: Context | None,
     ) -> Sequence:
         self._check_open()
-        ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        begins = context is None or not len(context)
+        ids = self.tokenize(prompt, add_bos=begins) if isinstance(prompt, str) else prompt
+        ids = self._checked_ids(ids) if begins or len(ids) else []
         for token in params.logit_bias:
             if token >= self.n_vocab:
                 raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
@@ -217,7 +257,7 @@ class LLM:
         return Sequence(
             ids,
             params,
-            self.new_context(),
+            self.new_segments(),
             np.random.default_rng(seed),
             Completion(ids, timings=Timings(load_s=self.load_time)),
             decoder=self.tokenizer.decoder(),
@@ -267,8 +307,19 @@ class LLM:
                 if not self._closed:
                     self._sweep()
 
+    def _discard(self, segments: SegmentList) -> None:
+        """Free a closed context's blocks, or leave that to whoever uses the LLM just now."""
+        if not self._closed:
+            self._discarded.append(segments)
+            if not self._lock.locked():
+                with self._exclusively():
+                    if not self._closed:
+                        self._sweep()
+
     def _sweep(self) -> None:
         """Take out what is finished or given up."""
+        while self._discarded:
+            self._discarded.pop().clear()
         for sequence in self._scheduler.sequences:
             if sequence.finished or sequence.closed:
                 sequence.closed = True
@@ -291,13 +342,17 @@ class LLM:
         start = time.perf_counter()
         self._sweep()
         step = self._scheduler.schedule()
-        assert step, "nothing can run: the pool is smaller than one sequence"
+        if not step:
+            self._sweep()
+            return
         in_prompt = [s.in_prompt for s, _ in step]
+        computed = [s.context.n_tokens for s, _ in step]
         try:
             self._run(step)
         except BaseException as error:
-            # Their contexts are half-written: give up these sequences, keep the rest.
-            for s, _ in step:
+            # What the step wrote may be half-written: forget it and give up these sequences.
+            for (s, _), n in zip(step, computed, strict=True):
+                s.context.truncate(n)
                 s.fail(error)
             raise
         finally:
@@ -317,7 +372,7 @@ class LLM:
             for s, n in step
         ]
         sequence_of = {s.context: s for s, _ in step}
-        for group in split(chunks, self._n_ubatch):
+        for group in split(chunks, self.n_ubatch):
             logits = iter(self.forward(group))
             for chunk in group:
                 s = sequence_of[chunk.context]
@@ -339,15 +394,20 @@ class LLM:
 class Stream:
     """Iterator over the text of one completion, see `LLM.stream`."""
 
-    def __init__(self, llm: LLM, sequence: Sequence) -> None:
+    def __init__(self, llm: LLM, sequence: Sequence, context: Context | None = None) -> None:
         self._llm = llm
         self._sequence = sequence
         if sequence.params.max_tokens == 0:
+            if context is not None:
+                context.append(sequence.ids)
             sequence.completion.finish_reason = "length"
             sequence.closed = True
         else:
             with llm._exclusively():
                 llm._check_open()
+                if context is not None:
+                    llm._sweep()  # a stream on it that is over gives it back
+                    context.lend(sequence)
                 llm._scheduler.add(sequence)
 
     @property

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from engine.context import BlockPool
+from engine.errors import ContextError
+from engine.segments import BlockPool
 from engine.sequence import Sequence
+
+_NO_BLOCK = "the KV cache is full: close contexts, or load with more n_ctx"
 
 
 class Scheduler:
@@ -26,7 +29,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Drop a request, finished or not; its blocks are free at once. Twice does no harm."""
-        sequence.context.clear()
+        sequence.release()
         if sequence in self._running:
             self._running.remove(sequence)
         elif sequence in self._waiting:
@@ -48,7 +51,7 @@ class Scheduler:
         Oldest first: decoding sequences, one token each, then what is left of `n_batch` goes to
         prompts. When a running sequence finds no block, the youngest one gives its blocks
         back and waits, to be computed again later. Never more tokens than `n_batch`, nor more
-        blocks than are free.
+        blocks than are free. Empty when nothing can run: those that wait in vain have failed.
         """
         step: list[tuple[Sequence, int]] = []
         room = self._n_batch
@@ -58,7 +61,11 @@ class Scheduler:
                 continue
             n = min(sequence.n_pending, room)
             while sequence.context.n_new_blocks(n) + promised > self._pool.n_free:
-                victim = self._running[-1]  # never one that is chosen already: those are older
+                # Never one that is chosen already: those are older.
+                victim = self._youngest(sequence)
+                if victim is None:
+                    sequence.fail(ContextError(_NO_BLOCK))
+                    break
                 self._preempt(victim)
                 if victim is sequence:
                     break
@@ -70,6 +77,8 @@ class Scheduler:
             sequence = self._waiting[0]
             # Room for all it has, so that a prompt is not stuck half-way behind another.
             if sequence.context.n_new_blocks(sequence.n_pending) + promised > self._pool.n_free:
+                if not self._running:  # contexts hold the rest, and nobody here will free it
+                    sequence.fail(ContextError(_NO_BLOCK))
                 break
             self._running.append(sequence)
             self._waiting.popleft()
@@ -78,6 +87,16 @@ class Scheduler:
             room -= n
             promised += sequence.context.n_new_blocks(sequence.n_pending)
         return step
+
+    def _youngest(self, sequence: Sequence) -> Sequence | None:
+        """Who is to give its blocks back for `sequence`, if not an older one: the youngest that can
+        be computed again."""
+        for victim in reversed(self._running):
+            if not victim.is_lent:
+                return victim
+            if victim is sequence:
+                break
+        return None
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.config import SamplingParams
-from engine.context import Context
+from engine.segments import SegmentList
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Sequence:
         self,
         prompt_ids: list[int],
         params: SamplingParams,
-        context: Context,
+        context: SegmentList,
         rng: np.random.Generator,
         completion: Completion,
         *,
@@ -122,10 +122,34 @@ class Sequence:
         self.pieces: deque[str] = deque()  # text that nobody has taken yet
         self.closed = False  # given up: nothing more will be computed
         self.error: BaseException | None = None  # why, where it was no wish
+        self._take_back: Callable[[Sequence], None] | None = None
         self._decoder = decoder
         self._eog_ids = eog_ids
         self._n_ctx = n_ctx
         self._stop = StopText(params.stop)
+
+    def lend(
+        self, segments: SegmentList, ids: list[int], take_back: Callable[[Sequence], None]
+    ) -> None:
+        """Go on where a context ends, whose `segments` hold the first of all `ids`.
+
+        `take_back` is called once, when the sequence is over; the segments stay the context's.
+        """
+        self.context, self.ids, self._take_back = segments, ids, take_back
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether its place in the cache is a context's, whose tokens cannot be computed anew."""
+        return self._take_back is not None
+
+    def release(self) -> None:
+        """Give its place in the cache back: to the pool, or to the context it came from."""
+        if self._take_back is None:
+            self.context.clear()
+        else:
+            take_back, self._take_back = self._take_back, None
+            take_back(self)
+            self.context = SegmentList(self.context.pool)
 
     @property
     def n_pending(self) -> int:

@@ -1,6 +1,6 @@
 """Documents by split and number, and the program that writes a corpus of them.
 
-    python -m models.corpus --out /tmp/corpus
+    python -m models.corpus --out build/corpus
 
 Each document depends on its split, kind and number alone, so the same command writes the same
 bytes anywhere. Splits share no seed: what is measured on HELD_OUT was never trained on.

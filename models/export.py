@@ -1,6 +1,6 @@
 """Checkpoint and tokenizer to GGUF files, in F16 and Q4_0.
 
-    python -m models.export --train /tmp/lariat/train --out build/models
+    python -m models.export --train build/train --out build/models
 
 In the Q4_0 file the embedding, which is the output matrix too, is Q8_0: llama.cpp's own quantizer
 keeps it wide as well, and it is an eighth of the file. Norms are F32.

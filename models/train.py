@@ -1,6 +1,6 @@
 """Trains the demo model. Stops and goes on at any time: the same command resumes.
 
-    python -m models.train --out /tmp/lariat/train
+    python -m models.train --out build/train
 
 The folder gets `tokenizer.model` (trained first where it is missing), `checkpoint.pt`,
 `log.jsonl` and `loss.png`. A GPU is used where there is one.
@@ -173,7 +173,8 @@ def train(args: argparse.Namespace) -> None:
     checkpoint_path = args.out / "checkpoint.pt"
     if checkpoint_path.exists():
         state = torch.load(checkpoint_path, map_location=device, weights_only=True)
-        if (state["n_steps"], state["seed"]) != (args.steps, args.seed):
+        extends = args.extend and state["step"] == state["n_steps"] < args.steps
+        if state["seed"] != args.seed or (state["n_steps"] != args.steps and not extends):
             raise SystemExit(
                 f"{checkpoint_path} is of {state['n_steps']} steps and seed {state['seed']}, not of"
                 f" {args.steps} and {args.seed}; name another folder with --out"
@@ -315,6 +316,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--extend", action="store_true", help="--steps may go past a finished run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--muon-lr", type=float, default=5e-3)
     parser.add_argument("--adam-lr", type=float, default=3e-3)

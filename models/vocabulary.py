@@ -1,6 +1,6 @@
 """Trains the tokenizer: sentencepiece BPE with byte fallback and LLaMA's settings.
 
-    python -m models.vocabulary --out /tmp/lariat/train/tokenizer.model
+    python -m models.vocabulary --out build/train/tokenizer.model
 
 Digits are split, so a code of four digits is always four digits to the model. One thread and no
 shuffling: the same command makes the same bytes.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import Chunk, make_batch, split
-from engine.context import SLOTS, BlockPool, Context
+from engine.segments import SLOTS, BlockPool, SegmentList
 
 requests = st.lists(
     st.tuples(
@@ -26,7 +26,7 @@ def make_chunks(wanted: list[tuple[int, int, str]]) -> list[Chunk]:
     pool = BlockPool(64)
     chunks = []
     for i, (n_past, n, logits) in enumerate(wanted):
-        context = Context(pool)
+        context = SegmentList(pool)
         context.append(n_past)
         chunks.append(Chunk(context, list(range(1000 * i, 1000 * i + n)), logits))
     return chunks

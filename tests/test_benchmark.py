@@ -229,14 +229,13 @@ def test_blocks_come_back(model):
         assert pool.n_free == n_free
 
 
-def test_a_branch_keeps_off_the_blocks_it_does_not_own(model):
-    case = Case(n_gen=1, n_depth=70)
-    with Benchmark(model, [case]) as b:
-        (context,) = b._contexts(case)
-        with pytest.raises(AssertionError):
-            context.truncate(63)
-        context.truncate(64)
-        assert context.n_tokens == context.next_position == 64
+def test_contexts_of_several_depths_share_the_blocks_of_the_deepest(model):
+    cases = [Case(n_gen=1, n_depth=depth) for depth in (70, 130)]
+    with Benchmark(model, cases) as b:
+        (short,), (deep,) = b._contexts(cases[0]), b._contexts(cases[1])
+        assert short.segments[:2].tolist() == deep.segments[:2].tolist()
+        short.truncate(63)  # only its own hold of the second block gets shorter
+        assert (short.n_tokens, deep.n_tokens) == (63, 130)
 
 
 def test_weights_are_loaded_once(model, monkeypatch):

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from engine import machine, plots
+from engine import DEMO_MODEL, machine, plots
 from engine.benchmark import Benchmark
 from engine.cases import Case, ModelFacts, Result
 from engine.cli import bench
@@ -165,8 +165,10 @@ def test_bad_flags_are_refused(run, flags, expected):
 # ---- bad input ---------------------------------------------------------------------------
 
 
-def test_no_model(run):
-    check_refused(run(), 2, "-m/--model")
+def test_without_a_model_it_is_the_demo_model(run):
+    code, out, _ = run("-p", "4", "-n", "0", "-r", "1", "-t", "1", "-o", "json")
+    assert code == 0
+    assert json.loads(out)[0]["model_filename"] == DEMO_MODEL
 
 
 def test_missing_and_bad_models_are_found_before_any_is_measured(run, model, tmp_path):

@@ -312,6 +312,16 @@ def test_worth_is_on_the_answer(encoder: Encoder, files: dict[str, Path]) -> Non
         assert llm.detokenize(best) == passage.facts[0].value
 
 
+def test_the_cast_is_worth_more_when_named_again(encoder: Encoder) -> None:
+    text = "Lucy had a red kite. Lucy and Nils flew the kite. Nils laughed, and Lucy laughed too."
+    ids, worth = rows.encode(encoder, recall.Passage((recall.Part(text),), ()))
+    assert ids[1:-1] == encoder.part(text, is_first=True)
+    plain = set(encoder.part(" had a and flew the laughed too"))
+    assert {w for i, w in zip(ids[1:], worth[1:], strict=True) if i in plain} == {1.0}
+    assert sum(w == 8.0 for w in worth) >= 3  # Lucy, kite, Nils the second time
+    assert sum(w == 4.0 for w in worth) >= 1  # Lucy the third time
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9])
 def test_batches(encoder: Encoder, share: float) -> None:
     n_steps = 100

@@ -80,7 +80,7 @@ def test_the_signatures_are_those_agreed():
 
     # Kinds: P positional or keyword, K keyword only.
     required = inspect.Parameter.empty
-    *arguments, last = parameters(LLM)
+    *arguments, progress, overrides = parameters(LLM)
     assert arguments == [
         ("model_path", "P", required),
         ("n_ctx", "K", 0),
@@ -93,7 +93,7 @@ def test_the_signatures_are_those_agreed():
         ("type_v", "K", "f16"),
         ("seed", "K", None),
     ]
-    assert last == ("progress", "K", None)
+    assert (progress, overrides) == (("progress", "K", None), ("overrides", "K", None))
     tokenize = [("text", "P", required), ("add_bos", "P", True), ("parse_special", "P", False)]
     assert parameters(LLM.tokenize) == tokenize
     assert parameters(LLM.detokenize) == [("ids", "P", required)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_long_context_in_several_spans(tmp_path, cache, n_kv_heads, isa):
     )
     ids = ids_of(1203)
     with load(path, cache=cache) as llm:
-        context = llm.new_context()
+        context = llm.new_segments()
         for start in range(0, 1200, 400):
             llm.forward([Chunk(context, ids[start : start + 400])])
         got = [llm.forward([Chunk(context, [i], "all")])[0].copy() for i in ids[1200:]]
@@ -211,3 +212,29 @@ def test_positions_matter(tmp_path):
     shifted = [*range(20), *range(21, 41)]
     change = relative_error(reference.logits(ids, positions=shifted), reference.logits(ids))
     assert change > 100 * F32_BOUND
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_decoding_allocates_no_buffers(tmp_path, cache):
+    """After warm-up a token costs some lists and small arrays: nothing as wide as logits, the
+    feed-forward or the context, and nothing that stays."""
+    widest = 4096 * 4  # bytes of a row of logits, and of the feed-forward
+    path = write_llama(tmp_path / "m.gguf", n_vocab=4096, n_ff=4096, n_ctx=8192)
+    with load(path, cache=cache) as llm:
+        context = llm.new_segments()
+        llm.forward([Chunk(context, ids_of(300), "last")])
+        tracemalloc.start()
+        try:
+            for token in ids_of(20):
+                llm.forward([Chunk(context, [token], "last")])
+            before, peaks = tracemalloc.get_traced_memory()[0], []
+            for token in ids_of(150):
+                tracemalloc.reset_peak()
+                start = tracemalloc.get_traced_memory()[0]
+                llm.forward([Chunk(context, [token], "last")])
+                peaks.append(tracemalloc.get_traced_memory()[1] - start)
+            stays = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    assert max(peaks) < widest
+    assert stays < widest

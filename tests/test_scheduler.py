@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import SamplingParams
-from engine.context import SLOTS, BlockPool, Context
 from engine.scheduler import Scheduler
+from engine.segments import SLOTS, BlockPool, SegmentList
 from engine.sequence import Completion, Sequence
 
 
@@ -40,7 +40,7 @@ class Simulation:
         sequence = Sequence(
             prompt,
             SamplingParams(max_tokens=max_tokens),
-            Context(self.pool),
+            SegmentList(self.pool),
             np.random.default_rng(0),
             Completion(prompt),
             decoder=SilentDecoder(),

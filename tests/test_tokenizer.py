@@ -492,7 +492,7 @@ def test_bad_metadata(make: Make, vocab: Any, metadata: dict[str, Any], message:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "bert", "Llama", "llama\n\x1b[2J"])
+@pytest.mark.parametrize("model", ["bert", "GPT2", "Llama", "llama\n\x1b[2J"])
 def test_other_tokenizer_models(make: Make, model: str) -> None:
     with pytest.raises(ModelError, match=r"v\.gguf: tokenizer .* is not supported") as caught:
         make(TWO, model)

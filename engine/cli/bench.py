@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cli import bench_output, console
 from engine.cli.usage import UsageError
 from engine.config import CACHE_STRATEGIES, CACHE_TYPES
+from engine.demo import DEMO_MODEL
 
 if TYPE_CHECKING:
     from engine.cases import Case, Result
@@ -53,9 +54,8 @@ def register(commands: Any) -> None:
         "-m",
         "--model",
         metavar="FILE",
-        required=True,
         action="append",
-        help="a GGUF file; may be given several times",
+        help="a GGUF file; may be given several times (default: the demo model)",
     )
 
     what = parser.add_argument_group("what to measure")
@@ -135,6 +135,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit code."""
+    args.model = args.model or [DEMO_MODEL]
     cases = _cases(args)
     repetitions = _repetitions(args)
     if args.plot:

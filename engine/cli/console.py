@@ -65,10 +65,11 @@ class Bar:
         self._enabled = enabled and stderr_is_terminal()
         self._tqdm: Any = None
 
-    def __call__(self, fraction: float) -> None:
-        """Show that this fraction (0 to 1) is done."""
+    def __call__(self, fraction: float, label: str | None = None) -> None:
+        """Show that this fraction (0 to 1) is done, and what is under way if that changed."""
         if not self._enabled:
             return
+        self._label = label or self._label
         if self._tqdm is None:
             from tqdm import tqdm
 
@@ -83,6 +84,7 @@ class Bar:
                 file=sys.stderr,
                 bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}",
             )
+        self._tqdm.set_description_str(self._label, refresh=False)
         self._tqdm.update(fraction - self._tqdm.n)
 
     def close(self) -> None:

@@ -6,9 +6,9 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console, prompt
+from engine.cli import console, engine_flags, model_file, prompt
 from engine.cli.usage import Flag, UsageError, add_flags, checked
-from engine.config import CACHE_STRATEGIES, CACHE_TYPES, EngineConfig, SamplingParams
+from engine.config import SamplingParams
 from engine.errors import LariatError
 
 if TYPE_CHECKING:
@@ -24,20 +24,6 @@ _LENGTH = (
         "N",
         "tokens to write at most; -1: until the model ends or the context is full",
     ),
-)
-_ENGINE = (
-    Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "length of the context; 0: as trained"),
-    Flag(("-b", "--batch-size"), "n_batch", int, "N", "tokens in a step at most"),
-    Flag(("-ub", "--ubatch-size"), "n_ubatch", int, "N", "tokens of a prompt computed at once"),
-    Flag(
-        ("--cache",),
-        "cache",
-        str,
-        "|".join(CACHE_STRATEGIES),
-        "keys are rotated when they are written (roped) or when they are read (raw)",
-    ),
-    Flag(("-ctk", "--cache-type-k"), "type_k", str, "|".join(CACHE_TYPES), "type of cached keys"),
-    Flag(("-ctv", "--cache-type-v"), "type_v", str, "|".join(CACHE_TYPES), "type of cached values"),
 )
 _SAMPLING = (  # in the order in which it is done
     Flag(
@@ -86,6 +72,7 @@ Continue a text. The prompt and what the model adds to it stream to standard out
 
 _EPILOG = """\
 examples:
+  lariat generate -p "Once upon a time"
   lariat generate -m model.gguf -p "Once upon a time" -n 128
   lariat generate -m model.gguf -f story.txt --temp 0 --cache raw -q
   lariat generate -m model.gguf -e -p "Q: Who?\\nA:" -r "\\nQ:" --seed 7
@@ -127,17 +114,7 @@ def register(commands: Any) -> None:
         "-q", "--quiet", action="store_true", help="no bars and no statistics, only errors"
     )
 
-    engine = parser.add_argument_group("engine")
-    for names, dest, what in (
-        (("-t", "--threads"), "n_threads", "threads that write (default: the physical cores)"),
-        (
-            ("-tb", "--threads-batch"),
-            "n_threads_batch",
-            "threads that read the prompt (default: -t)",
-        ),
-    ):
-        engine.add_argument(*names, dest=dest, type=int, metavar="N", help=what)
-    add_flags(engine, _ENGINE, EngineConfig)
+    engine_flags.add(parser)
 
     sampling = parser.add_argument_group("sampling, in the order in which it is done")
     add_flags(sampling, _SAMPLING, SamplingParams)
@@ -153,8 +130,6 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the text and return the exit code."""
-    from engine import threads
-
     params = checked(
         SamplingParams,
         _LENGTH + _SAMPLING,
@@ -163,23 +138,14 @@ def run(args: argparse.Namespace) -> int:
         stop=prompt.stop_texts(args),
         seed=None if args.seed == -1 else args.seed,
     )
-    config = checked(
-        EngineConfig, _ENGINE, args, n_threads=args.n_threads, n_threads_batch=args.n_threads_batch
-    )
-    for flag, value in (
-        ("-t/--threads", args.n_threads),
-        ("-tb/--threads-batch", args.n_threads_batch),
-    ):
-        try:
-            threads.resolve(value, "the number of threads")
-        except ValueError as error:
-            raise UsageError(f"argument {flag}: {error}") from None
+    config = engine_flags.config(args)
+    overrides = model_file.overrides(args)
     text = prompt.read(args)
 
     from engine.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **asdict(config), progress=bar)
+        llm = LLM(args.model, **asdict(config), progress=bar, overrides=overrides)
     with llm:
         return _generate(llm, text, params, args)
 
@@ -228,7 +194,7 @@ def _headline(llm: LLM, args: argparse.Namespace) -> str:
     from engine import _kernels
 
     return (
-        f"lariat: {console.printable(args.model)}, context {llm.n_ctx}, "
+        f"lariat: {console.printable(model_file.shown(args.model))}, context {llm.n_ctx}, "
         f"{args.cache} cache (keys {args.type_k}, values {args.type_v}), "
         f"{_kernels.isa()}, threads {llm.n_threads} (prompt {llm.n_threads_batch})"
     )

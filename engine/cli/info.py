@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console
+from engine.cli import console, model_file
 from engine.cli.usage import Flag, add_flags, checked
 from engine.config import CACHE_TYPES, EngineConfig, ModelConfig
 
@@ -35,18 +35,19 @@ def register(commands: Any) -> None:
         "info", help="what a file holds and needs", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-m", "--model", metavar="FILE", required=True, help="the GGUF file")
+    model_file.add_arguments(parser)
     add_flags(parser, _FLAGS, EngineConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print it and return the exit code."""
     config = checked(EngineConfig, _FLAGS, args)
+    overrides = model_file.overrides(args)
 
     from engine import _kernels, threads
     from engine.gguf import GGUFFile
 
-    with GGUFFile(args.model) as gguf:
+    with GGUFFile(args.model, overrides) as gguf:
         lines = [*_file(gguf), "", *_metadata(gguf), "", *_tensors(gguf)]
         lines += [
             "",

@@ -22,6 +22,7 @@ _COMMANDS = (
     "bench",
     "generate",
     "info",
+    "perplexity",
     "tokenize",
 )
 
@@ -32,13 +33,22 @@ Text goes to standard output, everything else to standard error."""
 
 _EPILOG = """\
 examples:
+  lariat generate -p "Once upon a time"
   lariat generate -m model.gguf -p "Once upon a time" -n 128
   lariat info -m model.gguf -c 8192
   lariat tokenize -m model.gguf -p "Hello"
 
 `lariat COMMAND --help` explains the flags of a command."""
 
-_MISSING_PARTS = ("engine._kernels", "numpy", "sentencepiece", "threadpoolctl", "tqdm", "google")
+_MISSING_PARTS = (
+    "engine._kernels",
+    "numpy",
+    "safetensors",
+    "sentencepiece",
+    "threadpoolctl",
+    "tqdm",
+    "google",
+)
 
 
 class _Version(argparse.Action):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from engine.cli import model_file
 from engine.cli.usage import UsageError
 from engine.errors import LariatError
 
@@ -14,10 +15,12 @@ _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([ntr\\\"']))")
 _ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add -m, and -p or -f, and -e."""
-    parser.add_argument("-m", "--model", metavar="FILE", required=True, help="the GGUF file")
-    either = parser.add_mutually_exclusive_group(required=True)
+def add_arguments(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, required: bool = True
+) -> None:
+    """Add the flags of the model file, -p or -f, and -e."""
+    model_file.add_arguments(parser)
+    either = parser.add_mutually_exclusive_group(required=required)
     either.add_argument("-p", "--prompt", metavar="TEXT", help="the text to begin with")
     either.add_argument(
         "-f",

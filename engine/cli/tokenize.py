@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.cli import console, prompt
+from engine.cli import console, model_file, prompt
 
 _DESCRIPTION = """\
 Print the token ids of a text, one a line with its piece as the vocabulary writes it (spaces as ▁,
@@ -34,12 +34,13 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tokens and return the exit code."""
+    overrides = model_file.overrides(args)
     text = prompt.read(args)
 
     from engine.gguf import GGUFFile
     from engine.tokenizer import Tokenizer
 
-    with GGUFFile(args.model) as gguf:
+    with GGUFFile(args.model, overrides) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)
         ids = tokenizer.encode(text, add_bos=not args.no_bos, parse_special=args.parse_special)
         if args.ids:

@@ -36,10 +36,12 @@ class Flag(NamedTuple):
     help: str
 
 
-def add_flags(group: argparse._ArgumentGroup, flags: tuple[Flag, ...], config: type[Any]) -> None:
-    """Add flags whose defaults are those of the class `config`."""
+def add_flags(
+    group: argparse._ArgumentGroup, flags: tuple[Flag, ...], config: type[Any], **defaults: Any
+) -> None:
+    """Add flags whose defaults are those given by field name, else those of the class `config`."""
     for flag in flags:
-        default = getattr(config, flag.field)
+        default = defaults.get(flag.field, getattr(config, flag.field))
         shown = "" if default is None else f" (default: {default})"
         group.add_argument(
             *flag.names,

@@ -1,0 +1,93 @@
+"""Lariat, for `bench.peers`."""
+
+from __future__ import annotations
+
+import protocol
+
+from engine import LLM, _kernels
+from engine.batch import Chunk, split
+
+
+class Lariat:
+    """One sequence filled to a depth, and short-lived ones beside it."""
+
+    def __init__(
+        self, model: str, n_ctx: int, n_seqs: int, n_batch: int, n_ubatch: int, cache: str
+    ) -> None:
+        self._llm = LLM(model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, cache=cache)
+        self._main = self._llm.new_segments()
+
+    def about(self) -> dict[str, object]:
+        """What is compared."""
+        return {"n_vocab": self._llm.n_vocab, "isa": _kernels.isa()}
+
+    def threads(self, n: int) -> None:
+        """Of everything that follows."""
+        self._llm.n_threads = self._llm.n_threads_batch = n
+
+    def fill(self, depth: int) -> None:
+        """Have this many tokens in the cache."""
+        self._main.truncate(min(depth, self._main.n_tokens))
+        n = depth - self._main.n_tokens
+        if n:
+            self._prompt(protocol.tokens(n, self._llm.n_vocab, 1))
+
+    def prompt(self, n: int) -> float:
+        """Seconds for n tokens behind what is there, with the logits of the last."""
+        depth = self._main.n_tokens
+        ids = protocol.tokens(n, self._llm.n_vocab, 2)
+        took = protocol.seconds(lambda: self._prompt(ids))
+        self._main.truncate(depth)
+        return took
+
+    def decode(self, n: int) -> float:
+        """Seconds for n tokens, one after the other, behind what is there."""
+        depth = self._main.n_tokens
+        ids = protocol.tokens(n, self._llm.n_vocab, 3)
+
+        def work() -> None:
+            for token in ids:
+                self._llm.forward([Chunk(self._main, [token], "last")])
+
+        took = protocol.seconds(work)
+        self._main.truncate(depth)
+        return took
+
+    def decode_together(self, n_seqs: int, n: int) -> float:
+        """Seconds for n tokens of each of n_seqs sequences that begin empty. Empties the cache."""
+        self._main.clear()
+        contexts = [self._llm.new_segments() for _ in range(n_seqs)]
+        ids = protocol.tokens(n, self._llm.n_vocab, 4)
+
+        def work() -> None:
+            for token in ids:
+                self._llm.forward([Chunk(context, [token], "last") for context in contexts])
+
+        took = protocol.seconds(work)
+        for context in contexts:
+            context.clear()
+        return took
+
+    def greedy(self, n_prompt: int, n: int) -> list[int]:
+        """The likeliest n tokens after a prompt. Empties the cache."""
+        self._main.clear()
+        ids = protocol.tokens(n_prompt, self._llm.n_vocab, 5)
+        found: list[int] = []
+        for _ in range(n):
+            logits = self._llm.forward([Chunk(self._main, ids, "last")])
+            ids = [int(logits[0].argmax())]
+            found += ids
+        self._main.clear()
+        return found
+
+    def memory(self) -> dict[str, int]:
+        """See `protocol.memory`."""
+        return protocol.memory()
+
+    def _prompt(self, ids: list[int]) -> None:
+        for group in split([Chunk(self._main, ids, "last")], self._llm.n_ubatch):
+            self._llm.forward(group)
+
+
+if __name__ == "__main__":
+    protocol.serve(Lariat)

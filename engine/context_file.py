@@ -1,0 +1,168 @@
+"""Contexts in files: tokens, positions, keys and values as a safetensors file.
+
+Format: https://huggingface.co/docs/safetensors, tensors
+    tokens        int32 [n_tokens]
+    segments      int32 [n_segments, 3]: block (counted from 0), first slot, length; attention sums
+                  segment by segment, so the same ones give the same bits again
+    keys, values  [n_layers, n_tokens, n_kv_heads, head_dim], f16 or f32 as in the cache; the pairs
+                  that are rotated are dims i and i + head_dim / 2
+and, as metadata, what a cache must have in common with the one that wrote them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from engine.errors import ContextError
+from engine.gguf import GGUFFile, StringArray, quote
+from engine.segments import SLOTS
+
+VERSION = "1"
+_FORMAT = "lariat-context"
+_SAMPLE = 4096  # bytes of each tensor that go into a model's fingerprint
+_TENSORS = ("tokens", "segments", "keys", "values")
+
+
+class Saved(NamedTuple):
+    """What a file holds; see the module's docstring for the shapes."""
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+
+
+def fingerprint(gguf: GGUFFile) -> str:
+    """A hash of the metadata, and of every tensor's shape, type and first 4 KiB.
+
+    It tells models apart that were trained, or quantized, differently, without reading them whole.
+    """
+    h = hashlib.blake2b(digest_size=16)
+    for key, value in sorted(gguf.metadata.items()):
+        h.update(key.encode() + b"\0")
+        for piece in _bytes_of(value):
+            h.update(piece)
+    for name, info in sorted(gguf.tensors.items()):
+        h.update(f"{name} {info.shape} {info.type}".encode())
+        h.update(gguf.data(name).reshape(-1)[:_SAMPLE].tobytes())
+    return h.hexdigest()
+
+
+def save(path: str | os.PathLike[str], kind: Mapping[str, str], what: Saved) -> None:
+    """Write a context; the file appears whole or not at all.
+
+    `kind` is what a reader must have in common: model, cache and types. Raises `ContextError`.
+    """
+    path = Path(path)
+    # A name of its own, beside the file so that the last step is a rename within one file system.
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    metadata = {"format": _FORMAT, "version": VERSION, **kind, "checksum": _checksum(what)}
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a directory")
+        save_file({k: np.ascontiguousarray(v) for k, v in what._asdict().items()}, beside, metadata)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ContextError(f"{path}: the context cannot be written: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def load(path: str | os.PathLike[str], kind: Mapping[str, str]) -> Saved:
+    """Read and check a context. Raises `ContextError`, and OSError if there is no such file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ContextError(f"{path}: is not a regular file, expected a saved context")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            _check_kind(path, metadata, kind)
+            if sorted(file.keys()) != sorted(_TENSORS):
+                raise ContextError(f"{path}: is damaged: it holds other tensors than a context has")
+            what = Saved(*(file.get_tensor(name) for name in _TENSORS))
+    except (SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, ContextError):
+            raise
+        raise ContextError(f"{path}: is damaged, or no saved context: {error}") from error
+    if metadata.get("checksum") != _checksum(what):
+        raise ContextError(f"{path}: is damaged: its contents do not give its checksum")
+    _check_shapes(path, what)
+    return what
+
+
+def _check_shapes(path: str | os.PathLike[str], what: Saved) -> None:
+    """A checksum says that nothing changed, not that it was ever right."""
+    tokens, segments = what.tokens, what.segments
+    fits = (
+        tokens.dtype == segments.dtype == np.int32
+        and tokens.ndim == 1
+        and segments.ndim == 2
+        and segments.shape[1] == 3
+        and what.keys.ndim == what.values.ndim == 4
+        and what.keys.shape[1] == what.values.shape[1] == len(tokens)
+        and int(segments[:, 2].sum()) == len(tokens)
+        and (segments >= (0, 0, 1)).all()
+        and (segments[:, 1] + segments[:, 2] <= SLOTS).all()
+        and (segments[:, 0] < len(segments)).all()
+    )
+    if not fits:
+        raise ContextError(f"{path}: is damaged: its parts do not fit each other")
+
+
+def _check_kind(
+    path: str | os.PathLike[str], metadata: Mapping[str, str], kind: Mapping[str, str]
+) -> None:
+    if metadata.get("format") != _FORMAT:
+        raise ContextError(f"{path}: is a safetensors file, but no saved context")
+    wanted = {"version": VERSION, **kind}
+    names = {
+        "version": "format version",
+        "model": "model (fingerprint)",
+        "cache": "cache strategy",
+        "type_k": "type of keys",
+        "type_v": "type of values",
+    }
+    for key, value in wanted.items():
+        found = metadata.get(key, "")
+        if found != value:
+            raise ContextError(
+                f"{path}: was saved with another {names.get(key, key)}: {quote(found)}, "
+                f"expected {value!r}"
+            )
+
+
+def _checksum(what: Saved) -> str:
+    h = hashlib.blake2b(digest_size=16)
+    for name, tensor in what._asdict().items():
+        h.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
+        h.update(np.ascontiguousarray(tensor).data)
+    return h.hexdigest()
+
+
+def _bytes_of(value: Any) -> Iterator[bytes]:
+    """A metadata value as bytes."""
+    if isinstance(value, StringArray):
+        for text in value.iter_raw():
+            yield len(text).to_bytes(8, "little")
+            yield text
+    elif isinstance(value, np.ndarray):
+        yield np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _bytes_of(item)
+    else:
+        yield repr(value).encode()

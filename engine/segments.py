@@ -1,0 +1,233 @@
+"""Which cache slots hold a context: the block pool and lists of segments.
+
+No arrays of keys or values here, only numbers: what is edited when a context is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+SLOTS = 32  # positions of a block; the kernels' tiles are made for it
+
+
+class BlockPool:
+    """Hands out blocks of 32 positions and counts who holds each.
+
+    `copy` is called with (source, target, first slot, length) when slots of one block must be
+    copied to the same slots of another; without it only the numbers are kept.
+    """
+
+    def __init__(
+        self, n_blocks: int, copy: Callable[[int, int, int, int], None] | None = None
+    ) -> None:
+        self.n_blocks = n_blocks
+        self._copy = copy
+        # A stack that starts with the lowest block on top, so that little memory is touched.
+        self._free = list(range(n_blocks - 1, -1, -1))
+        self._n_holders = [0] * n_blocks
+
+    @property
+    def n_free(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    def n_holders(self, block: int) -> int:
+        """How many segments hold a block."""
+        return self._n_holders[block]
+
+    def allocate(self) -> int:
+        """Take a free block. Raises IndexError if there is none."""
+        block = self._free.pop()
+        self._n_holders[block] = 1
+        return block
+
+    def retain(self, block: int) -> None:
+        """Hold a block that somebody holds already."""
+        assert self._n_holders[block] > 0
+        self._n_holders[block] += 1
+
+    def release(self, block: int) -> None:
+        """Give up one hold; the last one frees the block."""
+        assert self._n_holders[block] > 0
+        self._n_holders[block] -= 1
+        if self._n_holders[block] == 0:
+            self._free.append(block)
+
+    def copied(self, block: int, first: int, length: int) -> int:
+        """Take a free block whose slots `first` to `first + length` are those of `block`."""
+        target = self.allocate()
+        if self._copy is not None:
+            self._copy(block, target, first, length)
+        return target
+
+
+class SegmentList:
+    """A context's place in the cache: segments in the order of its tokens.
+
+    segments  int32 [n_segments, 4]: block, first slot, length, first position. Positions are
+              consecutive over the whole list, from 0. Each segment holds its block once.
+    n_tokens  tokens in the cache, over all segments; also the next token's position
+    pool      whose blocks they are
+
+    Blocks may be held by other lists too. Slots are written only behind the last segment, and only
+    where nothing else holds its block: a shared one is copied first.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self._table: np.ndarray = np.zeros((8, 4), np.int32)
+        self._n_segments = 0
+        self.n_tokens = 0
+
+    @property
+    def segments(self) -> np.ndarray:
+        """The segments so far, a view."""
+        return self._table[: self._n_segments]
+
+    def n_new_blocks(self, n: int) -> int:
+        """How many blocks `append(n)` will take from the pool."""
+        room = self._room()
+        copied = n > 0 and room > 0 and self._tail_is_shared()
+        return copied + max(0, -(-(n - room) // SLOTS))
+
+    def append(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Make room for `n` more tokens.
+
+        Returns their slots (int32 [n], block * 32 + slot) and positions (int32 [n]). Raises
+        IndexError, with nothing changed, if the pool has too few blocks: ask `n_new_blocks` first.
+        """
+        if self.n_new_blocks(n) > self.pool.n_free:
+            raise IndexError("the pool has too few free blocks")
+        if n and self._room() and self._tail_is_shared():
+            self._own_tail()
+        slots = np.empty(n, np.int32)
+        positions = np.arange(self.n_tokens, self.n_tokens + n, dtype=np.int32)
+        done = 0
+        while done < n:
+            if self._room() == 0:
+                self._add_segment(self.pool.allocate())
+            last = self._table[self._n_segments - 1]
+            take = min(self._room(), n - done)
+            first = last[0] * SLOTS + last[1] + last[2]
+            slots[done : done + take] = np.arange(first, first + take)
+            last[2] += take
+            self.n_tokens += take
+            done += take
+        return slots, positions
+
+    def truncate(self, n_tokens: int) -> None:
+        """Forget all but the first `n_tokens` tokens; blocks no longer used go back."""
+        while self._n_segments and self.n_tokens > n_tokens:
+            last = self._table[self._n_segments - 1]
+            drop = min(int(last[2]), self.n_tokens - n_tokens)
+            last[2] -= drop
+            self.n_tokens -= drop
+            if last[2] == 0:
+                self._n_segments -= 1
+                self.pool.release(int(last[0]))
+
+    def clear(self) -> None:
+        """Forget everything and give all blocks back."""
+        while self._n_segments:  # one by one, so that an interrupted call can be repeated
+            self._n_segments -= 1
+            self.pool.release(int(self._table[self._n_segments, 0]))
+        self.n_tokens = 0
+
+    def fork(self) -> SegmentList:
+        """Make a second list of the same tokens, by reference."""
+        other = SegmentList(self.pool)
+        other.assign(self.segments)
+        return other
+
+    def cut(self, start: int, stop: int) -> np.ndarray:
+        """Segments of the tokens from `start` to before `stop`: int32 [n, 4], a copy."""
+        ends = np.cumsum(self.segments[:, 2])
+        if start >= stop:
+            return np.zeros((0, 4), np.int32)
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        rows = self.segments[first : last + 1].copy()
+        rows[-1, 2] -= ends[last] - stop
+        skip = start - (ends[first] - self.segments[first, 2])
+        rows[0, 1:] += (skip, -skip, skip)
+        return rows
+
+    def assign(self, rows: np.ndarray) -> None:
+        """Replace all segments by `rows` int32 [n, 4], whose positions are counted anew.
+
+        The blocks of `rows` must be held by someone, by this list for example. No key is touched.
+        """
+        rows = _joined(rows)
+        for block in rows[:, 0].tolist():
+            self.pool.retain(block)
+        old = self.segments[:, 0].tolist()
+        n = len(rows)
+        self._table, self._n_segments = np.concatenate([rows, np.zeros((8, 4), np.int32)]), n
+        self.n_tokens = int(rows[:, 2].sum())
+        for block in old:
+            self.pool.release(block)
+
+    def place(self, rows: np.ndarray) -> np.ndarray:
+        """Take fresh blocks for `rows` int32 [n, 3] (block counted from 0, first slot, length).
+
+        The list must be empty. Returns the slots of all tokens. IndexError if blocks are missing.
+        """
+        n_blocks = int(rows[:, 0].max(initial=-1)) + 1
+        if n_blocks > self.pool.n_free:
+            raise IndexError("the pool has too few free blocks")
+        blocks = np.array([self.pool.allocate() for _ in range(n_blocks)], np.int32)
+        table = np.zeros((len(rows), 4), np.int32)
+        table[:, 0], table[:, 1:3] = blocks[rows[:, 0]], rows[:, 1:]
+        self.assign(table)
+        for block in blocks.tolist():
+            self.pool.release(block)
+        return slots_of(table)
+
+    def _room(self) -> int:
+        """Slots behind the last segment."""
+        if self._n_segments == 0:
+            return 0
+        last = self._table[self._n_segments - 1]
+        return SLOTS - int(last[1]) - int(last[2])
+
+    def _tail_is_shared(self) -> bool:
+        return self.pool.n_holders(int(self._table[self._n_segments - 1, 0])) > 1
+
+    def _own_tail(self) -> None:
+        last = self._table[self._n_segments - 1]
+        block, first, length, _ = last.tolist()
+        last[0] = self.pool.copied(block, first, length)
+        self.pool.release(block)
+
+    def _add_segment(self, block: int) -> None:
+        if self._n_segments == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+        self._table[self._n_segments] = (block, 0, 0, self.n_tokens)
+        self._n_segments += 1
+
+
+def numbered(rows: np.ndarray) -> np.ndarray:
+    """The first positions that segments have in this order, int32 [n]."""
+    return (np.cumsum(rows[:, 2]) - rows[:, 2]).astype(np.int32)
+
+
+def slots_of(rows: np.ndarray) -> np.ndarray:
+    """The slots of all tokens of segments, int32 [n_tokens], block * 32 + slot."""
+    firsts = rows[:, 0] * SLOTS + rows[:, 1] - numbered(rows)
+    return (np.repeat(firsts, rows[:, 2]) + np.arange(rows[:, 2].sum())).astype(np.int32)
+
+
+def _joined(rows: np.ndarray) -> np.ndarray:
+    """Segments with new positions; those that follow each other in one block become one."""
+    rows = rows[rows[:, 2] > 0]
+    rows[:, 3] = numbered(rows)
+    if len(rows) < 2:
+        return rows
+    goes_on = (rows[1:, 0] == rows[:-1, 0]) & (rows[1:, 1] == rows[:-1, 1] + rows[:-1, 2])
+    starts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+    lengths = np.add.reduceat(rows[:, 2], starts)
+    rows = rows[starts]
+    rows[:, 2] = lengths
+    return rows

@@ -1,0 +1,96 @@
+"""The bundled model: it is what the sources make, tells stories, recalls facts, needs no flag."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import DEMO_MODEL, LLM, GGUFFile, SamplingParams
+
+ROOT = Path(__file__).parent.parent
+F16 = ROOT / "models" / "demo-f16.gguf"
+CACHES = ("roped", "raw")
+in_the_sources = pytest.mark.skipif(not F16.exists(), reason="runs from the source tree only")
+
+
+def lariat(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_files_are_small() -> None:
+    assert os.path.getsize(DEMO_MODEL) <= 8e6
+    if F16.exists():
+        assert os.path.getsize(F16) < 16e6
+
+
+def test_the_first_command_tells_a_story(tmp_path: Path) -> None:
+    texts = []
+    for cache in CACHES:
+        arguments = ("generate", "-p", "Once upon a time", "--temp", "0", "--cache", cache)
+        # Not in f16: rounding keys before or after their rotation may decide between near equals.
+        done = lariat(*arguments, "-ctk", "f32", "-ctv", "f32", folder=tmp_path)
+        assert done.returncode == 0
+        assert "the bundled demo model" in done.stderr
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("Once upon a time")
+    with LLM(DEMO_MODEL) as llm:
+        assert len(llm.tokenize(texts[0])) >= 150
+
+
+@pytest.mark.parametrize("command", [("info",), ("tokenize", "-p", "Hello")])
+def test_other_commands_need_no_model_either(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = lariat(*command, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@in_the_sources
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(("path", "least"), [(DEMO_MODEL, 18), (F16, 19)])
+def test_it_recalls(path: str | Path, least: int, cache: str) -> None:
+    """The first 20 of the 200 passages of the model card, which says 90 % and 95 %."""
+    from models import evaluate
+
+    with LLM(path, cache=cache) as llm:
+        assert sum(evaluate.recall(llm, evaluate.held_out_passages(llm, 20))) >= least
+
+
+@in_the_sources
+def test_rounding_to_q4_0_costs_little() -> None:
+    from models import corpus, evaluate
+
+    texts = [corpus.story_number(corpus.HELD_OUT, i) for i in range(12)]
+    found = []
+    for path in (DEMO_MODEL, F16):
+        with LLM(path) as llm:
+            found.append(evaluate.perplexity(llm, texts))
+    assert found[0] / found[1] <= 1.05
+
+
+@in_the_sources
+def test_its_tokenizer_is_the_one_that_the_corpus_makes() -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    from models import vocabulary
+
+    made = SentencePieceProcessor(model_proto=vocabulary.train())
+    pieces = [made.id_to_piece(i) for i in range(made.vocab_size())]
+    for path in (DEMO_MODEL, F16):
+        with GGUFFile(path) as gguf:
+            assert list(gguf.metadata["tokenizer.ggml.tokens"]) == pieces
+
+
+def test_a_story_ends_and_keeps_its_hero() -> None:
+    with LLM(DEMO_MODEL) as llm:
+        for seed in range(3):
+            done = llm.generate("Once upon a time", SamplingParams(max_tokens=600, seed=seed))
+            assert done.finish_reason == "stop"
+            assert done.text.rstrip().endswith((".", '"', "!", "?"))
