@@ -46,7 +46,7 @@ def are_likeliest(model: Path, strategy: str, ids: list[int], written: list[int]
 @pytest.mark.parametrize("strategy", OTHER)
 def bench_prompt(benchmark: Any, record: Record, model: Path, strategy: str) -> None:
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-    with LLM(model, cache=strategy, type_k="f32") as llm:
+    with LLM(model, cache=strategy, type_k="f32", prefix_sharing=False) as llm:  # all of it, again
         ids = prompt_ids(llm, N_PROMPT)
         written = benchmark.pedantic(
             lambda: llm.generate(ids, params).token_ids, rounds=7, warmup_rounds=1

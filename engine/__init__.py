@@ -6,7 +6,7 @@ The way of a token, top to bottom; imports point downwards too:
      |
     llm <- context          LLM: schedule, run, sample, show; tokens in the cache, to be edited
      |         \\
-    scheduler   sampler     what to run next; which token comes next
+    scheduler   sampler     what to run next (prefixes: what is there already); which token is next
      |
     batch <- sequence       flat arrays of what one forward pass computes
      |

@@ -226,6 +226,8 @@ class RopedCache(KVCache):
             context.assign(rows)
         moved = context.segments.copy()
         moved = _split_where_changing(moved, by_token)
+        for block in np.unique(moved[:, 0]).tolist():
+            self.pool.forget(block)
         if len(moved):
             # Last, so that a Ctrl-C, which waits for the kernel, leaves keys and positions agreed.
             run_now(_attention.shift(self._memory, self._rope.kernel, moved), n_threads=n_threads)

@@ -19,6 +19,7 @@ from engine.errors import ContextError, LariatError
 from engine.gguf import GGUFFile
 from engine.kv_cache import SPARE_BLOCKS, STRATEGIES
 from engine.model import Model
+from engine.prefixes import PrefixCache
 from engine.rope import RopeTable, frequencies
 from engine.scheduler import Scheduler
 from engine.segments import SegmentList
@@ -39,6 +40,7 @@ class LLM:
     n_ubatch         most tokens of one forward pass
     cache            "roped" (keys stored rotated) or "raw" (rotated when they are read)
     type_k, type_v   "f16" or "f32", of keys and values in the cache
+    prefix_sharing   whether prompts that begin alike share the cache of what they have in common
     seed             of sampling where `SamplingParams` has none; None: from the system
     progress         is called with the share loaded, 0 to 1
     overrides        metadata to replace or add: keys to str, int, float or bool
@@ -60,6 +62,7 @@ class LLM:
         type_k: str = "f16",
         type_v: str = "f16",
         seed: int | None = None,
+        prefix_sharing: bool = True,
         progress: Callable[[float], None] | None = None,
         overrides: Mapping[str, str | int | float | bool] | None = None,
     ) -> None:
@@ -88,7 +91,8 @@ class LLM:
         self._engine = e
         self.n_ubatch = min(n_ubatch, n_batch, self.n_ctx)  # most tokens of one `forward`
         self._model = Model(self.config, weights, self._cache, self.n_ubatch)
-        self._scheduler = Scheduler(self._cache.pool, n_batch)
+        prefixes = PrefixCache(self._cache.pool) if prefix_sharing else None
+        self._scheduler = Scheduler(self._cache.pool, n_batch, prefixes)
         self._lock = threading.Lock()
         self._owner = 0  # the Python thread that holds the lock
         self._closed = False

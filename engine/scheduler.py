@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 from engine.errors import ContextError
+from engine.prefixes import PrefixCache
 from engine.segments import BlockPool
 from engine.sequence import Sequence
 
@@ -15,10 +16,14 @@ _NO_BLOCK = "the KV cache is full: close contexts, or load with more n_ctx"
 
 
 class Scheduler:
-    """Sequences that run and sequences that wait for blocks of the cache."""
+    """Sequences that run and sequences that wait for blocks of the cache.
 
-    def __init__(self, pool: BlockPool, n_batch: int) -> None:
+    With `prefixes`, those that begin alike hold the same blocks.
+    """
+
+    def __init__(self, pool: BlockPool, n_batch: int, prefixes: PrefixCache | None = None) -> None:
         self._pool = pool
+        self._prefixes = prefixes
         self._n_batch = n_batch
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -29,6 +34,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Drop a request, finished or not; its blocks are free at once. Twice does no harm."""
+        self._remember(sequence)
         sequence.release()
         if sequence in self._running:
             self._running.remove(sequence)
@@ -56,6 +62,8 @@ class Scheduler:
         step: list[tuple[Sequence, int]] = []
         room = self._n_batch
         promised = 0  # blocks that this step's choices will take
+        for sequence in self._running:
+            self._remember(sequence)
         for sequence in list(self._running):  # in order of age, so decoding ones come first
             if sequence not in self._running or room == 0:
                 continue
@@ -75,11 +83,19 @@ class Scheduler:
                 promised += sequence.context.n_new_blocks(n)
         while self._waiting and room:
             sequence = self._waiting[0]
+            if self._prefixes and not sequence.is_lent:
+                self._prefixes.reuse(sequence)
+                if self._prefixes.is_coming(sequence, self._running):
+                    sequence.context.clear()
+                    break
             # Room for all it has, so that a prompt is not stuck half-way behind another.
             if sequence.context.n_new_blocks(sequence.n_pending) + promised > self._pool.n_free:
+                if not sequence.is_lent:
+                    sequence.context.clear()
                 if not self._running:  # contexts hold the rest, and nobody here will free it
                     sequence.fail(ContextError(_NO_BLOCK))
                 break
+            sequence.book_reused()
             self._running.append(sequence)
             self._waiting.popleft()
             n = min(sequence.n_pending, room)
@@ -98,7 +114,12 @@ class Scheduler:
                 break
         return None
 
+    def _remember(self, sequence: Sequence) -> None:
+        if self._prefixes:
+            self._prefixes.remember(sequence)
+
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
+        self._remember(victim)
         victim.context.clear()
         self._waiting.appendleft(victim)

@@ -17,6 +17,9 @@ class BlockPool:
 
     `copy` is called with (source, target, first slot, length) when slots of one block must be
     copied to the same slots of another; without it only the numbers are kept.
+
+    A block may have a key that says what it holds. When nobody holds such a block it is free, but
+    keeps its contents until no other block is free: the one that was released first goes first.
     """
 
     def __init__(
@@ -26,12 +29,15 @@ class BlockPool:
         self._copy = copy
         # A stack that starts with the lowest block on top, so that little memory is touched.
         self._free = list(range(n_blocks - 1, -1, -1))
+        self._kept: dict[int, None] = {}  # free blocks with a key, oldest first
+        self._key_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
         self._n_holders = [0] * n_blocks
 
     @property
     def n_free(self) -> int:
         """Blocks that nobody holds."""
-        return len(self._free)
+        return len(self._free) + len(self._kept)
 
     def n_holders(self, block: int) -> int:
         """How many segments hold a block."""
@@ -39,9 +45,35 @@ class BlockPool:
 
     def allocate(self) -> int:
         """Take a free block. Raises IndexError if there is none."""
+        if not self._free and self._kept:
+            self.forget(next(iter(self._kept)))
         block = self._free.pop()
         self._n_holders[block] = 1
         return block
+
+    def find(self, key: bytes) -> int | None:
+        """Hold the block that has this key, if there is one."""
+        block = self._block_of.get(key)
+        if block is not None:
+            self._kept.pop(block, None)
+            self._n_holders[block] += 1
+        return block
+
+    def keep(self, block: int, key: bytes) -> None:
+        """Give a block, which somebody holds, a key, unless another block has it already."""
+        assert self._n_holders[block] > 0
+        if key not in self._block_of:
+            self.forget(block)
+            self._key_of[block], self._block_of[key] = key, block
+
+    def forget(self, block: int) -> None:
+        """Take a block's key away: its contents change."""
+        key = self._key_of.pop(block, None)
+        if key is not None:
+            del self._block_of[key]
+            if block in self._kept:
+                del self._kept[block]
+                self._free.append(block)
 
     def retain(self, block: int) -> None:
         """Hold a block that somebody holds already."""
@@ -52,7 +84,11 @@ class BlockPool:
         """Give up one hold; the last one frees the block."""
         assert self._n_holders[block] > 0
         self._n_holders[block] -= 1
-        if self._n_holders[block] == 0:
+        if self._n_holders[block]:
+            return
+        if block in self._key_of:
+            self._kept[block] = None
+        else:
             self._free.append(block)
 
     def copied(self, block: int, first: int, length: int) -> int:
@@ -100,8 +136,10 @@ class SegmentList:
         """
         if self.n_new_blocks(n) > self.pool.n_free:
             raise IndexError("the pool has too few free blocks")
-        if n and self._room() and self._tail_is_shared():
-            self._own_tail()
+        if n and self._room():
+            if self._tail_is_shared():
+                self._own_tail()
+            self.pool.forget(int(self._table[self._n_segments - 1, 0]))
         slots = np.empty(n, np.int32)
         positions = np.arange(self.n_tokens, self.n_tokens + n, dtype=np.int32)
         done = 0

@@ -22,6 +22,7 @@ class Timings:
     prompt_s: float = 0.0
     n_decode: int = 0  # tokens computed one at a time after the prompt
     decode_s: float = 0.0
+    n_reused: int = 0  # prompt tokens whose keys and values were there already
 
     @property
     def prompt_per_s(self) -> float:
@@ -122,6 +123,8 @@ class Sequence:
         self.pieces: deque[str] = deque()  # text that nobody has taken yet
         self.closed = False  # given up: nothing more will be computed
         self.error: BaseException | None = None  # why, where it was no wish
+        self.block_keys: list[bytes] = []  # names of its full blocks, and how many blocks have
+        self.n_named = 0  # theirs; see `engine.prefixes`
         self._take_back: Callable[[Sequence], None] | None = None
         self._decoder = decoder
         self._eog_ids = eog_ids
@@ -197,6 +200,11 @@ class Sequence:
         else:
             t.n_decode += n_tokens
             t.decode_s += seconds
+
+    def book_reused(self) -> None:
+        """Count what the prompt found in the cache, before anything of it was computed."""
+        if not self.is_lent and not self.completion.timings.n_prompt:
+            self.completion.timings.n_reused = self.context.n_tokens
 
     def _finish(self, reason: str) -> None:
         """End, and show what the decoder and the stop texts still hold back."""

@@ -27,8 +27,8 @@ LEVELS = (
     ("_attention", "_machine"),
     ("config", "quants", "machine", "segments"),
     ("gguf", "rope", "batch", "sampler", "sequence"),
-    ("context_file", "vocabulary", "weights", "kv_cache", "scheduler"),
-    ("context", "tokenizer_spm", "tokenizer_bpe", "model", "cases"),
+    ("context_file", "vocabulary", "weights", "kv_cache", "prefixes"),
+    ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases"),
     ("tokenizer",),
     ("llm", "benchmark", "plots"),
     ("perplexity",),
@@ -84,7 +84,9 @@ def test_imports_point_downwards(path):
         assert LEVEL[other] < LEVEL[module], f"{path.name} imports {other}, which is not below it"
 
 
-@pytest.mark.parametrize("module", ["scheduler", "sequence", "segments", "batch", "sampler"])
+@pytest.mark.parametrize(
+    "module", ["scheduler", "prefixes", "sequence", "segments", "batch", "sampler"]
+)
 def test_what_decides_knows_nothing_of_kernels_and_model(module):
     """Not through others either."""
     seen, todo = set(), [module]

@@ -92,6 +92,7 @@ def test_the_signatures_are_those_agreed():
         ("type_k", "K", "f16"),
         ("type_v", "K", "f16"),
         ("seed", "K", None),
+        ("prefix_sharing", "K", True),
     ]
     assert (progress, overrides) == (("progress", "K", None), ("overrides", "K", None))
     tokenize = [("text", "P", required), ("add_bos", "P", True), ("parse_special", "P", False)]
