@@ -18,7 +18,7 @@ The way of a token, top to bottom; imports point downwards too:
      |
     rope                    cos/sin tables
      |
-    _attention, _kernels    Cython: cutting, walking, merging
+    _attention, _cache, _kernels    Cython: cutting, walking, merging
      |         \\
     simd/*.h    _program    tiles: scalar, AVX2, AVX-512; steps, run by all threads
 """

@@ -1,189 +1,22 @@
-"""Attention over the cache: its memory, how attention is cut into tasks, what a task walks.
+"""Attention over the cache: how it is cut into tasks, and what a task walks.
 
-Conventions are those of _kernels.pyx, whose table of tiles is used here: `store`, `shift`, `attend`
-and `merge` are steps of a program.
+Conventions are those of _kernels.pyx, whose table of tiles is used here: `attend` and `merge` are
+steps of a program. The cache's memory is in _cache.pyx.
 """
 
 import numpy as np
 
 from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t
-from libc.stdlib cimport abs
 from libc.string cimport memcpy, memset
 
-from engine._kernels cimport SCORE_ROWS, SLOTS, Rope, kernels_t, rope_t, table
+from engine._cache cimport TASK_FLOATS, Pool, cells_t, row_of
+from engine._kernels cimport C_F32, SCORE_ROWS, SLOTS, Rope, kernels_t, rope_t, table
 from engine._program cimport Step
 
 cdef kernels_t *KERNELS = table()
 
 
-# ---- the cache ----------------------------------------------------------------------------------
-
-cdef class Pool:
-    """The memory of the cache: [layer][block][kv_head][32 slots][head_dim], keys and values apart.
-
-    k, v uint8 [bytes], 64-byte aligned; float16, or float32 where *_f32 is set.
-    """
-
-    cdef readonly Py_ssize_t n_layers, n_blocks, n_kv_heads, head_dim_k, head_dim_v
-    cdef uint8_t[::1] k, v
-    cdef bint k_f32, v_f32
-
-    def __init__(self, uint8_t[::1] k, uint8_t[::1] v, Py_ssize_t n_layers, Py_ssize_t n_blocks,
-                 Py_ssize_t n_kv_heads, Py_ssize_t head_dim_k, Py_ssize_t head_dim_v, bint k_f32,
-                 bint v_f32):
-        n = n_layers * n_blocks * n_kv_heads * SLOTS
-        if (k.shape[0] != n * head_dim_k * (4 if k_f32 else 2)
-                or v.shape[0] != n * head_dim_v * (4 if v_f32 else 2)):
-            raise ValueError("the memory of the cache has another size than its shape")
-        self.k, self.v, self.k_f32, self.v_f32 = k, v, k_f32, v_f32
-        self.n_layers, self.n_blocks, self.n_kv_heads = n_layers, n_blocks, n_kv_heads
-        self.head_dim_k, self.head_dim_v = head_dim_k, head_dim_v
-
-
-cdef enum: TASK_FLOATS = 4096  # that a task touches at least: enough to pay for taking it
-
-cdef struct store_t:
-    float *k
-    const float *v
-    uint8_t *k_out
-    uint8_t *v_out
-    int k_f32, v_f32
-    const rope_t *rope  # NULL: keys are stored as they are
-    const int32_t *positions
-    const int32_t *slots
-    int64_t n, n_heads, dk, dv, per_task
-
-
-cdef class _Store(Step):
-    cdef store_t a
-
-
-def store(Pool pool, Py_ssize_t layer, float[:, :, ::1] k, const float[:, :, ::1] v,
-          const int32_t[::1] slots, Rope rope=None, const int32_t[::1] positions=None):
-    """Write keys and values of new tokens into their slots, keys rotated if `rope` is given.
-
-    k float32 [n_tokens, n_kv_heads, head_dim_k]  # IN OUT, rotated in place
-    v float32 [n_tokens, n_kv_heads, head_dim_v]  # IN
-    slots int32 [n_tokens]  # IN, block * 32 + slot; positions int32 [n_tokens]  # IN
-    """
-    cdef Py_ssize_t n = k.shape[0]
-    if (v.shape[0] != n or slots.shape[0] != n or k.shape[1] != pool.n_kv_heads
-            or v.shape[1] != pool.n_kv_heads or k.shape[2] != pool.head_dim_k
-            or v.shape[2] != pool.head_dim_v or not 0 <= layer < pool.n_layers
-            or rope is not None and (positions.shape[0] != n or rope.head_dim != k.shape[2])):
-        raise ValueError("store of arrays that do not fit the cache")
-    cdef _Store step = _Store()
-    cdef store_t *a = &step.a
-    a.n, a.n_heads, a.dk, a.dv = n, pool.n_kv_heads, pool.head_dim_k, pool.head_dim_v
-    a.k_f32, a.v_f32 = pool.k_f32, pool.v_f32
-    a.k_out, a.v_out = layer_k(pool, layer), layer_v(pool, layer)
-    a.rope = NULL
-    if n:
-        a.k, a.v, a.slots = &k[0, 0, 0], &v[0, 0, 0], &slots[0]
-        if rope is not None:
-            a.rope, a.positions = &rope.table, &positions[0]
-    a.per_task = max(1, TASK_FLOATS // (a.n_heads * (a.dk + a.dv)))
-    step.bind(store_task, a, (n + a.per_task - 1) // a.per_task,
-              (pool, k, v, slots, rope, positions))
-    return step
-
-
-cdef void store_task(const void *args, int64_t task, float *work) noexcept nogil:
-    cdef const store_t *a = <const store_t *>args
-    cdef int64_t i, h
-    cdef float *k
-    for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
-        k = a.k + i * a.n_heads * a.dk
-        if a.rope != NULL:
-            for h in range(a.n_heads):
-                KERNELS.rope_head(k + h * a.dk, a.rope.rows + a.positions[i] * a.dk, a.dk // 2, 1)
-        store_token(k, a.k_out, a.slots[i], a.n_heads, a.dk, a.k_f32)
-        store_token(a.v + i * a.n_heads * a.dv, a.v_out, a.slots[i], a.n_heads, a.dv, a.v_f32)
-
-
-cdef inline uint8_t *layer_k(Pool pool, Py_ssize_t layer) noexcept:
-    return &pool.k[0] + layer * (pool.k.shape[0] // pool.n_layers)
-
-
-cdef inline uint8_t *layer_v(Pool pool, Py_ssize_t layer) noexcept:
-    return &pool.v[0] + layer * (pool.v.shape[0] // pool.n_layers)
-
-
-cdef void store_token(const float *x, uint8_t *layer, int64_t at, int64_t n_heads, int64_t d,
-                      int f32) noexcept nogil:
-    cdef int64_t h, row
-    for h in range(n_heads):
-        row = (at // SLOTS * n_heads + h) * SLOTS + at % SLOTS
-        if f32:
-            memcpy(layer + row * d * 4, x + h * d, d * 4)
-        else:
-            KERNELS.to_f16(x + h * d, d, <uint16_t *>(layer + row * d * 2))
-
-
-cdef struct shift_t:
-    uint8_t *k
-    int k_f32
-    const rope_t *rope
-    const int32_t *moved  # [n][4]: block, first slot, length, by how many positions
-    int64_t n, n_blocks, n_heads, dk
-
-
-cdef class _Shift(Step):
-    cdef shift_t a
-
-
-def shift(Pool pool, Rope rope, const int32_t[:, ::1] moved):
-    """Rotate stored keys by a further angle, in all layers: what a rotated key needs to stand at
-    another position.
-
-    moved int32 [n, 4]  # IN block, first slot, length, positions to move by (negative: backwards)
-    """
-    cdef Py_ssize_t i
-    if rope.head_dim != pool.head_dim_k or moved.shape[1] != 4:
-        raise ValueError("a shift that does not fit the cache")
-    for i in range(moved.shape[0]):
-        if (min(moved[i, 0], moved[i, 1], moved[i, 2]) < 0 or moved[i, 0] >= pool.n_blocks
-                or moved[i, 1] + moved[i, 2] > SLOTS or abs(moved[i, 3]) >= rope.n_positions):
-            raise ValueError("a shift of keys outside of the pool, or beyond the RoPE table")
-    cdef _Shift step = _Shift()
-    cdef shift_t *a = &step.a
-    a.k, a.k_f32, a.rope = &pool.k[0], pool.k_f32, &rope.table
-    a.n, a.n_blocks, a.n_heads = moved.shape[0], pool.n_blocks, pool.n_kv_heads
-    a.dk = pool.head_dim_k
-    if a.n:
-        a.moved = &moved[0, 0]
-    step.n_work = 2 * a.dk
-    step.bind(shift_task, a, pool.n_layers * a.n, (pool, rope, moved))
-    return step
-
-
-cdef void shift_task(const void *args, int64_t task, float *work) noexcept nogil:
-    """One segment in one layer."""
-    cdef const shift_t *a = <const shift_t *>args
-    cdef const int32_t *seg = a.moved + task % a.n * 4
-    cdef const float *row = a.rope.rows + abs(seg[3]) * a.dk
-    cdef int64_t head, i, at, block = task // a.n * a.n_blocks + seg[0]
-    cdef float *x
-    for head in range(a.n_heads):
-        for i in range(seg[2]):
-            at = ((block * a.n_heads + head) * SLOTS + seg[1] + i) * a.dk
-            x = <float *>a.k + at if a.k_f32 else work
-            if not a.k_f32:
-                KERNELS.to_f32(<uint16_t *>a.k + at, a.dk, work)
-            if seg[3] >= 0:
-                KERNELS.rope_head(x, row, a.dk // 2, 1)
-            else:
-                KERNELS.rotate_back(x, row, a.dk // 2, work + a.dk)
-                x = work + a.dk
-            if not a.k_f32:
-                KERNELS.to_f16(x, a.dk, <uint16_t *>a.k + at)
-            elif seg[3] < 0:
-                memcpy(<float *>a.k + at, x, a.dk * sizeof(float))
-
-
-# ---- attention ------------------------------------------------------------------------------
-#
 # One pass over a sequence's segments with online softmax (arXiv 1805.02867, 2205.14135). Two ways
 # to cut it. A token that stands alone (decode) reads keys and values once, in one run: a task is a
 # span of segments times a range of KV heads, blocks outside and heads inside, and spans are merged
@@ -219,9 +52,8 @@ cdef struct attention_t:
     const plan_t *plan
     const float *q
     float *out
-    const uint8_t *k
-    const uint8_t *v
-    int k_f32, v_f32, raw
+    cells_t keys, values
+    int raw
     const rope_t *rope
     int64_t n_heads, n_kv_heads, group, dk, dv
 
@@ -373,8 +205,7 @@ cdef _Attend attention_step(Pool pool, Py_ssize_t layer, const float[:, :, ::1] 
     a.plan = &plan.plan
     if q.shape[0]:
         a.q, a.out = &q[0, 0, 0], &out[0, 0, 0]
-    a.k, a.v = layer_k(pool, layer), layer_v(pool, layer)
-    a.k_f32, a.v_f32, a.raw = pool.k_f32, pool.v_f32, plan.rope is not None
+    a.keys, a.values, a.raw = pool.keys(layer), pool.values(layer), plan.rope is not None
     if a.raw:
         a.rope = &plan.rope.table
     step.keep = (pool, q, plan, out)
@@ -425,7 +256,7 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
     cdef float *turned = work                       # [SCORE_ROWS][dk]
     cdef float *s = work + SCORE_ROWS * a.dk        # [SCORE_ROWS][SLOTS]
     cdef int64_t h0 = task.first_head * a.group, h1 = task.last_head * a.group
-    cdef int64_t segment, head, row, at, i
+    cdef int64_t segment, head, row, i
     cdef int n, n_q
     cdef const int32_t *seg
     cdef const float *q
@@ -439,9 +270,8 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
         seg = a.plan.segments + segment * 4
         n = min(seg[2], task.n_visible - a.plan.starts[segment])
         for head in range(task.first_head, task.last_head):
-            at = (seg[0] * a.n_kv_heads + head) * SLOTS + seg[1]
-            k = a.k + at * a.dk * (4 if a.k_f32 else 2)
-            v = a.v + at * a.dv * (4 if a.v_f32 else 2)
+            k = row_of(&a.keys, seg[0], head, seg[1])
+            v = row_of(&a.values, seg[0], head, seg[1])
             row = head * a.group
             while row < (head + 1) * a.group:
                 n_q = <int>min(SCORE_ROWS, (head + 1) * a.group - row)
@@ -451,9 +281,9 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
                         KERNELS.rotate_back(q + i * a.dk, a.rope.rows + seg[3] * a.dk, a.dk // 2,
                                             turned + i * a.dk)
                     q = turned
-                KERNELS.scores[a.raw][a.k_f32](q, n_q, k, n, a.dk, a.rope, s)
+                KERNELS.scores[a.raw][a.keys.type](q, n_q, k, n, a.dk, a.rope, s)
                 KERNELS.softmax_block(s, n_q, n, n, 0, m + row, norm + row, acc + row * a.dv, a.dv)
-                KERNELS.weigh[a.v_f32](s, n_q, v, n, a.dv, acc + row * a.dv)
+                KERNELS.weigh[a.values.type](s, n_q, v, n, a.dv, acc + row * a.dv)
                 row = row + n_q
     if task.n_parts == 1:
         for row in range(h0, h1):
@@ -512,8 +342,10 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
     cdef const float *values
     cdef const float *rope_row
     cdef const int32_t *seg
-    cdef int64_t segment, g, t, at, row, token_row, begin
+    cdef int64_t segment, g, t, row, token_row, begin
     cdef int n, skip
+    cdef const uint8_t *k
+    cdef const uint8_t *v
     for g in range(a.group):
         for t in range(n_t):
             token_row = (task.token + t) * a.n_heads + task.head * a.group + g
@@ -527,13 +359,14 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
         n = <int>min(seg[2], task.n_visible + n_t - 1 - a.plan.starts[segment])
         if n <= 0:
             break
-        at = (seg[0] * a.n_kv_heads + task.head) * SLOTS + seg[1]
         rope_row = a.rope.rows + seg[3] * a.dk if a.raw else NULL
-        KERNELS.keys[a.k_f32](a.k + at * a.dk * (4 if a.k_f32 else 2), n, a.dk, rope_row, keys)
-        if a.v_f32:
-            values = <const float *>(a.v) + at * a.dv
+        k = row_of(&a.keys, seg[0], task.head, seg[1])
+        KERNELS.keys[a.keys.type](k, n, a.dk, rope_row, keys)
+        v = row_of(&a.values, seg[0], task.head, seg[1])
+        if a.values.type == C_F32:
+            values = <const float *>v
         else:
-            KERNELS.to_f32(<const uint16_t *>(a.v) + at * a.dv, n * a.dv, value_room)
+            KERNELS.to_f32(<const uint16_t *>v, n * a.dv, value_room)
             values = value_room
         begin = a.plan.starts[segment]
         skip = <int>max(0, begin - task.n_visible + 1)  # tokens before this segment
@@ -542,7 +375,7 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
             KERNELS.tile_scores(q + row * a.dk, <int>(n_t - skip), keys, a.dk, s)
             KERNELS.softmax_block(s, <int>(n_t - skip), n, task.n_visible + skip - begin, 1,
                                   m + row, norm + row, acc + row * a.dv, a.dv)
-            KERNELS.weigh[1](s, <int>(n_t - skip), values, n, a.dv, acc + row * a.dv)
+            KERNELS.weigh[C_F32](s, <int>(n_t - skip), values, n, a.dv, acc + row * a.dv)
     for g in range(a.group):
         for t in range(n_t):
             token_row = (task.token + t) * a.n_heads + task.head * a.group + g

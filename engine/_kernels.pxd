@@ -4,6 +4,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 
 cdef extern from "simd/table.h" nogil:
     enum: GROUP_ROWS, BLOCK, SLOTS, SCORE_ROWS
+    enum: C_F16, C_F32, N_CACHE_TYPES
     enum: W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K
     ctypedef struct activations_t:
         const float *x
@@ -33,13 +34,15 @@ cdef extern from "simd/table.h" nogil:
         void (*to_f16)(const float *, int64_t, uint16_t *) noexcept nogil
         void (*to_f32)(const uint16_t *, int64_t, float *) noexcept nogil
         void (*rotate_back)(const float *, const float *, int64_t, float *) noexcept nogil
-        scores_fn scores[2][2]
-        keys_fn keys[2]
+        scores_fn scores[2][N_CACHE_TYPES]
+        keys_fn keys[N_CACHE_TYPES]
         void (*tile_scores)(const float *, int, const float *, int64_t, float *) noexcept nogil
         void (*softmax_block)(float *, int, int, int, int, float *, float *, float *,
                               int64_t) noexcept nogil
-        weigh_fn weigh[2]
+        weigh_fn weigh[N_CACHE_TYPES]
     int64_t tile_width(int64_t) noexcept
+    int64_t cache_row_bytes(int, int64_t) noexcept
+    int64_t cache_unit_bytes(int, int64_t) noexcept
 
 cdef class Rope:
     cdef rope_t table

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from engine import _attention, _kernels
+from engine import _attention, _cache, _kernels
 from engine._program import Step
 from engine._program import run as run_now
 from engine.batch import Batch
@@ -20,17 +20,15 @@ from engine.memory import allocate
 from engine.rope import RopeTable
 from engine.segments import SLOTS, BlockPool, SegmentList, numbered, slots_of
 
-_ELEMENT_BYTES = {"f16": 2, "f32": 4}
 _ELEMENTS = {"f16": np.float16, "f32": np.float32}
 SPARE_BLOCKS = 2  # what a context loses to holes when its oldest tokens are evicted
 
 
 def cache_bytes(config: ModelConfig, n_ctx: int, type_k: str, type_v: str) -> int:
     """Bytes that keys and values of `n_ctx` positions take, whole blocks."""
-    per_slot = (
-        config.head_dim_k * _ELEMENT_BYTES[type_k] + config.head_dim_v * _ELEMENT_BYTES[type_v]
-    )
-    return config.n_layers * config.n_kv_heads * _n_blocks(n_ctx) * SLOTS * per_slot
+    per_head = _cache.head_block_bytes(type_k, config.head_dim_k)
+    per_head += _cache.head_block_bytes(type_v, config.head_dim_v)
+    return config.n_layers * config.n_kv_heads * _n_blocks(n_ctx) * per_head
 
 
 def _n_blocks(n_ctx: int) -> int:
@@ -59,13 +57,13 @@ class KVCache(ABC):
         self.pool = BlockPool(n_blocks, self._copy_slots)
         self._rope = rope
         self._scale = 1.0 / math.sqrt(config.head_dim_k)
-        n_rows = config.n_layers * n_blocks * config.n_kv_heads * SLOTS
-        k = allocate(n_rows * config.head_dim_k * _ELEMENT_BYTES[type_k])
-        v = allocate(n_rows * config.head_dim_v * _ELEMENT_BYTES[type_v])
+        n_units = config.n_layers * n_blocks * config.n_kv_heads
+        k = allocate(n_units * _cache.head_block_bytes(type_k, config.head_dim_k))
+        v = allocate(n_units * _cache.head_block_bytes(type_v, config.head_dim_v))
         shape = (config.n_layers, n_blocks, config.n_kv_heads, SLOTS, -1)
         self._k, self._v = k.view(_ELEMENTS[type_k]), v.view(_ELEMENTS[type_v])
         self._k, self._v = self._k.reshape(shape), self._v.reshape(shape)
-        self._memory = _attention.Pool(
+        self._memory = _cache.Pool(
             k,
             v,
             config.n_layers,
@@ -73,8 +71,8 @@ class KVCache(ABC):
             config.n_kv_heads,
             config.head_dim_k,
             config.head_dim_v,
-            type_k == "f32",
-            type_v == "f32",
+            type_k,
+            type_v,
         )
         self._plan = _attention.AttentionPlan(
             self._memory, config.n_heads, rope.kernel if self._raw else None
@@ -230,13 +228,13 @@ class RopedCache(KVCache):
             self.pool.forget(block)
         if len(moved):
             # Last, so that a Ctrl-C, which waits for the kernel, leaves keys and positions agreed.
-            run_now(_attention.shift(self._memory, self._rope.kernel, moved), n_threads=n_threads)
+            run_now(_cache.shift(self._memory, self._rope.kernel, moved), n_threads=n_threads)
 
     def store(
         self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
     ) -> Step:
         """Rotate k in place, then store both."""
-        return _attention.store(self._memory, layer, k, v, slots, self._rope.kernel, positions)
+        return _cache.store(self._memory, layer, k, v, slots, self._rope.kernel, positions)
 
 
 class RawCache(KVCache):
@@ -252,11 +250,11 @@ class RawCache(KVCache):
         self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
     ) -> Step:
         """Store both as they are."""
-        return _attention.store(self._memory, layer, k, v, slots)
+        return _cache.store(self._memory, layer, k, v, slots)
 
 
 def _split_where_changing(rows: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """What `_attention.shift` takes, int32 [n, 4], from segments and `by` int32 [n_tokens]."""
+    """What `_cache.shift` takes, int32 [n, 4], from segments and `by` int32 [n_tokens]."""
     starts = np.repeat(numbered(rows), rows[:, 2])
     new = np.ones(len(by), bool)
     new[1:] = (by[1:] != by[:-1]) | (starts[1:] != starts[:-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine import _attention, _kernels
+from engine import _attention, _cache, _kernels
 from engine._program import Program, run
 from engine.memory import allocate
 from tests.reference import relative_error
@@ -29,14 +29,14 @@ def rng():
 class CacheCase:
     """Sequences of random keys and values, scattered over blocks, cut into odd segments."""
 
-    def __init__(self, rng, *, n_heads, n_kv_heads, dk, dv, contexts, f32=(True, True)):
+    def __init__(self, rng, *, n_heads, n_kv_heads, dk, dv, contexts, types=("f32", "f32")):
         self.n_heads, self.n_kv_heads, self.dk, self.dv = n_heads, n_kv_heads, dk, dv
         self.keys, self.values, self.positions, tables = [], [], [], []
         n_blocks = 3 + sum(n // 9 + 2 for n, _ in contexts)
-        self.pool = _attention.Pool(
-            allocate(2 * n_blocks * n_kv_heads * 32 * dk * (4 if f32[0] else 2)),
-            allocate(2 * n_blocks * n_kv_heads * 32 * dv * (4 if f32[1] else 2)),
-            2, n_blocks, n_kv_heads, dk, dv, *f32,
+        self.pool = _cache.Pool(
+            allocate(2 * n_blocks * n_kv_heads * _cache.head_block_bytes(types[0], dk)),
+            allocate(2 * n_blocks * n_kv_heads * _cache.head_block_bytes(types[1], dv)),
+            2, n_blocks, n_kv_heads, dk, dv, *types,
         )  # fmt: skip
         self.theta = np.concatenate([10000.0 ** (-np.arange(dk // 2 - 1) / dk), [0.0]])
         blocks = iter(rng.permutation(n_blocks))
@@ -83,7 +83,7 @@ class CacheCase:
             self.keys, self.values, self.positions, self.tables, strict=True
         ):
             stored = k if raw else self.turned(k, positions).astype(np.float32)
-            run(_attention.store(self.pool, 1, stored, v, slots), n_threads=n_threads)
+            run(_cache.store(self.pool, 1, stored, v, slots), n_threads=n_threads)
         starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
             self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
         table = _kernels.Rope(self.rows, self.step)
@@ -148,7 +148,7 @@ def test_attention_with_f16_cache(isa, rng, types, contexts, raw):
     for heads in ((2, 2, 128, 128), (4, 1, 80, 34)):
         case = CacheCase(
             rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
-            contexts=CONTEXTS[contexts], f32=tuple(t == "f32" for t in types),
+            contexts=CONTEXTS[contexts], types=types,
         )  # fmt: skip
         expected = case.expected(numpy_types[types[0]], numpy_types[types[1]], raw)
         # A roped key near the middle of two f16 values may round the other way than NumPy's.
@@ -171,8 +171,8 @@ def test_f16_conversion(isa, rng):
     x = np.concatenate([edge, rng.standard_normal(48) * 10.0 ** rng.integers(-8, 5, 48)])
     x = x.astype(np.float32).reshape(1, 1, 64)
     memory = allocate(32 * 64 * 2)
-    pool = _attention.Pool(memory, allocate(32 * 64 * 2), 1, 1, 1, 64, 64, False, False)
-    run(_attention.store(pool, 0, x, x, np.array([3], np.int32)))
+    pool = _cache.Pool(memory, allocate(32 * 64 * 2), 1, 1, 1, 64, 64, "f16", "f16")
+    run(_cache.store(pool, 0, x, x, np.array([3], np.int32)))
     with np.errstate(over="ignore"):
         expected = x.reshape(-1).astype(np.float16)
     got = memory.view(np.float16).reshape(32, 64)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine import LLM, LariatError, SamplingParams, _attention, _kernels, model, sampler
+from engine import LLM, LariatError, SamplingParams, _attention, _cache, _kernels, model, sampler
 from engine._program import Program
 from engine.kv_cache import KVCache
 from tests.model_files import write_llama
@@ -22,7 +22,7 @@ PACKAGE = Path(engine.__file__).parent
 # What is called once for each size of batch, when its program is recorded, and for every batch.
 RECORDED = {
     "rms_norm": model, "quantize": model, "matmul": model, "silu_mul": model,
-    "rope": _kernels, "store": _attention, "attend": _attention,
+    "rope": _kernels, "store": _cache, "attend": _attention,
 }  # fmt: skip
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = [[1, 5, 6, 7], [9] * 40, [1, 2, 3]]

@@ -6,6 +6,8 @@
 
 /* Weight types in the order of the matmul table; the numbers are ours, not ggml's. */
 enum { W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K, N_WEIGHT_TYPES };
+/* Types of cached keys and values */
+enum { C_F16, C_F32, N_CACHE_TYPES };
 enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };
 
 typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
@@ -27,12 +29,22 @@ typedef struct {
     void (*to_f16)(const float *x, int64_t n, f16_t *out);
     void (*to_f32)(const f16_t *x, int64_t n, float *out);
     void (*rotate_back)(const float *x, const float *row, int64_t half, float *out);
-    scores_fn scores[2][2]; /* [roped, raw][f16, f32] */
-    keys_fn keys[2];        /* [f16, f32] */
+    scores_fn scores[2][N_CACHE_TYPES]; /* [roped, raw] */
+    keys_fn keys[N_CACHE_TYPES];
     void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, float *s);
     void (*softmax_block)(float *s, int n_q, int n, int n_visible, int more, float *m, float *l,
                           float *acc, int64_t head_dim);
-    weigh_fn weigh[2]; /* [f16, f32] */
+    weigh_fn weigh[N_CACHE_TYPES];
 } kernels_t;
+
+/* Bytes of a cached position of one KV head */
+static inline int64_t cache_row_bytes(int type, int64_t head_dim) {
+    return head_dim * (type == C_F32 ? 4 : 2);
+}
+
+/* Bytes of a block's SLOTS positions of one KV head */
+static inline int64_t cache_unit_bytes(int type, int64_t head_dim) {
+    return SLOTS * cache_row_bytes(type, head_dim);
+}
 
 #endif

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine._kernels import Rope
+from engine._program import Step
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+
+def head_block_bytes(type: str, head_dim: int) -> int: ...
+
+class Pool:
+    n_layers: int
+    n_blocks: int
+    n_kv_heads: int
+    head_dim_k: int
+    head_dim_v: int
+    def __init__(
+        self,
+        k: Bytes,
+        v: Bytes,
+        n_layers: int,
+        n_blocks: int,
+        n_kv_heads: int,
+        head_dim_k: int,
+        head_dim_v: int,
+        type_k: str,
+        type_v: str,
+    ) -> None: ...
+
+def store(
+    pool: Pool,
+    layer: int,
+    k: Float32,
+    v: Float32,
+    slots: Int32,
+    rope: Rope | None = None,
+    positions: Int32 | None = None,
+) -> Step: ...
+def shift(pool: Pool, rope: Rope, moved: Int32) -> Step: ...
