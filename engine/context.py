@@ -139,12 +139,12 @@ class Context:
         """Make a context of the same tokens that shares the blocks.
 
         What is written later in the one is not seen in the other: a block that both hold is copied
-        before either writes to it.
+        before either writes to it. Possible while a stream writes, between two of its pieces.
         """
         other = Context(self._llm)
-        with self._editing():
+        with self._reading():
             other._segments.assign(self._segments.segments)
-            other._ids = list(self._ids)
+            other._ids = self.tokens
         return other
 
     def compact(self) -> int:
@@ -255,16 +255,25 @@ class Context:
     # ---- below: what the methods share; the LLM's lock is held ----
 
     @contextmanager
-    def _editing(self) -> Iterator[None]:
+    def _reading(self) -> Iterator[None]:
         with self._llm._exclusively():
             self._llm._check_open()
             self._llm._sweep()  # of what others gave up, so that its blocks are free
+            self._check_usable()
+            yield
+
+    @contextmanager
+    def _editing(self) -> Iterator[None]:
+        with self._reading():
             self._check_idle()
             yield
 
-    def _check_idle(self) -> None:
+    def _check_usable(self) -> None:
         if self._closed:
             raise ValueError("the context is closed")
+
+    def _check_idle(self) -> None:
+        self._check_usable()
         if self._writer is not None:
             raise ContextError("a stream is writing this context: finish or close it first")
 

@@ -381,7 +381,7 @@ class LLM:
             for chunk in group:
                 s = sequence_of[chunk.context]
                 if s.on_prompt and not s.completion.token_ids:
-                    s.on_prompt(s.context.n_tokens, len(s.completion.prompt_ids))
+                    s.on_prompt(s.n_prompt_done, len(s.completion.prompt_ids))
                 if chunk.logits == "last":
                     row = next(logits)
                     try:

@@ -126,6 +126,7 @@ class Sequence:
         self.block_keys: list[bytes] = []  # names of its full blocks, and how many blocks have
         self.n_named = 0  # theirs; see `engine.prefixes`
         self._take_back: Callable[[Sequence], None] | None = None
+        self._n_before = 0  # tokens of the context that it goes on from
         self._decoder = decoder
         self._eog_ids = eog_ids
         self._n_ctx = n_ctx
@@ -138,6 +139,7 @@ class Sequence:
 
         `take_back` is called once, when the sequence is over; the segments stay the context's.
         """
+        self._n_before = len(ids) - len(self.ids)
         self.context, self.ids, self._take_back = segments, ids, take_back
 
     @property
@@ -158,6 +160,11 @@ class Sequence:
     def n_pending(self) -> int:
         """Tokens that are known but not yet in the cache."""
         return len(self.ids) - self.context.n_tokens
+
+    @property
+    def n_prompt_done(self) -> int:
+        """Tokens of the prompt that are in the cache."""
+        return min(self.context.n_tokens - self._n_before, len(self.completion.prompt_ids))
 
     @property
     def in_prompt(self) -> bool:

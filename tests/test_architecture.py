@@ -31,7 +31,7 @@ LEVELS = (
     ("context_file", "vocabulary", "weights", "kv_cache", "prefixes"),
     ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases"),
     ("tokenizer",),
-    ("llm", "benchmark", "plots"),
+    ("llm", "benchmark", "plots", "prompt_cache"),
     ("perplexity",),
     ("cli",),
     ("__main__",),

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console, engine_flags, model_file, prompt
+from engine.cli import console, engine_flags, model_file, prompt, reuse
 from engine.cli.usage import Flag, UsageError, add_flags, checked
 from engine.config import SamplingParams
 from engine.errors import LariatError
@@ -115,6 +115,7 @@ def register(commands: Any) -> None:
     )
 
     engine_flags.add(parser)
+    reuse.add(parser)
 
     sampling = parser.add_argument_group("sampling, in the order in which it is done")
     add_flags(sampling, _SAMPLING, SamplingParams)
@@ -139,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         seed=None if args.seed == -1 else args.seed,
     )
     config = engine_flags.config(args)
+    reuse.check(args)
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
@@ -161,7 +163,10 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
     # and the bar has the line to itself.
     shown = "" if args.no_display_prompt else text
     try:
-        stream = llm.stream(text, params, prompt_progress=prompt_progress)
+        start = reuse.start(llm, text, args)
+        stream = llm.stream(
+            start.prompt, params, context=start.context, prompt_progress=prompt_progress
+        )
     except LariatError:
         raise
     except ValueError as error:  # such as a prompt without a single token
@@ -171,13 +176,19 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
     last, code = "", 0
     try:
         try:
+            is_read = False
             for piece in stream:
                 bar.close()
+                if not is_read:
+                    start.prompt_read(stream.completion)
+                    is_read = True
                 if shown + piece:
                     console.write(shown + piece)
                     last, shown = (shown + piece)[-1], ""
         finally:
             bar.close()
+        if not is_read:
+            start.prompt_read(stream.completion)
         if shown:  # the model ended at once
             console.write(shown)
             last = shown[-1]
@@ -185,6 +196,8 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
         code = 130
     if last not in ("", "\n"):
         console.write("\n")
+    stream.close()
+    start.close(stream.completion)
     if not args.quiet:
         console.note(_statistics(stream.completion))
     return code
@@ -208,14 +221,15 @@ def _statistics(completion: Completion) -> str:
         "context": "the context is full",
         None: "interrupted",
     }[completion.finish_reason]
-    return "\n".join(
-        (
-            f"lariat: load        {timings.load_s * 1000:.1f} ms",
-            f"lariat: prompt      {_rate(timings.n_prompt, timings.prompt_s)}",
-            f"lariat: generation  {_rate(timings.n_decode, timings.decode_s)}",
-            f"lariat: finished    {reason}",
-        )
-    )
+    lines = [
+        f"lariat: load        {timings.load_s * 1000:.1f} ms",
+        f"lariat: prompt      {_rate(timings.n_prompt, timings.prompt_s)}",
+        f"lariat: generation  {_rate(timings.n_decode, timings.decode_s)}",
+        f"lariat: finished    {reason}",
+    ]
+    if timings.n_reused:
+        lines.insert(1, f"lariat: reused      {timings.n_reused} tokens")
+    return "\n".join(lines)
 
 
 def _rate(n_tokens: int, seconds: float) -> str:

@@ -1,0 +1,116 @@
+"""What a prompt finds computed: the flags of --prompt-cache."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.cli.usage import UsageError
+from engine.errors import ContextError
+
+if TYPE_CHECKING:
+    from engine.llm import LLM, Completion, Context
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    group = parser.add_argument_group("prompt cache")
+    group.add_argument(
+        "--prompt-cache",
+        metavar="FILE",
+        help="keep keys and values of the prompt in a file, and take from it what a later prompt "
+        "has in common with it",
+    )
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--prompt-cache-all", action="store_true", help="keep what the model writes too"
+    )
+    either.add_argument(
+        "--prompt-cache-ro", action="store_true", help="read the file, never write it"
+    )
+    group.add_argument(
+        "--cache-reuse",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --cache raw, take later runs of at least N equal tokens too, not only the "
+        "beginning; 0: off (default: 0)",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """UsageError if the flags do not go together."""
+    if args.prompt_cache is None:
+        for name in ("prompt_cache_all", "prompt_cache_ro", "cache_reuse"):
+            if getattr(args, name):
+                raise UsageError(f"argument --{name.replace('_', '-')}: needs --prompt-cache")
+    if args.cache_reuse < 0:
+        raise UsageError(f"argument --cache-reuse: {args.cache_reuse} is negative")
+    if args.cache_reuse and args.cache != "raw":
+        raise UsageError("argument --cache-reuse: needs --cache raw, whose keys have no position")
+
+
+class Start:
+    """Where generation starts: an empty context, and the whole prompt is to be computed."""
+
+    context: Context | None = None
+
+    def __init__(self, llm: LLM, text: str) -> None:
+        self.prompt: str | list[int] = text  # what is left of it
+
+    def prompt_read(self, completion: Completion) -> None:
+        """Called when the prompt is in the cache, before anything else goes on."""
+
+    def close(self, completion: Completion) -> None:
+        """Called at the end, if the prompt was read."""
+
+
+class PromptCache(Start):
+    """A context that begins with what the file of --prompt-cache holds."""
+
+    def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
+        from engine import prompt_cache
+
+        self._path, self._all = Path(args.prompt_cache), args.prompt_cache_all
+        self._ids = llm.tokenize(text)
+        self.context = context = llm.context()
+        is_empty = self._path.is_file() and not self._path.stat().st_size
+        if args.prompt_cache_ro or (self._path.exists() and not is_empty):
+            context.load(self._path)
+        is_new = context.tokens[: len(self._ids)] != self._ids
+        self._write = is_new and not args.prompt_cache_ro
+        folder = self._path.parent
+        if (self._write or self._all) and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ContextError(f"{self._path}: {folder} is not a folder that can be written")
+        start = time.perf_counter()
+        n_reused = prompt_cache.fit(context, self._ids, args.cache_reuse)
+        self._n_computed = len(context) - n_reused
+        self._seconds = time.perf_counter() - start
+        self._n_reused = min(n_reused, len(self._ids) - 1)  # the last is computed for its logits
+        self.prompt = self._ids[len(context) :]
+
+    def prompt_read(self, completion: Completion) -> None:
+        """Write the file, unless it holds the prompt already."""
+        timings = completion.timings
+        timings.n_reused = self._n_reused
+        timings.n_prompt += self._n_computed
+        timings.prompt_s += self._seconds
+        if self._write:
+            assert self.context
+            with self.context.fork() as prompt_alone:
+                prompt_alone.truncate(len(self._ids))
+                prompt_alone.save(self._path)
+
+    def close(self, completion: Completion) -> None:
+        """Write the file again, with what came behind the prompt."""
+        if self._all and completion.token_ids:
+            assert self.context
+            self.context.save(self._path)
+
+
+def start(llm: LLM, text: str, args: argparse.Namespace) -> Start:
+    """What the flags ask for. LariatError or OSError if its files are not there or do not fit."""
+    return Start(llm, text) if args.prompt_cache is None else PromptCache(llm, text, args)
