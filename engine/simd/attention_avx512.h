@@ -50,6 +50,36 @@ ALWAYS_INLINE __m512 sum_16_avx512(const __m512 p_f32x16[16]) {
                          _mm512_shuffle_f32x4(left, right, 0xdd));
 }
 
+/* Lane j of the new vector i is lane i of the old vector j. */
+ALWAYS_INLINE void transpose_avx512(__m512 rows_f32x16[16]) {
+    __m512 *r = rows_f32x16, t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]);
+        const __m512d c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    /* r[4 g + i]: quarter h has lanes 4 h + i of the four vectors from 4 g on */
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88);
+        r[4 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd);
+        r[12 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+
 static void rotate_back_avx512(const float *x, const float *row, int64_t half, float *out) {
     for (int64_t i = 0; i < half; i += 16) {
         const __mmask16 lanes = first_lanes_avx512(half - i);
@@ -96,37 +126,100 @@ ALWAYS_INLINE void scores_roped_avx512(const float *q, const int n_q, const void
     }
 }
 
-/* Several queries: turn key j by j (table row j), then as above. */
+/* Keys j to j + n_k - 1, turned by their offsets: dims i.. of both halves of each head. Keys beyond n
+ * are 0. */
+ALWAYS_INLINE void turn_keys_avx512(const void *k, int j, const int n_k, int n, int64_t head_dim,
+                                    int64_t i, const float *rows, __m512 *x, __m512 *y,
+                                    const int f32, const int masked) {
+    const int64_t half = head_dim / 2;
+    const __mmask16 lanes = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
+    for (int o = 0; o < n_k; o++) {
+        x[o] = y[o] = _mm512_setzero_ps();
+        if (j + o >= n) continue;
+        const int64_t at = (j + o) * head_dim + i;
+        const __m512 a = load_lanes_avx512(k, at, lanes, f32);
+        const __m512 b = load_lanes_avx512(k, at + half, lanes, f32);
+        const __m512 cosine = _mm512_maskz_loadu_ps(lanes, rows + at);
+        const __m512 sine = _mm512_maskz_loadu_ps(lanes, rows + at + half);
+        x[o] = _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine));
+        y[o] = _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine));
+    }
+}
+
+/* Several queries: turn key j by j (table row j), then as above, but two keys at a time, so that a
+ * query's numbers are loaded once for both. */
 ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const void *k, int n,
                                         int64_t head_dim, const float *rows, float *s,
                                         const int f32) {
     const int64_t half = head_dim / 2;
     for (int j0 = 0; j0 < n; j0 += 16) {
         __m512 partial[4][16];
-        for (int j = 0; j < 16; j++) {
-            __m512 sum[4];
-            FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
+        for (int j = 0; j < 16; j += 2) {
+            __m512 sum[4][2];
+            FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm512_setzero_ps();
             if (j0 + j < n)
                 for (int64_t i = 0; i < half; i += 16) {
                     const __mmask16 lanes = first_lanes_avx512(half - i);
-                    const int64_t at = (j0 + j) * head_dim + i;
-                    const __m512 a = load_lanes_avx512(k, at, lanes, f32);
-                    const __m512 b = load_lanes_avx512(k, at + half, lanes, f32);
-                    const __m512 cosine = _mm512_maskz_loadu_ps(lanes, rows + at);
-                    const __m512 sine = _mm512_maskz_loadu_ps(lanes, rows + at + half);
-                    const __m512 x = _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine));
-                    const __m512 y = _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine));
+                    __m512 x[2], y[2];
+                    turn_keys_avx512(k, j0 + j, 2, n, head_dim, i, rows, x, y, f32, 1);
                     FOR_EACH_QUERY {
                         const float *qr = q + r * head_dim + i;
-                        sum[r] = _mm512_fmadd_ps(x, _mm512_maskz_loadu_ps(lanes, qr), sum[r]);
-                        sum[r] =
-                            _mm512_fmadd_ps(y, _mm512_maskz_loadu_ps(lanes, qr + half), sum[r]);
+                        const __m512 qx = _mm512_maskz_loadu_ps(lanes, qr);
+                        const __m512 qy = _mm512_maskz_loadu_ps(lanes, qr + half);
+                        sum[r][0] = _mm512_fmadd_ps(x[0], qx, sum[r][0]);
+                        sum[r][1] = _mm512_fmadd_ps(x[1], qx, sum[r][1]);
+                        sum[r][0] = _mm512_fmadd_ps(y[0], qy, sum[r][0]);
+                        sum[r][1] = _mm512_fmadd_ps(y[1], qy, sum[r][1]);
                     }
                 }
-            FOR_EACH_QUERY partial[r][j] = sum[r];
+            FOR_EACH_QUERY {
+                partial[r][j] = sum[r][0];
+                partial[r][j + 1] = sum[r][1];
+            }
         }
         FOR_EACH_QUERY
             _mm512_storeu_ps(s + r * SLOTS + j0, sum_16_avx512(partial[r]));
+    }
+}
+
+/* Adds the products of dims i.. of both halves, n_dims of each, to the sums of 8 queries, where a
+ * lane is a key. */
+ALWAYS_INLINE void add_transposed_avx512(const float *q, const void *k, int j0, int n,
+                                         int64_t head_dim, int64_t i, const int64_t n_dims,
+                                         const float *rows, __m512 sum[8], const int f32,
+                                         const int masked) {
+    enum { n_q = 8 };
+    __m512 x[16], y[16];
+    turn_keys_avx512(k, j0, 16, n, head_dim, i, rows, x, y, f32, masked);
+    transpose_avx512(x);
+    _Pragma("GCC unroll 16")
+    for (int64_t d = 0; d < n_dims; d++)
+        FOR_EACH_QUERY
+            sum[r] = _mm512_fmadd_ps(x[d], _mm512_set1_ps(q[r * head_dim + i + d]), sum[r]);
+    transpose_avx512(y);
+    q += head_dim / 2;
+    _Pragma("GCC unroll 16")
+    for (int64_t d = 0; d < n_dims; d++)
+        FOR_EACH_QUERY
+            sum[r] = _mm512_fmadd_ps(y[d], _mm512_set1_ps(q[r * head_dim + i + d]), sum[r]);
+}
+
+/* Eight queries: 16 keys are turned and transposed, so that a lane is a key. That costs less than
+ * adding up the lanes for each query and key, and lets a key be turned once for all eight (15 ns a
+ * key of 64 dims, as for roped keys, where two times four queries took 23). */
+ALWAYS_INLINE void scores_transposed_avx512(const float *q, const void *k, int n, int64_t head_dim,
+                                            const float *rows, float *s, const int f32) {
+    enum { n_q = 8 };
+    const int64_t half = head_dim / 2;
+    for (int j0 = 0; j0 < n; j0 += 16) {
+        __m512 sum[n_q];
+        int64_t i = 0;
+        FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
+        for (; i + 16 <= half; i += 16)
+            add_transposed_avx512(q, k, j0, n, head_dim, i, 16, rows, sum, f32, 0);
+        if (i < half)
+            add_transposed_avx512(q, k, j0, n, head_dim, i, half - i, rows, sum, f32, 1);
+        FOR_EACH_QUERY _mm512_storeu_ps(s + r * SLOTS + j0, sum[r]);
     }
 }
 
@@ -206,6 +299,8 @@ static void scores_roped_f32_avx512(const float *q, int n_q, const void *k, int 
 
 static void scores_raw_f16_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                   const rope_t *rope, float *s) {
+    for (; n_q >= 8; n_q -= 8, q += 8 * head_dim, s += 8 * SLOTS)
+        scores_transposed_avx512(q, k, n, head_dim, rope->rows, s, 0);
     BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rope->rows, s, 0),
                       scores_turned_avx512(q, 2, k, n, head_dim, rope->rows, s, 0),
                       scores_stepped_avx512(q, k, n, head_dim, rope->step, s, 0))
@@ -213,22 +308,18 @@ static void scores_raw_f16_avx512(const float *q, int n_q, const void *k, int n,
 
 static void scores_raw_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                   const rope_t *rope, float *s) {
+    for (; n_q >= 8; n_q -= 8, q += 8 * head_dim, s += 8 * SLOTS)
+        scores_transposed_avx512(q, k, n, head_dim, rope->rows, s, 1);
     BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rope->rows, s, 1),
                       scores_turned_avx512(q, 2, k, n, head_dim, rope->rows, s, 1),
                       scores_stepped_avx512(q, k, n, head_dim, rope->step, s, 1))
 }
 #undef BY_QUERIES_AVX512
 
-/* 16 keys' worth of 16 dims, keys in rows, to dims in rows of SLOTS floats */
-ALWAYS_INLINE void store_transposed_avx512(const __m512 rows_f32x16[16], int64_t n_dims,
-                                           float *tile) {
-    float square[16][16];
-    for (int j = 0; j < 16; j++) _mm512_storeu_ps(square[j], rows_f32x16[j]);
-    const __m512i down = _mm512_mullo_epi32(
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-        _mm512_set1_epi32(16));
-    for (int64_t i = 0; i < n_dims; i++)
-        _mm512_storeu_ps(tile + i * SLOTS, _mm512_i32gather_ps(down, &square[0][i], 4));
+/* Dims i.. of 16 keys to rows of SLOTS floats, one row a dim */
+ALWAYS_INLINE void store_transposed_avx512(__m512 keys_f32x16[16], int64_t n_dims, float *tile) {
+    transpose_avx512(keys_f32x16);
+    for (int64_t i = 0; i < n_dims; i++) _mm512_storeu_ps(tile + i * SLOTS, keys_f32x16[i]);
 }
 
 ALWAYS_INLINE void keys_avx512(const void *k, int n, int64_t head_dim, const float *row, float *tile,
@@ -236,25 +327,18 @@ ALWAYS_INLINE void keys_avx512(const void *k, int n, int64_t head_dim, const flo
     const int64_t half = head_dim / 2;
     for (int j0 = 0; j0 < SLOTS; j0 += 16)
         for (int64_t i = 0; i < half; i += 16) {
-            const __mmask16 lanes = first_lanes_avx512(half - i);
-            __m512 x[16], y[16];
-            for (int j = 0; j < 16; j++) {
-                const int64_t at = (j0 + j) * head_dim + i;
-                x[j] = y[j] = _mm512_setzero_ps();
-                if (j0 + j >= n) continue;
-                const __m512 a = load_lanes_avx512(k, at, lanes, f32);
-                const __m512 b = load_lanes_avx512(k, at + half, lanes, f32);
-                if (row) {
-                    const __m512 cosine = _mm512_maskz_loadu_ps(lanes, row + at);
-                    const __m512 sine = _mm512_maskz_loadu_ps(lanes, row + at + half);
-                    x[j] = _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine));
-                    y[j] = _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine));
-                } else {
-                    x[j] = a;
-                    y[j] = b;
-                }
-            }
             const int64_t n_dims = half - i < 16 ? half - i : 16;
+            const __mmask16 lanes = first_lanes_avx512(n_dims);
+            __m512 x[16], y[16];
+            if (row)
+                turn_keys_avx512(k, j0, 16, n, head_dim, i, row, x, y, f32, 1);
+            else
+                for (int j = 0; j < 16; j++) {
+                    const int64_t at = (j0 + j) * head_dim + i;
+                    const __mmask16 here = j0 + j < n ? lanes : 0;
+                    x[j] = load_lanes_avx512(k, at, here, f32);
+                    y[j] = load_lanes_avx512(k, at + half, here, f32);
+                }
             store_transposed_avx512(x, n_dims, tile + i * SLOTS + j0);
             store_transposed_avx512(y, n_dims, tile + (half + i) * SLOTS + j0);
         }

@@ -45,6 +45,15 @@ ALWAYS_INLINE void unpack_nibbles_avx512(const uint8_t q[4][64], __m512i w_u8x64
     }
 }
 
+/* Fetch the n_bytes that are read some blocks later. With many columns there is so much to compute
+ * for a block that the processor does not look far enough ahead by itself (8 columns from memory:
+ * 164 GMAC/s instead of 116, 16 columns: 174 instead of 147); with few it does, and is better. */
+ALWAYS_INLINE void fetch_ahead_avx512(const void *w, const int n_bytes, const int nc) {
+    if (nc < 8) return;
+    _Pragma("GCC unroll 8")
+    for (int o = 0; o < n_bytes; o += 64) _mm_prefetch((const char *)w + 2304 + o, _MM_HINT_T0);
+}
+
 /* start + the dot product of weight vectors [from, to) with the block q of one column */
 ALWAYS_INLINE __m512i dot_avx512(__m512i start, const __m512i *w_u8x64, const int8_t *q,
                                  const int from, const int to) {
@@ -64,6 +73,7 @@ ALWAYS_INLINE void q4_0_columns_avx512(const q4_0_x16 *w, const activations_t *a
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
+        fetch_ahead_avx512(w, sizeof *w, nc);
         __m512i w_u8x64[8];
         unpack_nibbles_avx512(w->q, w_u8x64);
         const __m512 d = load_16_f16_avx512(w->d);
@@ -88,6 +98,7 @@ ALWAYS_INLINE void q4_1_columns_avx512(const q4_1_x16 *w, const activations_t *a
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
+        fetch_ahead_avx512(w, sizeof *w, nc);
         __m512i w_u8x64[8];
         unpack_nibbles_avx512(w->q, w_u8x64);
         const __m512 d = load_16_f16_avx512(w->d), m = load_16_f16_avx512(w->m);
@@ -114,6 +125,7 @@ ALWAYS_INLINE void q8_0_columns_avx512(const q8_0_x16 *w, const activations_t *a
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
+        fetch_ahead_avx512(w, sizeof *w, nc);
         __m512i w_u8x64[8];
         for (int v = 0; v < 8; v++) w_u8x64[v] = _mm512_loadu_si512(w->q[v]);
         const __m512 d = load_16_f16_avx512(w->d);
@@ -128,6 +140,13 @@ ALWAYS_INLINE void q8_0_columns_avx512(const q8_0_x16 *w, const activations_t *a
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
+/* Bytes of the low 4 bits of `low` and bits 4, 5 of `high` */
+ALWAYS_INLINE __m512i six_bits_avx512(__m512i low, __m512i high) {
+    const int choose = 0xca; /* bit by bit: where the first operand is 1 the second, else the third */
+    const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), low, high, choose);
+    return _mm512_and_si512(both, _mm512_set1_epi8(63));
+}
+
 ALWAYS_INLINE void q6_K_columns_avx512(const q6_K_x16 *w, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
                                        int add) {
@@ -135,24 +154,22 @@ ALWAYS_INLINE void q6_K_columns_avx512(const q6_K_x16 *w, const activations_t *a
     const int8_t *q = a->q + col * a->n_k;
     const float *scale = a->scale + col * n_blocks;
     const int16_t *half_sum = a->half_sum + col * n_blocks * 2;
-    const __m512i two_bits = _mm512_set1_epi8(0x30);
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, q += nc * BLOCK, scale += nc, half_sum += 2 * nc) {
         const q6_K_x16 *super = w + b / 8;
         const int part = (int)(b % 8);
+        fetch_ahead_avx512(&super->part[part], sizeof super->part[part], nc);
         __m512i w_u8x64[8];
-        unpack_nibbles_avx512(super->part[part].ql, w_u8x64);
         for (int i = 0; i < 2; i++) { /* vector v: bits 2(v / 2) of qh[v % 2] move to bits 4, 5 */
             const __m512i high = _mm512_loadu_si512(super->part[part].qh[i]);
-            w_u8x64[i] = _mm512_or_si512(
-                w_u8x64[i], _mm512_and_si512(_mm512_slli_epi16(high, 4), two_bits));
-            w_u8x64[2 + i] = _mm512_or_si512(
-                w_u8x64[2 + i], _mm512_and_si512(_mm512_slli_epi16(high, 2), two_bits));
-            w_u8x64[4 + i] =
-                _mm512_or_si512(w_u8x64[4 + i], _mm512_and_si512(high, two_bits));
-            w_u8x64[6 + i] = _mm512_or_si512(
-                w_u8x64[6 + i], _mm512_and_si512(_mm512_srli_epi16(high, 2), two_bits));
+            const __m512i first = _mm512_loadu_si512(super->part[part].ql[i]);
+            const __m512i second = _mm512_loadu_si512(super->part[part].ql[2 + i]);
+            w_u8x64[i] = six_bits_avx512(first, _mm512_slli_epi16(high, 4));
+            w_u8x64[2 + i] = six_bits_avx512(second, _mm512_slli_epi16(high, 2));
+            w_u8x64[4 + i] = six_bits_avx512(_mm512_srli_epi16(first, 4), high);
+            w_u8x64[6 + i] =
+                six_bits_avx512(_mm512_srli_epi16(second, 4), _mm512_srli_epi16(high, 2));
         }
         const __m512 d = load_16_f16_avx512(super->d);
         __m512 d_half[2];
