@@ -260,9 +260,13 @@ class Benchmark:
                 (result.bandwidths if kind == "read" else result.int8_peaks).append(value)
 
     def _ceiling(self, kind: str, n_threads: int) -> float | None:
-        """What the machine can do at best, measured again when the last time is too long ago."""
+        """What the machine can do at best, measured again when the last time is too long ago.
+
+        More threads than processors can do no more than one a processor; of equal shares, as the
+        probes have them, they would do less."""
         if self._probe is None:
             return None
+        n_threads = min(n_threads, threads.available())
         value, when = self._ceilings.get((kind, n_threads), (0.0, -_PROBE_AGE))
         if time.monotonic() - when >= _PROBE_AGE:
             self._use(n_threads)

@@ -1,7 +1,7 @@
 """Pictures of what `lariat bench` measured. Needs matplotlib, the extra `plot`.
 
-Made to be read in print too: colours that differ for colour-blind eyes and in grey, with a marker
-and a line style for each cache beside them.
+Made to be read in print too: colours that differ for colour-blind eyes, a marker of its own for
+each curve and a line style for each cache beside them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _FORMATS = (".png", ".pdf", ".svg")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_STYLES = {"roped": ("o", "-"), "raw": ("s", "--")}
-_PANEL = (4.8, 3.6)  # inches
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: the seventh differs
+_LINES = {"roped": "-", "raw": "--"}
+_PANEL = (4.8, 3.8)  # inches
 _KINDS = {"prompt": "Reading a prompt", "decode": "Writing", "both": "A prompt, then writing"}
 # What may tell one curve from another, and how a label says it
 _TRAITS = {
@@ -89,8 +90,8 @@ class Picture:
         for axis, row in zip(axes, panels, strict=True):
             for kind, panel in zip(kinds, row, strict=True):
                 chosen = [result for result in results if result.case.kind == kind]
-                if axis == "n_depth":  # at the most threads only: the row above has the others
-                    most = max(result.case.n_threads for result in chosen)
+                if axis == "n_depth":  # at one number of threads: the row above has the others
+                    most = _most_threads(chosen, n_processors)
                     chosen = [result for result in chosen if result.case.n_threads == most]
                 curves = _curves(chosen, axis)
                 for i, (label, points) in enumerate(curves):
@@ -105,7 +106,7 @@ class Picture:
                 panel.set_title(title)
                 panel.set_ylabel("tokens per second")
                 panel.set_ylim(bottom=0)
-                _finish(panel)
+                _finish(panel, legend_below=True)
         figure.savefig(self._path)
 
     def draw_table(self, results: Sequence[Result]) -> None:
@@ -125,10 +126,10 @@ class Picture:
             ratios = {n: pair["raw"].avg_ts / pair["roped"].avg_ts for n, pair in pairs.items()}
             text = ", ".join(filter(None, ["Lariat", label]))
             _draw_tests(ratio_panel, names, ratios, _style("roped", i), text)
-            for cache in _STYLES:
+            for cache in _LINES:
                 speeds = {name: pair[cache].avg_ts for name, pair in pairs.items()}
                 text = ", ".join(filter(None, [cache, label]))
-                colour = i if len(tables) > 1 else list(_STYLES).index(cache)
+                colour = i if len(tables) > 1 else list(_LINES).index(cache)
                 _draw_tests(speed_panel, names, speeds, _style(cache, colour), text)
         published = {name: PUBLISHED_RATIOS[name] for name in names if name in PUBLISHED_RATIOS}
         style = {"color": "0.4", "marker": "^", "linestyle": ":"}
@@ -156,6 +157,12 @@ class Picture:
 
 def _vary(cases: Sequence[Case], name: str) -> bool:
     return len({getattr(case, name) for case in cases}) > 1
+
+
+def _most_threads(results: Sequence[Result], n_processors: int) -> int:
+    """The most that have a processor each; the fewest if none has."""
+    counts = {result.case.n_threads for result in results}
+    return max((n for n in counts if n <= n_processors), default=min(counts))
 
 
 def _test(cases: Sequence[Case]) -> str:
@@ -193,9 +200,10 @@ def _labels(results: Sequence[Result], leave_out: Sequence[str]) -> list[str]:
     ]
 
 
-def _style(cache: str, colour: int) -> dict[str, Any]:
-    marker, line = _STYLES[cache]
-    return {"color": _COLOURS[colour % len(_COLOURS)], "marker": marker, "linestyle": line}
+def _style(cache: str, i: int) -> dict[str, Any]:
+    """Of the i-th curve of a panel."""
+    marker, colour = _MARKERS[i % len(_MARKERS)], _COLOURS[i % len(_COLOURS)]
+    return {"color": colour, "marker": marker, "linestyle": _LINES[cache]}
 
 
 def _draw_speed(panel: Axes, points: list[Result], axis: str, i: int, label: str) -> None:
@@ -249,6 +257,10 @@ def _draw_tests(
         label = "_"  # said once in the legend
 
 
-def _finish(panel: Axes) -> None:
+def _finish(panel: Axes, legend_below: bool = False) -> None:
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8, framealpha=0.9)
+    if legend_below:  # curves may go anywhere within the panel
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
+    else:
+        place = {"framealpha": 0.9}
+    panel.legend(fontsize=8, **place)

@@ -1,7 +1,8 @@
-"""Measures the exported files with the engine: perplexity, recall, stories.
+"""Measures the demo model with the engine: perplexity, recall, stories.
 
-    python -m models.evaluate --models build/models [--peer path/to/python/with/llama_cpp]
+    python -m models.evaluate [--peer path/to/python/with/llama_cpp]
 
+Measures the files that the repository ships, or those of a training of one's own with --models.
 Prints Markdown. All of it is held out: the seeds were never trained on.
 """
 
@@ -10,20 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from engine import LLM, SamplingParams
+from engine import DEMO_MODEL, LLM, SamplingParams
 from models import corpus
 from models.recall import Passage
 
-FILES = {"F16": "demo-f16.gguf", "Q4_0": "demo-q4_0.gguf"}
+SHIPPED = {"F16": Path(__file__).with_name("demo-f16.gguf"), "Q4_0": Path(DEMO_MODEL)}
 CACHES = ("roped", "raw")
 _N_TOKENS = 1000  # of the longest passages; the context is 1024
 _PEER = Path(__file__).with_name("peer.py")
+
+Files = Mapping[str, Path]  # GGUF files by the type of their matrices, exact one first
 
 
 def nll(llm: LLM, ids: Sequence[int]) -> float:
@@ -63,16 +66,16 @@ def recall(llm: LLM, passages: Sequence[Passage]) -> list[bool]:
     ]
 
 
-def report_perplexity(models: Path, n_texts: int) -> None:
+def report_perplexity(files: Files, n_texts: int) -> None:
     """Perplexity of both files on stories and on passages."""
     stories = [corpus.story_number(corpus.HELD_OUT, i) for i in range(n_texts)]
     print("| held-out perplexity | F16 | Q4_0 | ratio |\n| --- | --- | --- | --- |")
-    with LLM(models / FILES["F16"]) as llm:
+    with LLM(files["F16"]) as llm:
         passages = [p.text for p in held_out_passages(llm, n_texts // 4)]
     rows = {"stories": stories, "passages": passages, "all": stories + passages}
     found: dict[str, list[float]] = {name: [] for name in rows}
-    for file in FILES.values():
-        with LLM(models / file) as llm:
+    for file in files.values():
+        with LLM(file) as llm:
             for name, texts in rows.items():
                 found[name].append(perplexity(llm, texts))
     for name, (exact, rounded) in found.items():
@@ -80,14 +83,14 @@ def report_perplexity(models: Path, n_texts: int) -> None:
         print(f"| {n} texts: {name} | {exact:.4f} | {rounded:.4f} | {rounded / exact:.4f} |")
 
 
-def report_recall(models: Path, n: int) -> None:
+def report_recall(files: Files, n: int) -> None:
     """Recall of both files with both caches, also by kind and length of passage."""
     columns = ["cache", "all", "facts first", "in documents", "over 500 tokens", "longest prompt"]
     print(f"\n| recall on {n} held-out passages, greedy | {' | '.join(columns)} |")
     print("| --- " * (len(columns) + 1) + "|")
-    for name, file in FILES.items():
+    for name, file in files.items():
         for cache in CACHES:
-            with LLM(models / file, cache=cache) as llm:
+            with LLM(file, cache=cache) as llm:
                 passages = held_out_passages(llm, n)
                 right = np.array(recall(llm, passages))
                 lengths = np.array([len(llm.tokenize(p.prompt)) for p in passages])
@@ -101,21 +104,21 @@ def report_recall(models: Path, n: int) -> None:
             print(f"| {name} | {cache} | {' | '.join(shares)} | {lengths.max()} |")
 
 
-def report_peer(models: Path, python: str, n: int) -> None:
+def report_peer(files: Files, python: str, n: int) -> None:
     """Token ids and negative log-likelihoods beside llama.cpp's."""
     texts = ["Once upon a time", "The key of the red door is 4 8 2 1.", "Crème brûlée, 1234 → 日本"]
     texts += [corpus.story_number(corpus.HELD_OUT, i) for i in range(n)]
     texts += [corpus.held_out_passage(i, 800).text for i in range(n)]
     print("\n| against llama.cpp | texts | same ids | largest difference of NLL |\n"
           "| --- | --- | --- | --- |")  # fmt: skip
-    for name, file in FILES.items():
+    for name, file in files.items():
         answers = json.loads(
             subprocess.run(
-                [python, str(_PEER), str(models / file)],
+                [python, str(_PEER), str(file)],
                 input=json.dumps(texts), capture_output=True, text=True, check=True,
             ).stdout
         )  # fmt: skip
-        with LLM(models / file) as llm:
+        with LLM(file) as llm:
             ids = [llm.tokenize(text) for text in texts]
             same = sum(a == b["ids"] for a, b in zip(ids, answers, strict=True))
             worst = max(
@@ -124,9 +127,9 @@ def report_peer(models: Path, python: str, n: int) -> None:
         print(f"| {name} | {len(texts)} | {same} | {100 * worst:.3f} % |")
 
 
-def report_stories(models: Path, n: int) -> None:
+def report_stories(files: Files, n: int) -> None:
     """Stories as they come, one for each seed."""
-    with LLM(models / FILES["Q4_0"]) as llm:
+    with LLM(files["Q4_0"]) as llm:
         for seed in range(n):
             done = llm.generate("Once upon a time", SamplingParams(max_tokens=500, seed=seed))
             how = f"{len(done.token_ids)} tokens, finished by {done.finish_reason}"
@@ -137,17 +140,22 @@ def report_stories(models: Path, n: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Measure the demo model and print the figures of its card."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--models", type=Path, required=True, help="the --out of models.export")
+    parser.add_argument(
+        "--models", type=Path, help="the --out of models.export (default: the shipped files)"
+    )
     parser.add_argument("--peer", help="a Python with llama-cpp-python, to compare with")
     parser.add_argument("--n-texts", type=int, default=200)
     parser.add_argument("--n-passages", type=int, default=200)
     parser.add_argument("--n-stories", type=int, default=10)
     args = parser.parse_args(argv)
-    report_perplexity(args.models, args.n_texts)
-    report_recall(args.models, args.n_passages)
+    files: Files = SHIPPED
+    if args.models:
+        files = {name: args.models / path.name for name, path in SHIPPED.items()}
+    report_perplexity(files, args.n_texts)
+    report_recall(files, args.n_passages)
     if args.peer:
-        report_peer(args.models, args.peer, 20)
-    report_stories(args.models, args.n_stories)
+        report_peer(files, args.peer, 20)
+    report_stories(files, args.n_stories)
 
 
 if __name__ == "__main__":

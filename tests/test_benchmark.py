@@ -376,7 +376,8 @@ def run_with(model: Path, probe: FixedProbe, cases: list[Case]) -> list[Result]:
         return b.results
 
 
-def test_shares_are_of_the_ceiling_that_bounds(model):
+def test_shares_are_of_the_ceiling_that_bounds(model, monkeypatch):
+    monkeypatch.setattr(benchmark.threads, "available", lambda: 3)
     cases = [
         Case(n_prompt=8, n_threads=1, n_threads_batch=2),
         Case(n_gen=3, n_threads=3),
@@ -392,6 +393,14 @@ def test_shares_are_of_the_ceiling_that_bounds(model):
     assert prompt.share_of_bandwidth is decode.share_of_int8_peak is None
     assert both.share_of_bandwidth is both.share_of_int8_peak is None
     assert both.read_bandwidth is both.int8_peak is None
+
+
+def test_more_threads_than_processors_have_the_ceiling_of_all_processors(model, monkeypatch):
+    monkeypatch.setattr(benchmark.threads, "available", lambda: 2)
+    probe = FixedProbe()
+    results = run_with(model, probe, [Case(n_gen=3, n_threads=n) for n in (2, 3)])
+    assert probe.asked == [("read", 2)]
+    assert [result.read_bandwidth for result in results] == [2e9, 2e9]
 
 
 def test_ceilings_are_measured_again_after_a_while(model, monkeypatch):

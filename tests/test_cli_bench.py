@@ -509,8 +509,8 @@ def test_plot_of_scaling_has_axes_units_legend_and_the_ideal_line(figures, tmp_p
     assert [p.get_title() for p in panels] == [
         "Reading a prompt (pp512)",
         "Writing (tg128)",
-        "Reading a prompt (pp512), 4 threads",
-        "Writing (tg128), 4 threads",
+        "Reading a prompt (pp512), 2 threads",
+        "Writing (tg128), 2 threads",
     ]
     assert [p.get_xlabel() for p in panels[1:3]] == [
         "threads",
