@@ -14,7 +14,7 @@ from engine import _kernels, quants
 from engine.config import ModelConfig
 from engine.errors import GGUFError, ModelError
 from engine.gguf import GGUFFile, TensorInfo
-from engine.memory import allocate
+from engine.memory import Arena
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,16 @@ class _Loader:
         self._progress = progress
         self._total = max(1, sum(info.n_bytes for info in gguf.tensors.values()))  # bytes
         self._done = 0
+        matrices = [t for t in gguf.tensors.values() if _is_matrix(t)]
+        n_bytes = sum(_kernels.packed_bytes(t.type.name, *t.shape) for t in matrices)
+        self._arena = Arena(n_bytes, len(matrices))
 
     def matrix(
         self, name: str, shape: tuple[int, int], order: np.ndarray | None = None
     ) -> _kernels.Matrix:
         """Interleave tensor `name` [n_rows, n_cols] with its rows in `order`."""
         info = self.checked(name, shape)
-        packed = allocate(_kernels.packed_bytes(info.type.name, *shape))
+        packed = self._arena.take(_kernels.packed_bytes(info.type.name, *shape))
         matrix = _kernels.Matrix(
             self.gguf.data(name), info.type.name, shape[1], packed, order, self._n_threads
         )
@@ -124,6 +127,10 @@ class _Loader:
         self._done += self.gguf.tensors[name].n_bytes
         if self._progress:
             self._progress(min(1.0, self._done / self._total))
+
+
+def _is_matrix(info: TensorInfo) -> bool:
+    return len(info.shape) == 2 and info.type in quants.SUPPORTED
 
 
 def split_halves(n_heads: int, head_dim: int) -> np.ndarray:
