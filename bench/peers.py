@@ -299,7 +299,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("-m", "--model", action="append", required=True, metavar="FILE")
     parser.add_argument("--python", help="an interpreter with llama-cpp-python")
-    parser.add_argument("--transformers-python", help="one with transformers, torch and gguf")
+    parser.add_argument(
+        "--transformers-python", help="one with transformers, torch, gguf and accelerate"
+    )
     parser.add_argument("--cache", choices=("roped", "raw"), action="append", help="ours; both")
     parser.add_argument("-fa", "--flash-attn", type=_list, default=[0, 1], metavar="LIST")
     parser.add_argument("-p", "--n-prompt", type=int, default=512)

@@ -44,7 +44,7 @@ class LlamaCpp:
         info = llama_cpp.llama_print_system_info().decode()
         return {
             "n_vocab": self._n_vocab,
-            "version": llama_cpp.__version__,
+            "version": f"llama-cpp-python {llama_cpp.__version__}",
             "system": info,
         }
 

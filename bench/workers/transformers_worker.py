@@ -25,7 +25,7 @@ class Transformers:
         """What is compared."""
         return {
             "n_vocab": self._n_vocab,
-            "version": f"{transformers.__version__}, torch {torch.__version__}",
+            "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
         }
 
     def threads(self, n: int) -> None:
@@ -35,7 +35,7 @@ class Transformers:
     def fill(self, depth: int) -> None:
         """Have this many tokens in the cache."""
         if depth < self._depth:
-            self._cache.crop(depth)
+            self._cut(depth)
         if depth > self._depth:
             self._run(protocol.tokens(depth - self._depth, self._n_vocab, 1))
         self._depth = depth
@@ -82,9 +82,14 @@ class Transformers:
 
     def _back(self) -> None:
         if self._depth:
-            self._cache.crop(self._depth)
+            self._cut(self._depth)
         else:
             self._clear()
+
+    def _cut(self, depth: int) -> None:
+        n = self._cache.get_seq_length() - depth
+        if n:  # 0 would cut everything
+            self._cache.crop(-n)
 
     def _clear(self) -> None:
         self._cache = transformers.DynamicCache()
