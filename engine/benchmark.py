@@ -54,6 +54,7 @@ class Benchmark:
         `progress` gets the share loaded, 0 to 1. Raises what `LLM` raises, and `ContextError` for
         a case that is longer than the model's context."""
         self._probe, self._pins = probe, pins
+        self._n_processors = pins.n_processors if pins else threads.available()
         self._cases = list(cases)
         self._ceilings: dict[tuple[str, int], tuple[float, float]] = {}  # value, when
         self._caches: dict[tuple[str, str, str], _Cache] = {}
@@ -266,7 +267,7 @@ class Benchmark:
         probes have them, they would do less."""
         if self._probe is None:
             return None
-        n_threads = min(n_threads, threads.available())
+        n_threads = min(n_threads, self._n_processors)
         value, when = self._ceilings.get((kind, n_threads), (0.0, -_PROBE_AGE))
         if time.monotonic() - when >= _PROBE_AGE:
             self._use(n_threads)

@@ -85,6 +85,7 @@ class Pins:
             raise LariatError("this system cannot keep threads on processors")
         self._before = os.sched_getaffinity(0)
         self._processors = processors()
+        self.n_processors = len(self._processors)  # a pinned thread asks the system in vain
         self._placed: set[int] = set()
         self._n_threads = 0
 

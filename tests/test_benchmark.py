@@ -5,6 +5,7 @@ Nothing here looks at how long anything takes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engine.benchmark import Benchmark
 from engine.cases import Case, ModelFacts, Result, check_fits, combinations
 from engine.config import ModelConfig
 from engine.errors import ContextError, GGUFError
+from engine.machine import Pins
 from engine.model import Model
 from tests.model_files import write_llama
 from tests.reference import relative_error
@@ -403,6 +405,18 @@ def test_more_threads_than_processors_have_the_ceiling_of_all_processors(model, 
     assert [result.read_bandwidth for result in results] == [2e9, 2e9]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be pinned here")
+def test_pinned_threads_have_the_ceilings_of_all_processors(model):
+    n_processors = benchmark.threads.available()
+    probe = FixedProbe()
+    case = Case(n_gen=1, n_threads=2)
+    with Pins() as pins:
+        pins.place(2)  # now this thread has one processor
+        with Benchmark(model, [case], probe=probe, pins=pins) as b:  # type: ignore[arg-type]
+            b.run(1)
+    assert probe.asked == [("read", min(2, n_processors))]
+
+
 def test_ceilings_are_measured_again_after_a_while(model, monkeypatch):
     monkeypatch.setattr(benchmark, "_PROBE_AGE", 0.0)
     probe = FixedProbe()
@@ -437,7 +451,9 @@ def test_statistics_are_those_of_llama_bench():
 def test_threads_are_placed_before_they_run(model, monkeypatch):
     events: list[Any] = []
 
-    class Pins:
+    class PinsThatTell:
+        n_processors = 2
+
         def place(self, n_threads: int) -> None:
             events.append(n_threads)
 
@@ -449,7 +465,7 @@ def test_threads_are_placed_before_they_run(model, monkeypatch):
 
     monkeypatch.setattr(Model, "forward", forward)
     case = Case(n_prompt=4, n_gen=2, n_threads=1, n_threads_batch=2)
-    with Benchmark(model, [case], pins=Pins()) as b:  # type: ignore[arg-type]
+    with Benchmark(model, [case], pins=PinsThatTell()) as b:  # type: ignore[arg-type]
         assert events == [2]
         b.run(1, warm_up=False)
         assert b.results[0].pinned
