@@ -12,10 +12,11 @@ from engine import _kernels, quants
 from engine._program import Program
 from engine.memory import allocate
 from engine.quants import GGMLType
+from tests.model_files import encode
 from tests.reference import relative_error, round_q8
 
 BEST = ISAS[-1]
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K")
+TYPES = tuple(t.name for t in sorted(quants.SUPPORTED))
 # More than the last cache of most processors holds, as the layers of a model are
 DECODE_BYTES = 96 << 20
 DECODE_COLS = 4096
@@ -26,7 +27,7 @@ N_CHECKED = 48  # rows that are compared with the reference, spread over the mat
 def random_matrix(type_name: str, n_rows: int, n_cols: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 [n_rows, row_bytes]: one random row after the other, repeated to keep it quick."""
     few = rng.standard_normal((min(n_rows, 67), n_cols)).astype(np.float32)
-    rows = quants.quantize(few, GGMLType[type_name])
+    rows = encode(few, type_name).view(np.uint8)
     return np.ascontiguousarray(np.resize(rows, (n_rows, rows.shape[1])))
 
 

@@ -1,9 +1,11 @@
 """GGUF files of real shapes with random weights, for measuring speed without a download.
 
     python -m bench.synthetic 110m 1b        # or: make bench-models
+    python -m bench.synthetic --type Q4_K 1b
 
-Linear layers and embedding are Q4_0, the output Q6_K where the row length divides by 256 (else
-Q8_0, as llama.cpp's quantizer falls back), norms F32. Scales are chosen so that activations keep
+Linear layers and embedding are Q4_0 or what --type says (Q4_0 where their rows do not divide), the
+output Q6_K where the row length divides by 256 (else Q8_0, as llama.cpp's quantizer falls back),
+norms F32. Scales are chosen so that activations keep
 their size from layer to layer and logits stay finite. The vocabulary is made up. llama.cpp loads
 the files too.
 """
@@ -15,9 +17,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf.constants import GGML_QUANT_SIZES
 from tqdm import tqdm
 
 N_VOCAB = 32000
@@ -61,26 +65,45 @@ _F32, _Q4_0, _Q6_K, _Q8_0 = (
     GGMLQuantizationType.Q6_K,
     GGMLQuantizationType.Q8_0,
 )
-# kind: weights of a block, bytes of a block, where its f16 scale stands, RMS of its integers
-_BLOCKS = {_Q4_0: (32, 18, 0, 4.6), _Q8_0: (32, 34, 0, 73.9), _Q6_K: (256, 210, 208, 18.5 * 73.9)}
 
 
-def model_path(name: str) -> Path:
-    """Path of the model `name`, written now if it is not there yet."""
-    path = CACHE / f"{name}.gguf"
+class _Blocks(NamedTuple):
+    """What random bytes need to become weights of a wanted size."""
+
+    scale_at: int  # byte of a block where its f16 scale stands
+    rms: float  # of weights with scale 1
+    min_at: int | None = None  # where its f16 minimum stands
+    mean: float = 0.0  # of the integers: the minimum is this times the scale, and the mean weight 0
+
+
+_BLOCKS = {
+    _Q4_0: _Blocks(0, 4.6),
+    _Q8_0: _Blocks(0, 73.9),
+    GGMLQuantizationType.Q2_K: _Blocks(80, 13.1, 82, 1.5),
+    GGMLQuantizationType.Q3_K: _Blocks(108, 18.5 * 2.3),
+    GGMLQuantizationType.Q4_K: _Blocks(0, 258.0, 2, 7.5),
+    GGMLQuantizationType.Q5_K: _Blocks(0, 525.0, 2, 15.5),
+    _Q6_K: _Blocks(208, 18.5 * 73.9),
+}
+TYPES = tuple(kind.name for kind in _BLOCKS)
+
+
+def model_path(name: str, type_name: str = "Q4_0") -> Path:
+    """Path of the model `name` with linear layers of a type, written now if it is not there yet."""
+    path = CACHE / (f"{name}.gguf" if type_name == "Q4_0" else f"{name}-{type_name.lower()}.gguf")
     if not path.exists():
-        write(name, path)
+        write(name, path, type_name)
     return path
 
 
-def write(name: str, path: Path) -> None:
+def write(name: str, path: Path, type_name: str = "Q4_0") -> None:
     """Write the model beside its place and rename it when it is whole."""
     shape = SHAPES[name]
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
-    tensors = list(_tensors(shape))
+    tensors = list(_tensors(shape, GGMLQuantizationType[type_name]))
     writer = GGUFWriter(unfinished, "llama")
-    _metadata(writer, name, shape)
+    _metadata(writer, name, shape, type_name)
     for t in tensors:
         row_bytes = _row_bytes(t)
         if t.kind == _F32:
@@ -121,42 +144,50 @@ def _write_data(writer: GGUFWriter, tensors: list[_Tensor], name: str) -> None:
 def _random_rows(t: _Tensor, n_rows: int, rng: np.random.Generator) -> np.ndarray:
     if t.kind == _F32:
         return np.ones((n_rows, t.n_cols), np.float32)
-    per_block, n_bytes, scale_at, rms = _BLOCKS[t.kind]
+    per_block, n_bytes = GGML_QUANT_SIZES[t.kind]
     n_blocks = n_rows * t.n_cols // per_block
     blocks = np.frombuffer(bytearray(rng.bytes(n_blocks * n_bytes)), np.uint8)
     blocks = blocks.reshape(n_blocks, n_bytes)
     # Outputs of unit size for inputs of unit size; the embedding's rows have unit entries.
     size = 1.0 if t.name == "token_embd.weight" else t.n_cols**-0.5
-    scale = np.array([size / rms], np.float16).view(np.uint8)
-    blocks[:, scale_at : scale_at + 2] = scale
+    fields = _BLOCKS[t.kind]
+    for at, number in ((fields.scale_at, 1.0), (fields.min_at, fields.mean)):
+        if at is not None:
+            scale = np.array([number * size / fields.rms], np.float16).view(np.uint8)
+            blocks[:, at : at + 2] = scale
     return blocks
 
 
 def _row_bytes(t: _Tensor) -> int:
     if t.kind == _F32:
         return t.n_cols * 4
-    per_block, n_bytes, _, _ = _BLOCKS[t.kind]
+    per_block, n_bytes = GGML_QUANT_SIZES[t.kind]
     return t.n_cols // per_block * n_bytes
 
 
-def _tensors(s: Shape) -> Iterator[_Tensor]:
+def _tensors(s: Shape, wanted: GGMLQuantizationType) -> Iterator[_Tensor]:
     head_dim = s.dim // s.n_heads
-    yield _Tensor("token_embd.weight", N_VOCAB, s.dim, _Q4_0)
+
+    def linear(name: str, n_rows: int, n_cols: int) -> _Tensor:
+        whole = n_cols % GGML_QUANT_SIZES[wanted][0] == 0
+        return _Tensor(name, n_rows, n_cols, wanted if whole else _Q4_0)
+
+    yield linear("token_embd.weight", N_VOCAB, s.dim)
     for i in range(s.n_layers):
         yield _Tensor(f"blk.{i}.attn_norm.weight", 1, s.dim, _F32)
-        yield _Tensor(f"blk.{i}.attn_q.weight", s.dim, s.dim, _Q4_0)
-        yield _Tensor(f"blk.{i}.attn_k.weight", s.n_kv_heads * head_dim, s.dim, _Q4_0)
-        yield _Tensor(f"blk.{i}.attn_v.weight", s.n_kv_heads * head_dim, s.dim, _Q4_0)
-        yield _Tensor(f"blk.{i}.attn_output.weight", s.dim, s.dim, _Q4_0)
+        yield linear(f"blk.{i}.attn_q.weight", s.dim, s.dim)
+        yield linear(f"blk.{i}.attn_k.weight", s.n_kv_heads * head_dim, s.dim)
+        yield linear(f"blk.{i}.attn_v.weight", s.n_kv_heads * head_dim, s.dim)
+        yield linear(f"blk.{i}.attn_output.weight", s.dim, s.dim)
         yield _Tensor(f"blk.{i}.ffn_norm.weight", 1, s.dim, _F32)
-        yield _Tensor(f"blk.{i}.ffn_gate.weight", s.n_ff, s.dim, _Q4_0)
-        yield _Tensor(f"blk.{i}.ffn_up.weight", s.n_ff, s.dim, _Q4_0)
-        yield _Tensor(f"blk.{i}.ffn_down.weight", s.dim, s.n_ff, _Q4_0)
+        yield linear(f"blk.{i}.ffn_gate.weight", s.n_ff, s.dim)
+        yield linear(f"blk.{i}.ffn_up.weight", s.n_ff, s.dim)
+        yield linear(f"blk.{i}.ffn_down.weight", s.dim, s.n_ff)
     yield _Tensor("output_norm.weight", 1, s.dim, _F32)
     yield _Tensor("output.weight", N_VOCAB, s.dim, _Q6_K if s.dim % 256 == 0 else _Q8_0)
 
 
-def _metadata(writer: GGUFWriter, name: str, s: Shape) -> None:
+def _metadata(writer: GGUFWriter, name: str, s: Shape, type_name: str) -> None:
     writer.add_name(f"synthetic {name}")
     writer.add_context_length(N_CTX)
     writer.add_embedding_length(s.dim)
@@ -168,7 +199,8 @@ def _metadata(writer: GGUFWriter, name: str, s: Shape) -> None:
     writer.add_rope_dimension_count(s.dim // s.n_heads)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(N_VOCAB)
-    writer.add_file_type(2)  # mostly Q4_0
+    small = "_S" if type_name in ("Q3_K", "Q4_K", "Q5_K") else ""  # the mixture with least others
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{type_name}{small}"])
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     kinds = [2, 3, 3] + [6] * 256
     letters = "etaoinshrdlu"
@@ -193,8 +225,10 @@ def main() -> None:
     """Write the models named on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("names", nargs="+", choices=SHAPES, metavar="|".join(SHAPES))
-    for name in parser.parse_args().names:
-        print(model_path(name))
+    parser.add_argument("--type", choices=TYPES, default="Q4_0", help="of the linear layers")
+    args = parser.parse_args()
+    for name in args.names:
+        print(model_path(name, args.type))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 cdef extern from "simd/table.h" nogil:
     enum: GROUP_ROWS, BLOCK, SLOTS, SCORE_ROWS
     enum: C_F16, C_F32, N_CACHE_TYPES
-    enum: W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K
+    enum:
+        W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K
+        W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K
     ctypedef struct activations_t:
         const float *x
         int8_t *q

@@ -27,6 +27,12 @@ cdef extern from "simd/kernels.h" nogil:
     void pack_q4_1(const uint8_t *const *, int64_t, void *) noexcept
     void pack_q8_0(const uint8_t *const *, int64_t, void *) noexcept
     void pack_q6_K(const uint8_t *const *, int64_t, void *) noexcept
+    void pack_q5_0(const uint8_t *const *, int64_t, void *) noexcept
+    void pack_q5_1(const uint8_t *const *, int64_t, void *) noexcept
+    void pack_q2_K(const uint8_t *const *, int64_t, void *) noexcept
+    void pack_q3_K(const uint8_t *const *, int64_t, void *) noexcept
+    void pack_q4_K(const uint8_t *const *, int64_t, void *) noexcept
+    void pack_q5_K(const uint8_t *const *, int64_t, void *) noexcept
     void pack_16bit(const uint8_t *const *, int64_t, void *) noexcept
     void pack_32bit(const uint8_t *const *, int64_t, void *) noexcept
 
@@ -77,7 +83,9 @@ if os.environ.get("LARIAT_ISA"):
 _WEIGHT_TYPES = {
     "F32": (W_F32, 1, 64), "F16": (W_F16, 1, 32), "BF16": (W_BF16, 1, 32),
     "Q4_0": (W_Q4_0, 32, 288), "Q4_1": (W_Q4_1, 32, 320), "Q8_0": (W_Q8_0, 32, 544),
-    "Q6_K": (W_Q6_K, 256, 3360),
+    "Q6_K": (W_Q6_K, 256, 3360), "Q5_0": (W_Q5_0, 32, 352), "Q5_1": (W_Q5_1, 32, 384),
+    "IQ4_NL": (W_IQ4_NL, 32, 288), "Q2_K": (W_Q2_K, 256, 1344), "Q3_K": (W_Q3_K, 256, 1760),
+    "Q4_K": (W_Q4_K, 256, 2304), "Q5_K": (W_Q5_K, 256, 2816),
 }  # fmt: skip
 
 
@@ -141,7 +149,7 @@ cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t
             rows[r] = NULL
         else:
             rows[r] = source + row_bytes * (row if order == NULL else order[row])
-    if kind == W_Q4_0:
+    if kind == W_Q4_0 or kind == W_IQ4_NL:  # alike but for what the nibbles mean
         pack_q4_0(rows, n_cols, out)
     elif kind == W_Q4_1:
         pack_q4_1(rows, n_cols, out)
@@ -149,6 +157,18 @@ cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t
         pack_q8_0(rows, n_cols, out)
     elif kind == W_Q6_K:
         pack_q6_K(rows, n_cols, out)
+    elif kind == W_Q5_0:
+        pack_q5_0(rows, n_cols, out)
+    elif kind == W_Q5_1:
+        pack_q5_1(rows, n_cols, out)
+    elif kind == W_Q2_K:
+        pack_q2_K(rows, n_cols, out)
+    elif kind == W_Q3_K:
+        pack_q3_K(rows, n_cols, out)
+    elif kind == W_Q4_K:
+        pack_q4_K(rows, n_cols, out)
+    elif kind == W_Q5_K:
+        pack_q5_K(rows, n_cols, out)
     elif kind == W_F32:
         pack_32bit(rows, n_cols, out)
     else:

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 U8: TypeAlias = npt.NDArray[np.uint8]
 F32: TypeAlias = npt.NDArray[np.float32]
-# One pair a format. decode: uint8 [n_blocks, bytes per block] -> float32 [n_blocks, weights per
-# block]; encode is the other way round. Both expect C-contiguous input.
+# decode: uint8 [n_blocks, bytes per block] -> float32 [n_blocks, weights per block]; encode is the
+# other way round. Both expect C-contiguous input.
 _Decode: TypeAlias = Callable[[U8], F32]
 _Encode: TypeAlias = Callable[[F32], U8]
+_T = TypeVar("_T")
 
 
 class GGMLType(IntEnum):
@@ -138,7 +139,7 @@ def dequantize(data: U8, type: GGMLType) -> F32:
     ValueError if the type is not in `SUPPORTED` or the rows are not whole blocks. Scales that are
     NaN or Inf in the file come out as such.
     """
-    decode = _codec(type)[0]
+    decode = _known(type, _DECODERS)
     n_weights, n_bytes = BLOCK[type]
     if data.ndim != 2 or data.dtype != np.uint8:
         raise ValueError(f"expected bytes [n_rows, row_bytes], found {data.dtype} {data.shape}")
@@ -163,10 +164,10 @@ def quantize(x: npt.ArrayLike, type: GGMLType) -> U8:
     """Rows of blocks from weights, rounded as ggml's reference does (Q6_K: see `_encode_q6_k`).
 
     x: float32 [n_rows, n_cols]; returns uint8 [n_rows, row_bytes].
-    ValueError if the type is not in `SUPPORTED`, the rows are not whole blocks, or a block format
+    ValueError if the type is not in `QUANTIZABLE`, the rows are not whole blocks, or a block format
     is asked to hold NaN or Inf, which it cannot.
     """
-    encode = _codec(type)[1]
+    encode = _known(type, _ENCODERS)
     n_weights = BLOCK[type][0]
     weights = np.asarray(x, np.float32)
     if weights.ndim != 2:
@@ -185,13 +186,13 @@ def quantize(x: npt.ArrayLike, type: GGMLType) -> U8:
     return out
 
 
-def _codec(type: GGMLType) -> tuple[_Decode, _Encode]:
+def _known(type: GGMLType, table: dict[GGMLType, _T]) -> _T:
     try:
-        return _CODECS[type]
+        return table[type]
     except KeyError:
-        names = ", ".join(sorted(t.name for t in SUPPORTED))
+        names = ", ".join(sorted(t.name for t in table))
         name = getattr(type, "name", repr(type))
-        raise ValueError(f"type {name} is not supported, only {names} are") from None
+        raise ValueError(f"type {name} is not supported here, only {names} are") from None
 
 
 def _f16(fields: U8) -> F32:
@@ -279,6 +280,57 @@ def _encode_q4_1(weights: F32) -> U8:
     return np.concatenate([_bytes(d, "<f2"), _bytes(low, "<f2"), packed], axis=1)
 
 
+def _unpack_bit_4(packed: U8) -> U8:
+    """4 bytes -> 32 numbers 0 or 16: bit i of the 32-bit number belongs to weight i."""
+    bits = np.unpackbits(packed, axis=1, bitorder="little")
+    return np.left_shift(bits, 4, dtype=np.uint8)
+
+
+def _pack_bit_4(values: U8) -> U8:
+    return np.packbits(values >> 4, axis=1, bitorder="little")
+
+
+def _decode_q5_0(blocks: U8) -> F32:
+    """f16 d, 4 bytes with bit 4 of every q, 16 bytes of nibbles: weight = d (q - 16)."""
+    q = (_unpack_nibbles(blocks[:, 6:]) | _unpack_bit_4(blocks[:, 2:6])).astype(np.float32)
+    return _f16(blocks[:, :2]) * (q - 16)
+
+
+def _encode_q5_0(weights: F32) -> U8:
+    """As Q4_0: the weight of largest magnitude becomes exactly -16 d."""
+    largest = np.abs(weights).argmax(axis=1)[:, None]
+    d = np.take_along_axis(weights, largest, axis=1) / np.float32(-16)
+    q = np.trunc(weights * _inverse(d) + np.float32(16.5)).astype(np.uint8)
+    q = np.minimum(q, 31)
+    return np.concatenate([_bytes(d, "<f2"), _pack_bit_4(q), _pack_nibbles(q & 15)], axis=1)
+
+
+def _decode_q5_1(blocks: U8) -> F32:
+    """f16 d, f16 m, 4 bytes with bit 4 of every q, 16 bytes of nibbles: weight = d q + m."""
+    q = (_unpack_nibbles(blocks[:, 8:]) | _unpack_bit_4(blocks[:, 4:8])).astype(np.float32)
+    return _f16(blocks[:, :2]) * q + _f16(blocks[:, 2:4])
+
+
+def _encode_q5_1(weights: F32) -> U8:
+    """The 32 steps run from the smallest weight to the largest."""
+    low = weights.min(axis=1, keepdims=True)
+    d = (weights.max(axis=1, keepdims=True) - low) / np.float32(31)
+    q = np.trunc((weights - low) * _inverse(d) + np.float32(0.5)).astype(np.uint8)
+    packed = [_pack_bit_4(q), _pack_nibbles(q & 15)]
+    return np.concatenate([_bytes(d, "<f2"), _bytes(low, "<f2"), *packed], axis=1)
+
+
+# ggml's kvalues_iq4nl: denser around zero, where most weights are.
+_IQ4_NL_STEPS = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+
+
+def _decode_iq4_nl(blocks: U8) -> F32:
+    """f16 d, 16 bytes of nibbles q as in Q4_0: weight = d steps[q]."""
+    return _f16(blocks[:, :2]) * _IQ4_NL_STEPS[_unpack_nibbles(blocks[:, 2:])]
+
+
 def _decode_q8_0(blocks: U8) -> F32:
     """f16 d, 32 int8 q: weight = d q."""
     return blocks[:, 2:].view(np.int8).astype(np.float32) * _f16(blocks[:, :2])
@@ -293,6 +345,91 @@ def _encode_q8_0(weights: F32) -> U8:
     # The fraction is exact, so comparing it with a half cannot round, unlike floor(x + 0.5).
     whole += magnitude - whole >= np.float32(0.5)
     return np.concatenate([_bytes(d, "<f2"), _bytes(np.copysign(whole, scaled), "i1")], axis=1)
+
+
+# The K types: blocks of 256 weights in parts of 16 or 32 with scales of their own, small integers
+# that are multiples of one f16.
+
+
+def _two_bits(packed: U8) -> U8:
+    """64 bytes -> [n_blocks, 8, 32]: bits 2p of the 32 bytes of half h belong to part 4h + p."""
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    return ((packed.reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)).reshape(-1, 8, 32)
+
+
+def _one_bit(packed: U8) -> U8:
+    """32 bytes -> [n_blocks, 8, 32]: bit p belongs to part p."""
+    return (packed[:, None] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+
+
+def _nibble_pairs(packed: U8) -> U8:
+    """128 bytes -> [n_blocks, 8, 32]: of each 32, low nibbles are a part, high ones the next."""
+    pairs = packed.reshape(-1, 4, 1, 32)
+    return np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
+
+
+def _scaled(blocks: U8, at: int, factors: npt.NDArray[Any]) -> F32:
+    """The f16 at byte `at` of each block times its factors -> [n_blocks, n_factors, 1]."""
+    product: F32 = _f16(blocks[:, at : at + 2]) * factors.astype(np.float32)
+    return product[:, :, None]
+
+
+def _six_bit_pairs(packed: U8) -> tuple[U8, U8]:
+    """12 bytes of Q4_K and Q5_K -> 8 scales, 8 minimums.
+
+    Bytes 0..3 are scales 0..3 and bytes 4..7 minimums 0..3, each with 2 bits of number i + 4 on
+    top; bytes 8..11 have the low nibbles of scales 4..7 and, above, of minimums 4..7.
+    """
+    d, m, low = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([d & 63, (low & 15) | (d >> 6 << 4)], axis=1)
+    minimums = np.concatenate([m & 63, (low >> 4) | (m >> 6 << 4)], axis=1)
+    return scales, minimums
+
+
+def _decode_q2_k(blocks: U8) -> F32:
+    """16 bytes (scale, minimum in nibbles), 64 bytes of 2 bits q, f16 d, f16 dmin.
+
+    weight = d scale q - dmin minimum; a scale serves 16 weights.
+    """
+    q = _two_bits(blocks[:, 16:80]).reshape(-1, 16, 16)
+    scales, minimums = blocks[:, :16] & 15, blocks[:, :16] >> 4
+    weights: F32 = _scaled(blocks, 80, scales) * q - _scaled(blocks, 82, minimums)
+    return weights.reshape(-1, 256)
+
+
+def _decode_q3_k(blocks: U8) -> F32:
+    """32 bytes of bit 2 of q, 64 bytes of its bits 0 and 1, 12 bytes of scales, f16 d.
+
+    weight = d (scale - 32) (q - 4); a scale of 6 bits serves 16 weights. Scale i has 4 bits in
+    nibble i / 8 of byte i % 8, and 2 at bit 2 (i / 4) of byte 8 + i % 4.
+    """
+    q = _two_bits(blocks[:, 32:96]) | (_one_bit(blocks[:, :32]) << 2)
+    packed = blocks[:, 96:108]
+    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
+    high = (packed[:, None, 8:] >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
+    scales = (low | (high.reshape(-1, 16) << 4)).view(np.int8) - np.int8(32)
+    steps = q.reshape(-1, 16, 16).view(np.int8) - np.int8(4)
+    weights: F32 = _scaled(blocks, 108, scales) * steps
+    return weights.reshape(-1, 256)
+
+
+def _decode_q4_k(blocks: U8) -> F32:
+    """f16 d, f16 dmin, 12 bytes of scales and minimums, 128 bytes of nibbles q.
+
+    weight = d scale q - dmin minimum; a scale serves 32 weights.
+    """
+    scales, minimums = _six_bit_pairs(blocks[:, 4:16])
+    q = _nibble_pairs(blocks[:, 16:])
+    weights: F32 = _scaled(blocks, 0, scales) * q - _scaled(blocks, 2, minimums)
+    return weights.reshape(-1, 256)
+
+
+def _decode_q5_k(blocks: U8) -> F32:
+    """As Q4_K, with 32 bytes of bit 4 of q before the nibbles."""
+    scales, minimums = _six_bit_pairs(blocks[:, 4:16])
+    q = _nibble_pairs(blocks[:, 48:]) | (_one_bit(blocks[:, 16:48]) << 4)
+    weights: F32 = _scaled(blocks, 0, scales) * q - _scaled(blocks, 2, minimums)
+    return weights.reshape(-1, 256)
 
 
 def _decode_q6_k(blocks: U8) -> F32:
@@ -338,15 +475,36 @@ def _encode_q6_k(weights: F32) -> U8:
     return np.concatenate([ql, qh, _bytes(np.nan_to_num(scales), "i1"), stored_d], axis=1)
 
 
-_CODECS: dict[GGMLType, tuple[_Decode, _Encode]] = {
-    GGMLType.F32: (_decode_f32, _encode_f32),
-    GGMLType.F16: (_decode_f16, _encode_f16),
-    GGMLType.BF16: (_decode_bf16, _encode_bf16),
-    GGMLType.Q4_0: (_decode_q4_0, _encode_q4_0),
-    GGMLType.Q4_1: (_decode_q4_1, _encode_q4_1),
-    GGMLType.Q8_0: (_decode_q8_0, _encode_q8_0),
-    GGMLType.Q6_K: (_decode_q6_k, _encode_q6_k),
+_DECODERS: dict[GGMLType, _Decode] = {
+    GGMLType.F32: _decode_f32,
+    GGMLType.F16: _decode_f16,
+    GGMLType.BF16: _decode_bf16,
+    GGMLType.Q4_0: _decode_q4_0,
+    GGMLType.Q4_1: _decode_q4_1,
+    GGMLType.Q5_0: _decode_q5_0,
+    GGMLType.Q5_1: _decode_q5_1,
+    GGMLType.Q8_0: _decode_q8_0,
+    GGMLType.Q2_K: _decode_q2_k,
+    GGMLType.Q3_K: _decode_q3_k,
+    GGMLType.Q4_K: _decode_q4_k,
+    GGMLType.Q5_K: _decode_q5_k,
+    GGMLType.Q6_K: _decode_q6_k,
+    GGMLType.IQ4_NL: _decode_iq4_nl,
+}
+_ENCODERS: dict[GGMLType, _Encode] = {
+    GGMLType.F32: _encode_f32,
+    GGMLType.F16: _encode_f16,
+    GGMLType.BF16: _encode_bf16,
+    GGMLType.Q4_0: _encode_q4_0,
+    GGMLType.Q4_1: _encode_q4_1,
+    GGMLType.Q5_0: _encode_q5_0,
+    GGMLType.Q5_1: _encode_q5_1,
+    GGMLType.Q8_0: _encode_q8_0,
+    GGMLType.Q6_K: _encode_q6_k,
 }
 
-SUPPORTED: frozenset[GGMLType] = frozenset(_CODECS)
-"""The types that `dequantize` and `quantize` know, and that a model's matrices may have."""
+SUPPORTED: frozenset[GGMLType] = frozenset(_DECODERS)
+"""The types that `dequantize` knows, and that a model's matrices may have."""
+
+QUANTIZABLE: frozenset[GGMLType] = frozenset(_ENCODERS)
+"""The types that `quantize` knows."""

@@ -7,6 +7,7 @@ the engine. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 
 N_SPECIAL = 3  # <unk>, <s>, </s>
 N_BYTES = 256
@@ -61,8 +62,9 @@ def write_llama(
     - `weight_type` is for all matrices, `output_type` for the output matrix (the embedding when
       `tied`), `type_of` maps a part of a tensor's name to its type; first match wins, over both.
       A matrix whose rows do not divide into the type's blocks becomes F32, as in llama.cpp: Q6_K
-      needs row lengths (dim, n_ff, n_heads * head_dim_v) that divide by 256. A type that can be
-      named but not quantized (Q4_K, ...) gets random bytes: good only to be refused.
+      needs row lengths (dim, n_ff, n_heads * head_dim_v) that divide by 256. A type that the
+      `gguf` package reads but does not write (Q4_K, ...) gets random weights of the same size; one
+      that it does not know either gets random bytes, good only to be refused.
     - `metadata`: values that replace or add to the metadata; None removes the key; a pair
       (value, GGUFValueType) states the type.
     - `drop_tensors`: whole names of tensors to leave out. `extra_tensors` adds or replaces: name ->
@@ -254,9 +256,39 @@ def encode(values: np.ndarray, type_name: str) -> np.ndarray:
     try:
         return np.ascontiguousarray(quantize(values, kind)).view(np.uint8)
     except NotImplementedError:
-        n_weights, n_bytes = GGML_QUANT_SIZES[kind]
-        shape = (*values.shape[:-1], values.shape[-1] // n_weights * n_bytes)
-        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return random_blocks(values, kind)
+
+
+# Byte of a block where its f16 scale stands, and that of its f16 minimum with the multiple of the
+# scale that brings the mean weight near 0.
+_SCALES = {
+    "Q2_K": (80, 82, 1.5),
+    "Q3_K": (108, None, 0),
+    "Q4_K": (0, 2, 7.5),
+    "Q5_K": (0, 2, 15.5),
+    "IQ4_NL": (0, None, 0),
+}
+
+
+def random_blocks(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """Blocks of `kind` with random integers and one scale, as large as `values` in the mean."""
+    n_weights, n_bytes = GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(zlib.crc32(values.tobytes()))
+    blocks = rng.integers(0, 256, (values.size // n_weights, n_bytes), dtype=np.uint8)
+    if kind.name in _SCALES:
+        at, at_min, ratio = _SCALES[kind.name]
+
+        def set_scale(scale: float) -> None:
+            blocks[:, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+            if at_min is not None:
+                blocks[:, at_min : at_min + 2] = np.array([scale * ratio], np.float16).view(
+                    np.uint8
+                )
+
+        set_scale(1)
+        size = np.sqrt(np.mean(dequantize(blocks, kind).astype(float) ** 2))
+        set_scale(float(np.sqrt(np.mean(values.astype(float) ** 2)) / size))
+    return blocks.reshape(*values.shape[:-1], -1)
 
 
 def quantize_q6_k(values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,28 @@ from tests.reference import relative_error, round_q8
 
 ISAS = _kernels.supported_isas()
 FLOAT_TYPES = ("F32", "F16", "BF16")
-QUANT_TYPES = ("Q4_0", "Q4_1", "Q8_0", "Q6_K")
+# Where the blocks hold scales: f16, which are given sane values, and what belongs to them.
+SCALES = {
+    "Q4_0": [slice(0, 2)],
+    "Q4_1": [slice(0, 2), slice(2, 4)],
+    "Q5_0": [slice(0, 2)],
+    "Q5_1": [slice(0, 2), slice(2, 4)],
+    "Q8_0": [slice(0, 2)],
+    "Q2_K": [slice(80, 82), slice(82, 84)],
+    "Q3_K": [slice(108, 110)],
+    "Q4_K": [slice(0, 2), slice(2, 4)],
+    "Q5_K": [slice(0, 2), slice(2, 4)],
+    "Q6_K": [slice(208, 210)],
+    "IQ4_NL": [slice(0, 2)],
+}
+SMALL_SCALES = {
+    "Q2_K": slice(0, 16),
+    "Q3_K": slice(96, 108),
+    "Q4_K": slice(4, 16),
+    "Q5_K": slice(4, 16),
+    "Q6_K": slice(192, 208),
+}
+QUANT_TYPES = tuple(SCALES)
 BOUND = 1e-6
 
 
@@ -76,10 +97,9 @@ def raw_weights(type_name: str, n_rows: int, n_cols: int, rng) -> np.ndarray:
         return quants.quantize(rng.standard_normal((n_rows, n_cols)).astype(np.float32), t)
     per_block, n_bytes = quants.BLOCK[t]
     blocks = rng.integers(0, 256, (n_rows, n_cols // per_block, n_bytes), dtype=np.uint8)
-    scales = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q6_K": [208]}[type_name]
-    for at in scales:
+    for at in SCALES[type_name]:
         values = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
-        blocks[:, :, at : at + 2] = values.view(np.uint8).reshape(*blocks.shape[:2], 2)
+        blocks[:, :, at] = values.view(np.uint8).reshape(*blocks.shape[:2], 2)
     return blocks.reshape(n_rows, -1)
 
 
@@ -130,10 +150,11 @@ def test_matmul_does_not_saturate(isa, rng, type_name, weight_byte, sign):
     """All weights and activations at their extremes: 8-bit and 16-bit sums must not clip."""
     data = raw_weights(type_name, 16, 256, rng)
     blocks = data.reshape(16, -1, quants.BLOCK[GGMLType[type_name]][1])
-    keep = {"Q4_0": slice(0, 2), "Q4_1": slice(0, 4), "Q8_0": slice(0, 2), "Q6_K": slice(192, 210)}
-    scales = blocks[:, :, keep[type_name]].copy()
-    blocks[:] = weight_byte
-    blocks[:, :, keep[type_name]] = scales
+    scales = [*SCALES[type_name], SMALL_SCALES.get(type_name, slice(0))]
+    integers = np.ones(blocks.shape[2], bool)
+    for at in scales:
+        integers[at] = False
+    blocks[:, :, integers] = weight_byte
     x = np.full((5, 256), sign * 3.0, np.float32)
     got = multiply(pack(data, type_name, 256), x)
     assert relative_error(got, expected_product(data, type_name, x)) < BOUND

@@ -128,6 +128,14 @@ QUANTIZED = {
         "type_of": {"attn_v": "Q4_1", "blk.1.ffn_up": "F16"},
         "n_ff": 172,
     },
+    "Q4_K_M": {
+        "weight_type": "Q4_K",
+        "output_type": "Q6_K",
+        "type_of": {"attn_v": "Q6_K", "blk.0.ffn_down": "Q6_K"},
+    },
+    "5 bits": {"weight_type": "Q5_K", "type_of": {"attn_k": "Q5_0", "ffn_up": "Q5_1"}},
+    "2 and 3 bits": {"weight_type": "Q3_K", "type_of": {"ffn_": "Q2_K"}, "tied": True},
+    "IQ4_NL": {"weight_type": "IQ4_NL"},
 }
 
 

@@ -165,6 +165,8 @@ def test_key_and_value_lengths_of_their_own(tmp_path):
         ("Q6_K", 1e-2, 3e-2),
         ("Q4_1", 0.05, 0.12),
         ("Q4_0", 0.05, 0.12),
+        ("Q5_0", 0.02, 0.06),
+        ("Q5_1", 0.02, 0.06),
     ],
 )
 def test_weights_survive_their_type(type_name, low, high):
@@ -176,6 +178,17 @@ def test_weights_survive_their_type(type_name, low, high):
     back = dequantize(raw, GGMLQuantizationType[type_name])
     assert low <= relative_error(back, values) <= high
     assert not back[2, :256].any()
+
+
+@pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL"])
+def test_types_that_cannot_be_written_get_weights_of_the_same_size(type_name):
+    values = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32) / 16
+    back = dequantize(encode(values, type_name), GGMLQuantizationType[type_name])
+    assert back.shape == values.shape
+    assert np.sqrt(np.mean(back**2)) == pytest.approx(1 / 16, rel=0.02)
+    assert abs(back.mean()) < 0.2 / 16
+    other = dequantize(encode(-values, type_name), GGMLQuantizationType[type_name])
+    assert not np.array_equal(back, other)
 
 
 def test_types_are_where_they_were_asked_for(tmp_path):

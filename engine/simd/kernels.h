@@ -7,6 +7,7 @@
 
 #include "attention_scalar.h"
 #include "layout.h"
+#include "matmul_k_scalar.h"
 #include "matmul_scalar.h"
 #include "pack.h"
 #include "table.h"
@@ -23,6 +24,7 @@
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #include "matmul_avx2.h"
+#include "matmul_k_avx2.h"
 #include "vector_avx2.h"
 #include "attention_avx2.h"
 #pragma clang attribute pop
@@ -30,6 +32,7 @@
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c"))), \
     apply_to = function)
 #include "matmul_avx512.h"
+#include "matmul_k_avx512.h"
 #include "vector_avx512.h"
 #include "attention_avx512.h"
 #pragma clang attribute pop
@@ -37,12 +40,14 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #include "matmul_avx2.h"
+#include "matmul_k_avx2.h"
 #include "vector_avx2.h"
 #include "attention_avx2.h"
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c")
 #include "matmul_avx512.h"
+#include "matmul_k_avx512.h"
 #include "vector_avx512.h"
 #include "attention_avx512.h"
 #pragma GCC pop_options
@@ -71,7 +76,9 @@ static void select_level(int level) {
     kernels_t k = {
         .level = LEVEL_SCALAR,
         .matmul = {matmul_f32_scalar, matmul_f16_scalar, matmul_bf16_scalar, matmul_q4_0_scalar,
-                   matmul_q4_1_scalar, matmul_q8_0_scalar, matmul_q6_K_scalar},
+                   matmul_q4_1_scalar, matmul_q8_0_scalar, matmul_q6_K_scalar,
+                   matmul_q5_0_scalar, matmul_q5_1_scalar, matmul_iq4_NL_scalar, matmul_q2_K_scalar,
+                   matmul_q3_K_scalar, matmul_q4_K_scalar, matmul_q5_K_scalar},
         .rms_norm = rms_norm_scalar,
         .quantize_column = quantize_column_scalar,
         .rope_head = rope_head_scalar,
@@ -92,7 +99,9 @@ static void select_level(int level) {
     kernels_t avx2 = {
         .level = LEVEL_AVX2,
         .matmul = {matmul_f32_avx2, matmul_f16_avx2, matmul_bf16_avx2, matmul_q4_0_avx2,
-                   matmul_q4_1_avx2, matmul_q8_0_avx2, matmul_q6_K_avx2},
+                   matmul_q4_1_avx2, matmul_q8_0_avx2, matmul_q6_K_avx2,
+                   matmul_q5_0_avx2, matmul_q5_1_avx2, matmul_iq4_NL_avx2, matmul_q2_K_avx2,
+                   matmul_q3_K_avx2, matmul_q4_K_avx2, matmul_q5_K_avx2},
         .rms_norm = rms_norm_avx2,
         .quantize_column = quantize_column_avx2,
         .rope_head = rope_head_avx2,
@@ -112,7 +121,9 @@ static void select_level(int level) {
     kernels_t avx512 = {
         .level = LEVEL_AVX512,
         .matmul = {matmul_f32_avx512, matmul_f16_avx512, matmul_bf16_avx512, matmul_q4_0_avx512,
-                   matmul_q4_1_avx512, matmul_q8_0_avx512, matmul_q6_K_avx512},
+                   matmul_q4_1_avx512, matmul_q8_0_avx512, matmul_q6_K_avx512,
+                   matmul_q5_0_avx512, matmul_q5_1_avx512, matmul_iq4_NL_avx512, matmul_q2_K_avx512,
+                   matmul_q3_K_avx512, matmul_q4_K_avx512, matmul_q5_K_avx512},
         .rms_norm = rms_norm_avx512,
         .quantize_column = quantize_column_avx512,
         .rope_head = rope_head_avx512,

@@ -59,6 +59,56 @@ typedef struct {
     } part[8];
 } q6_K_x16;
 
+/* Integers of other widths stand in planes of 4, 2 or 1 bits. In a plane of n bits, column 4v + j
+ * of row r has its bits at n (v / n) and up of byte 4r + j of vector v % n; so Q4_0's nibbles, and
+ * the 2 high bits of Q6_K. `qh` is the bit above those in `q`. Scales of the K types stay packed as
+ * in the file (unpack.h); [i][r] is byte i of row r. */
+typedef struct {
+    f16_t d[16];
+    uint8_t q[4][64];
+    uint8_t qh[64];
+} q5_0_x16;
+
+typedef struct {
+    f16_t d[16];
+    f16_t m[16];
+    uint8_t q[4][64];
+    uint8_t qh[64];
+} q5_1_x16;
+
+typedef struct {
+    f16_t d[16];
+    f16_t dmin[16];
+    uint8_t scales[16][16];
+    uint8_t q[8][2][64];
+} q2_K_x16;
+
+typedef struct {
+    f16_t d[16];
+    uint8_t scales[12][16];
+    struct {
+        uint8_t q[2][64];
+        uint8_t qh[64];
+    } part[8];
+} q3_K_x16;
+
+typedef struct {
+    f16_t d[16];
+    f16_t dmin[16];
+    uint8_t scales[12][16];
+    uint8_t q[8][4][64];
+} q4_K_x16;
+
+typedef struct {
+    f16_t d[16];
+    f16_t dmin[16];
+    uint8_t scales[12][16];
+    struct {
+        uint8_t q[4][64];
+        uint8_t qh[64];
+    } part[8];
+} q5_K_x16;
+
 /* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale
  * (see activation_scale).
  *

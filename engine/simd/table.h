@@ -4,8 +4,13 @@
 
 #include "layout.h"
 
-/* Weight types in the order of the matmul table; the numbers are ours, not ggml's. */
-enum { W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K, N_WEIGHT_TYPES };
+/* Weight types in the order of the matmul table; the numbers are ours, not ggml's. From W_Q5_0 on,
+ * integers stand in planes of bits; from W_Q2_K on, in super-blocks (unpack.h). */
+enum {
+    W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K,
+    W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K,
+    N_WEIGHT_TYPES
+};
 /* Types of cached keys and values */
 enum { C_F16, C_F32, N_CACHE_TYPES };
 enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };

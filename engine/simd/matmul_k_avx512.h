@@ -1,0 +1,125 @@
+/* Matmul tiles of Q5_0, Q5_1, IQ4_NL and Q2_K to Q5_K for AVX-512 (F, BW, VL, VNNI).
+ *
+ * As in matmul_avx512.h: 16 rows a vector, up to 16 columns share one unpacking, each column is
+ * summed in the same order whatever the tile's width. A minimum costs one more FMA a column:
+ *     sum (d q + m) x = d sum q x + m sum x
+ */
+#ifndef LARIAT_MATMUL_K_AVX512_H
+#define LARIAT_MATMUL_K_AVX512_H
+
+#include <immintrin.h>
+
+#include "matmul_avx512.h"
+#include "unpack.h"
+
+#define FOR_EACH_COLUMN _Pragma("GCC unroll 16") for (int c = 0; c < nc; c++)
+
+/* Bytes of t moved by n bits, up if n > 0; what crosses a byte's border is for the caller to mask */
+ALWAYS_INLINE __m512i shift_avx512(__m512i t, const int n) {
+    return n > 0 ? _mm512_slli_epi16(t, n) : n < 0 ? _mm512_srli_epi16(t, -n) : t;
+}
+
+ALWAYS_INLINE void unpack_integers_avx512(block_x16 block, const int type, __m512i w_u8x64[8]) {
+    const int n = low_bits(type);
+    const __m512i mask = _mm512_set1_epi8((1 << n) - 1), bit = _mm512_set1_epi8(1 << n);
+    _Pragma("GCC unroll 8")
+    for (int v = 0; v < 8; v++)
+        w_u8x64[v] = _mm512_and_si512(
+            shift_avx512(_mm512_loadu_si512(block.low[v % n]), -n * (v / n)), mask);
+    if (has_high_bit(type)) {
+        const __m512i high = _mm512_loadu_si512(block.high);
+        _Pragma("GCC unroll 8")
+        for (int v = 0; v < 8; v++) /* w | (shifted & bit) in one operation */
+            w_u8x64[v] =
+                _mm512_ternarylogic_epi32(w_u8x64[v], shift_avx512(high, n - v), bit, 0xf8);
+    }
+    if (type == W_IQ4_NL) { /* unsigned, as the dot product wants it */
+        const __m128i steps = _mm_xor_si128(_mm_loadu_si128((const __m128i *)IQ4_NL_STEPS),
+                                            _mm_set1_epi8((char)0x80));
+        const __m512i table = _mm512_broadcast_i32x4(steps);
+        for (int v = 0; v < 8; v++) w_u8x64[v] = _mm512_shuffle_epi8(table, w_u8x64[v]);
+    }
+}
+
+/* f16 of 16 rows, times their factors in the K types */
+ALWAYS_INLINE __m512 scaled_f16_avx512(const f16_t *f16, const int8_t *factor, const int type) {
+    const __m512 rows = load_16_f16_avx512(f16);
+    if (!is_super(type)) return rows;
+    return _mm512_mul_ps(rows, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)factor))));
+}
+
+ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a, int64_t col,
+                                    const int nc, float *out, int64_t out_stride, int n_rows,
+                                    int add, const int type) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    int64_t at = col * n_blocks;
+    __m512 acc_f32x16[TILE_COLUMNS];
+    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
+    factors_t factors;
+    for (int64_t b = 0; b < n_blocks; b++, at += nc) {
+        const block_x16 block = block_of(weights, b, type);
+        const int8_t *q = a->q + at * BLOCK;
+        const float *scale = a->scale + at;
+        __m512i w_u8x64[8];
+        unpack_integers_avx512(block, type, w_u8x64);
+        if (is_super(type) && b % 8 == 0) unpack_factors(block, type, &factors);
+        __m512 d[2], m[2];
+        for (int h = 0; h < 1 + is_halved(type); h++) {
+            const int i = is_halved(type) ? 2 * block.part + h : block.part;
+            d[h] = scaled_f16_avx512(block.d, factors.d[i], type);
+            if (has_minimum(type))
+                m[h] = scaled_f16_avx512(block.m, factors.m[i], type);
+        }
+        sums_t sums;
+        block_sums(a, at, nc, type, &sums);
+        FOR_EACH_COLUMN {
+            const __m512i none = _mm512_setzero_si512();
+            const __m512i start =
+                has_minimum(type) ? none : _mm512_set1_epi32(sums.start[0][c]);
+            const __m512 s = _mm512_set1_ps(scale[c]);
+            if (is_halved(type)) {
+                const __m512i next =
+                    has_minimum(type) ? none : _mm512_set1_epi32(sums.start[1][c]);
+                const __m512 first = _mm512_cvtepi32_ps(
+                    dot_avx512(start, w_u8x64, q + c * BLOCK, 0, 4));
+                const __m512 second = _mm512_cvtepi32_ps(
+                    dot_avx512(next, w_u8x64, q + c * BLOCK, 4, 8));
+                const __m512 both = _mm512_fmadd_ps(first, d[0], _mm512_mul_ps(second, d[1]));
+                acc_f32x16[c] = _mm512_fmadd_ps(both, s, acc_f32x16[c]);
+            } else {
+                const __m512 dot = _mm512_cvtepi32_ps(
+                    dot_avx512(start, w_u8x64, q + c * BLOCK, 0, 8));
+                acc_f32x16[c] = _mm512_fmadd_ps(dot, _mm512_mul_ps(d[0], s), acc_f32x16[c]);
+            }
+            if (has_minimum(type))
+                for (int h = 0; h < 1 + is_halved(type); h++)
+                    acc_f32x16[c] = _mm512_fmadd_ps(m[h], _mm512_set1_ps(sums.scaled[h][c]),
+                                                    acc_f32x16[c]);
+        }
+    }
+    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+}
+
+/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. */
+#define K_MATMUL_AVX512(name, type)                                                             \
+    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,            \
+                     float *out, int64_t out_stride, int n_rows, int add) {                     \
+        switch (n_cols) {                                                                       \
+        case 16: k_columns_avx512(w, a, col, 16, out, out_stride, n_rows, add, type); break;    \
+        case 8: k_columns_avx512(w, a, col, 8, out, out_stride, n_rows, add, type); break;      \
+        case 4: k_columns_avx512(w, a, col, 4, out, out_stride, n_rows, add, type); break;      \
+        case 2: k_columns_avx512(w, a, col, 2, out, out_stride, n_rows, add, type); break;      \
+        default: k_columns_avx512(w, a, col, 1, out, out_stride, n_rows, add, type);            \
+        }                                                                                       \
+    }
+K_MATMUL_AVX512(matmul_q5_0_avx512, W_Q5_0)
+K_MATMUL_AVX512(matmul_q5_1_avx512, W_Q5_1)
+K_MATMUL_AVX512(matmul_iq4_NL_avx512, W_IQ4_NL)
+K_MATMUL_AVX512(matmul_q2_K_avx512, W_Q2_K)
+K_MATMUL_AVX512(matmul_q3_K_avx512, W_Q3_K)
+K_MATMUL_AVX512(matmul_q4_K_avx512, W_Q4_K)
+K_MATMUL_AVX512(matmul_q5_K_avx512, W_Q5_K)
+
+#undef K_MATMUL_AVX512
+#undef FOR_EACH_COLUMN
+#endif
