@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from engine.demo import DEMO_MODEL
     from engine.errors import ContextError, GGUFError, LariatError, ModelError
     from engine.gguf import GGUFFile
+    from engine.library import ChunkLibrary
     from engine.llm import LLM
     from engine.sequence import Completion
     from engine.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "DEMO_MODEL": "demo",
     "LLM": "llm",
+    "ChunkLibrary": "library",
     "Completion": "sequence",
     "Context": "context",
     "ContextError": "errors",
@@ -56,6 +58,7 @@ _HOMES = {
 __all__ = [
     "DEMO_MODEL",
     "LLM",
+    "ChunkLibrary",
     "Completion",
     "Context",
     "ContextError",

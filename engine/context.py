@@ -11,6 +11,7 @@ import numpy as np
 
 from engine import context_file
 from engine.batch import Chunk, split
+from engine.chunk_file import StoredChunk
 from engine.errors import ContextError
 from engine.segments import SegmentList
 
@@ -68,12 +69,17 @@ class Context:
     def __repr__(self) -> str:
         return f"<Context of {len(self)} tokens in {len(self._segments.segments)} segments>"
 
-    def append(self, what: str | list[int] | Context) -> None:
-        """Add text, token ids, or another context's tokens at the end."""
-        self.insert(len(self), what)
+    def append(
+        self, what: str | list[int] | Context | StoredChunk, *, recompute: int | None = 0
+    ) -> int:
+        """Add text, token ids, another context's tokens or a chunk of a library at the end; see
+        `insert`."""
+        return self.insert(len(self), what, recompute=recompute)
 
-    def insert(self, at: int, what: str | list[int] | Context) -> None:
-        """Put text, token ids, or another context's tokens before token `at`.
+    def insert(
+        self, at: int, what: str | list[int] | Context | StoredChunk, *, recompute: int | None = 0
+    ) -> int:
+        """Put text, token ids, another context's tokens or a chunk before token `at`.
 
         Text and ids are computed with the tokens before `at` as their context: they do not see
         those behind, and those behind, computed earlier, did not see them. Text gets the model's
@@ -81,10 +87,19 @@ class Context:
 
         Another context's tokens bring their keys and values along: by reference to its blocks with
         `raw`, as rotated copies with `roped`. The other context stays as it is.
+
+        A chunk (`raw` only) comes along by reference to its file. Its tokens have not seen what
+        stands before them here; `recompute` first ones of them (None: all) are computed anew, which
+        then have (EPIC, arXiv 2410.15332). Behind nothing but BOS there is nothing to compute: it
+        was computed there.
+
+        Returns how many tokens were computed.
         """
         if isinstance(what, Context):
             self._insert_context(at, what)
-            return
+            return 0
+        if isinstance(what, StoredChunk):
+            return self._insert_chunk(at, what, recompute)
         ids = self._llm.tokenize(what, add_bos=not len(self)) if isinstance(what, str) else what
         ids = self._llm._checked_ids(ids) if len(ids) else []
         with self._editing():
@@ -100,6 +115,7 @@ class Context:
                 self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])
             finally:
                 head.clear()
+        return len(ids)
 
     def truncate(self, n: int) -> None:
         """Keep only the first `n` tokens."""
@@ -290,6 +306,34 @@ class Context:
             head, tail = self._segments.cut(0, at), self._segments.cut(at, n)
             rows = np.concatenate([head, other._segments.segments, tail])
             self._assign(rows, self._ids[:at] + other._ids + self._ids[at:])
+
+    def _insert_chunk(self, at: int, chunk: StoredChunk, recompute: int | None) -> int:
+        n_chunk = len(chunk)
+        n_first = n_chunk if recompute is None else min(recompute, n_chunk)
+        if n_first < 0:
+            raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
+        chunk.check_kind(self._llm.cache_kind)
+        with self._editing():
+            self._settle()
+            n = len(self._ids)
+            self._check_place(at, n)
+            self._check_length(n + n_chunk)
+            if recompute is not None and self._ids[:at] == chunk.sink:
+                n_first = 0
+            head, placed = self._segments.fork(), self._llm.new_segments()
+            try:
+                head.truncate(at)
+                self._compute(head, chunk.tokens[:n_first])
+                if n_first < n_chunk:
+                    placed = self._within_pool(lambda: self._llm._cache.place(chunk))
+                rows = [head.segments, placed.cut(n_first, n_chunk), self._segments.cut(at, n)]
+                self._assign(
+                    np.concatenate(rows), [*self._ids[:at], *chunk.tokens, *self._ids[at:]]
+                )
+            finally:
+                head.clear()
+                placed.clear()
+        return n_first
 
     def _settle(self) -> None:
         """Compute the tokens that are known but not computed."""

@@ -17,6 +17,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,19 +66,29 @@ def save(path: str | os.PathLike[str], kind: Mapping[str, str], what: Saved) -> 
     `kind` is what a reader must have in common: model, cache and types. Raises `ContextError`.
     """
     path = Path(path)
+    metadata = {"format": _FORMAT, "version": VERSION, **kind, "checksum": _checksum(what)}
+    with written_beside(path) as beside:
+        save_file({k: np.ascontiguousarray(v) for k, v in what._asdict().items()}, beside, metadata)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path to write to, renamed to `path` when it is written; removed if that fails.
+
+    Raises `ContextError` if the file cannot be written.
+    """
     # A name of its own, beside the file so that the last step is a rename within one file system.
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    metadata = {"format": _FORMAT, "version": VERSION, **kind, "checksum": _checksum(what)}
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a directory")
-        save_file({k: np.ascontiguousarray(v) for k, v in what._asdict().items()}, beside, metadata)
+        yield beside
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ContextError(f"{path}: the context cannot be written: {reason}") from error
+        raise ContextError(f"{path}: cannot be written: {reason}") from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -90,7 +101,7 @@ def load(path: str | os.PathLike[str], kind: Mapping[str, str]) -> Saved:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            _check_kind(path, metadata, kind)
+            check_kind(path, metadata, kind, _FORMAT)
             if sorted(file.keys()) != sorted(_TENSORS):
                 raise ContextError(f"{path}: is damaged: it holds other tensors than a context has")
             what = Saved(*(file.get_tensor(name) for name in _TENSORS))
@@ -123,11 +134,12 @@ def _check_shapes(path: str | os.PathLike[str], what: Saved) -> None:
         raise ContextError(f"{path}: is damaged: its parts do not fit each other")
 
 
-def _check_kind(
-    path: str | os.PathLike[str], metadata: Mapping[str, str], kind: Mapping[str, str]
+def check_kind(
+    path: str | os.PathLike[str], metadata: Mapping[str, str], kind: Mapping[str, str], format: str
 ) -> None:
-    if metadata.get("format") != _FORMAT:
-        raise ContextError(f"{path}: is a safetensors file, but no saved context")
+    """`ContextError` if a file is of another format, version or `kind`, which says which."""
+    if metadata.get("format") != format:
+        raise ContextError(f"{path}: is a safetensors file, but no {format}")
     wanted = {"version": VERSION, **kind}
     names = {
         "version": "format version",

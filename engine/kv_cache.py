@@ -15,8 +15,9 @@ from engine import _attention, _cache, _kernels
 from engine._program import Step
 from engine._program import run as run_now
 from engine.batch import Batch
+from engine.chunk_file import StoredChunk, check_fits
 from engine.config import ModelConfig
-from engine.memory import allocate
+from engine.memory import allocate, can_map, map_file
 from engine.rope import RopeTable
 from engine.segments import SLOTS, BlockPool, SegmentList, numbered, slots_of
 
@@ -60,6 +61,8 @@ class KVCache(ABC):
         n_units = config.n_layers * n_blocks * config.n_kv_heads
         k = allocate(n_units * _cache.head_block_bytes(type_k, config.head_dim_k))
         v = allocate(n_units * _cache.head_block_bytes(type_v, config.head_dim_v))
+        # [layer][block][bytes]
+        self._blocks = tuple(x.reshape(config.n_layers, n_blocks, -1) for x in (k, v))
         shape = (config.n_layers, n_blocks, config.n_kv_heads, SLOTS, -1)
         self._k, self._v = k.view(_ELEMENTS[type_k]), v.view(_ELEMENTS[type_v])
         self._k, self._v = self._k.reshape(shape), self._v.reshape(shape)
@@ -134,6 +137,59 @@ class KVCache(ABC):
         for layer in range(len(self._k)):
             self._k[layer][block, :, slot] = k[layer]
             self._v[layer][block, :, slot] = v[layer]
+
+    def read_blocks(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of whole blocks as they lie in memory: uint8 [n_layers, n_blocks, bytes] each."""
+        k, v = self._blocks
+        return k[:, blocks], v[:, blocks]
+
+    def place(self, chunk: StoredChunk) -> SegmentList:
+        """Make a segment list of a chunk's tokens; it stands in the pool once, however often used.
+
+        Blocks that are not there yet are mapped from the file, or copied where a block is no whole
+        number of pages. Raises IndexError if the pool has too few blocks, `ContextError` for a
+        chunk that does not fit.
+        """
+        check_fits(chunk, len(self._k), *(part.shape[2] for part in self._blocks))
+        keys = [f"{chunk.checksum} {i}".encode() for i in range(chunk.n_blocks)]
+        found = [self.pool.find(key) for key in keys]
+        missing = [i for i, block in enumerate(found) if block is None]
+        if len(missing) > self.pool.n_free:
+            for block in found:
+                if block is not None:
+                    self.pool.release(block)
+            raise IndexError("the pool has too few free blocks")
+        blocks = [self.pool.allocate() if block is None else block for block in found]
+        try:
+            self._fill(np.array(blocks, np.int64)[missing], np.array(missing, np.int64), chunk)
+            for i in missing:
+                self.pool.keep(blocks[i], keys[i])
+            placed = self.new_segments()
+            rows = np.zeros((len(chunk.segments), 4), np.int32)
+            rows[:, :3] = chunk.segments
+            rows[:, 0] = np.array(blocks, np.int32)[rows[:, 0]]
+            placed.assign(rows)
+        finally:
+            for block in blocks:
+                self.pool.release(block)
+        return placed
+
+    def _fill(self, blocks: np.ndarray, stored: np.ndarray, chunk: StoredChunk) -> None:
+        """Let `blocks` hold the blocks number `stored` of a chunk."""
+        # Runs that follow each other in both are mapped in one piece.
+        breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(stored) != 1)) + 1
+        for to, at in zip(np.split(blocks, breaks), np.split(stored, breaks), strict=True):
+            for part, name in zip(self._blocks, ("keys", "values"), strict=True):
+                source = getattr(chunk, name)
+                for layer in range(len(part) if len(to) else 0):
+                    target = part[layer, to[0] : to[-1] + 1]
+                    offset = chunk.offsets[name] + source[0, 0].nbytes * (
+                        layer * chunk.n_blocks + int(at[0])
+                    )
+                    if can_map(target, offset):
+                        map_file(target, chunk.file.fileno(), offset)
+                    else:
+                        target[:] = source[layer, at[0] : at[-1] + 1]
 
     def _copy_slots(self, source: int, target: int, first: int, length: int) -> None:
         stop = first + length

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import os
 
 import numpy as np
 
@@ -53,3 +55,31 @@ class Arena:
             raise MemoryError(f"{n_bytes} bytes do not fit into what is left of the arena")
         self._used = start + n_bytes
         return self._memory[start : self._used]
+
+
+def can_map(target: np.ndarray, offset: int) -> bool:
+    """Whether `map_file` could put a file's bytes from `offset` on at `target`: whole pages."""
+    page = mmap.ALLOCATIONGRANULARITY
+    return hasattr(mmap, "MAP_PRIVATE") and not any(
+        n % page for n in (target.ctypes.data, target.nbytes, offset)
+    )
+
+
+def map_file(target: np.ndarray, fd: int, offset: int) -> None:
+    """Let `target` (uint8 [n], contiguous, a part of what `allocate` gave) show bytes of a file.
+
+    Nothing is read or copied: pages come from the system's cache of the file when they are used,
+    and one that is written to becomes a copy, never a change of the file. Raises OSError.
+    """
+    assert target.flags.c_contiguous
+    assert can_map(target, offset)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+    ]  # fmt: skip
+    access, fixed = mmap.PROT_READ | mmap.PROT_WRITE, 0x10  # MAP_FIXED, on Linux and macOS
+    at = libc.mmap(target.ctypes.data, target.nbytes, access, mmap.MAP_PRIVATE | fixed, fd, offset)
+    if at != target.ctypes.data:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

@@ -28,10 +28,12 @@ LEVELS = (
     ("_attention",),
     ("config", "quants", "machine", "segments"),
     ("gguf", "rope", "batch", "sampler", "sequence"),
-    ("context_file", "vocabulary", "weights", "kv_cache", "prefixes"),
+    ("context_file", "vocabulary", "weights", "prefixes"),
+    ("chunk_file",),
+    ("kv_cache",),
     ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases"),
     ("tokenizer",),
-    ("llm", "benchmark", "plots", "prompt_cache"),
+    ("llm", "benchmark", "library", "plots", "prompt_cache"),
     ("perplexity",),
     ("cli",),
     ("__main__",),
@@ -129,7 +131,12 @@ def test_types_are_the_only_reason_to_import_upwards():
 def test_the_public_names():
     asked_for = {"LLM", "SamplingParams", "Tokenizer", "GGUFFile", "GGUFError"}
     errors = {"LariatError", "ModelError", "ContextError"}
-    assert set(engine.__all__) == asked_for | errors | {"Completion", "Context", "DEMO_MODEL"}
+    assert set(engine.__all__) == asked_for | errors | {
+        "ChunkLibrary",
+        "Completion",
+        "Context",
+        "DEMO_MODEL",
+    }
     for name in set(engine.__all__) - {"DEMO_MODEL"}:
         assert inspect.isclass(getattr(engine, name))
 

@@ -27,7 +27,7 @@ _THREADS = (
 )
 
 
-def add(parser: argparse.ArgumentParser, **defaults: int) -> None:
+def add(parser: argparse.ArgumentParser, **defaults: int | str) -> None:
     """Add them; `defaults` go before those of `EngineConfig`."""
     group = parser.add_argument_group("engine")
     for names, dest, what in _THREADS:

@@ -20,6 +20,7 @@ from engine.errors import LariatError
 # They import the engine only when they run, so that --help is quick.
 _COMMANDS = (
     "bench",
+    "chunk",
     "generate",
     "info",
     "perplexity",
@@ -47,6 +48,7 @@ _MISSING_PARTS = (
     "sentencepiece",
     "threadpoolctl",
     "tqdm",
+    "xxhash",
     "google",
 )
 

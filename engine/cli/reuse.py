@@ -1,9 +1,10 @@
-"""What a prompt finds computed: the flags of --prompt-cache."""
+"""What a prompt finds computed: the flags of --prompt-cache and of --library."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from engine.errors import ContextError
 
 if TYPE_CHECKING:
     from engine.llm import LLM, Completion, Context
+
+DEFAULT_RECOMPUTE = 16  # docs/cache.md has the measurement
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +42,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="with --cache raw, take later runs of at least N equal tokens too, not only the "
         "beginning; 0: off (default: 0)",
     )
+    group = parser.add_argument_group("chunk library, see lariat chunk --help")
+    group.add_argument("--library", metavar="DIR", help="the folder of the library")
+    group.add_argument(
+        "--chunk",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a chunk that stands before the prompt; may be given several times",
+    )
+    group.add_argument(
+        "--recompute",
+        metavar="N|all",
+        default=str(DEFAULT_RECOMPUTE),
+        help="tokens at the beginning of each chunk but the first that are computed anew, so that "
+        f"they see what is before them (default: {DEFAULT_RECOMPUTE})",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -51,6 +70,22 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"argument --cache-reuse: {args.cache_reuse} is negative")
     if args.cache_reuse and args.cache != "raw":
         raise UsageError("argument --cache-reuse: needs --cache raw, whose keys have no position")
+    if bool(args.chunk) != (args.library is not None):
+        raise UsageError("arguments --library and --chunk: one needs the other")
+    if args.chunk and args.prompt_cache is not None:
+        raise UsageError("argument --chunk: not allowed with argument --prompt-cache")
+    if args.chunk and args.cache != "raw":
+        raise UsageError("argument --chunk: needs --cache raw, whose keys have no position")
+    recompute(args)
+
+
+def recompute(args: argparse.Namespace) -> int | None:
+    """The value of --recompute; None: all. UsageError if it is no number."""
+    if args.recompute == "all":
+        return None
+    if not re.fullmatch(r"\d{1,9}", args.recompute):
+        raise UsageError(f"argument --recompute: {args.recompute!r} is not a number, nor 'all'")
+    return int(args.recompute)
 
 
 class Start:
@@ -111,6 +146,33 @@ class PromptCache(Start):
             self.context.save(self._path)
 
 
+class Library(Start):
+    """A context of BOS and chunks."""
+
+    def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
+        from engine.library import ChunkLibrary
+
+        library = ChunkLibrary(args.library)
+        chunks = [library[name] for name in args.chunk]
+        self.prompt = llm.tokenize(text, add_bos=False)
+        start = time.perf_counter()
+        self.context = context = llm.context()
+        self._n_computed = context.append(llm.tokenize(""))
+        for chunk in chunks:
+            self._n_computed += context.append(chunk, recompute=recompute(args))
+        self._n_reused = len(context) - self._n_computed
+        self._seconds = time.perf_counter() - start
+
+    def prompt_read(self, completion: Completion) -> None:
+        """Count what stands before the prompt too."""
+        timings = completion.timings
+        timings.n_reused = self._n_reused
+        timings.n_prompt += self._n_computed
+        timings.prompt_s += self._seconds
+
+
 def start(llm: LLM, text: str, args: argparse.Namespace) -> Start:
     """What the flags ask for. LariatError or OSError if its files are not there or do not fit."""
+    if args.chunk:
+        return Library(llm, text, args)
     return Start(llm, text) if args.prompt_cache is None else PromptCache(llm, text, args)

@@ -1,0 +1,151 @@
+"""Chunk library: recall by tokens recomputed, time to first token, memory.
+
+    python -m bench.chunks recall
+    python -m bench.chunks time -m .bench-models/7b.gguf
+
+Recall is measured on the demo model's held-out passages whose facts stand in documents: each
+document is a chunk, the question stands behind them. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from engine import DEMO_MODEL, LLM, ChunkLibrary, SamplingParams
+from models import corpus
+from models.recall import Passage
+
+_RECOMPUTED: tuple[int | None, ...] = (0, 8, 16, 32, None)
+_N_TOKENS = 1000  # of the longest passages; the context is 1024
+_ANSWER = SamplingParams(max_tokens=40, temperature=0.0, stop=("\n",))
+_FIRST = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+
+
+def recall(model: str, n: int) -> None:
+    """Share of questions answered, by how many tokens of each chunk are recomputed."""
+    names = ["all" if k is None else str(k) for k in _RECOMPUTED]
+    print(f"| {n} passages, recomputed tokens of a chunk | {' | '.join(names)} |")
+    print("| --- " * (len(names) + 1) + "|")
+    for sink in (True, False):
+        overrides = {} if sink else {"tokenizer.ggml.add_bos_token": False}
+        right = {k: 0 for k in _RECOMPUTED}
+        with (
+            LLM(model, cache="raw", overrides=overrides, prefix_sharing=False) as llm,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            passages = _with_documents(llm, n)
+            for i, passage in enumerate(tqdm(passages, "recall", leave=False, disable=None)):
+                library = ChunkLibrary(folder)
+                names = [f"{i}/{j}" for j in range(len(passage.documents))]
+                for name, document in zip(names, passage.documents, strict=True):
+                    library.add(llm, name, document)
+                for k in _RECOMPUTED:
+                    right[k] += passage.is_right(_answer(llm, library, names, passage, k))
+                for name in names:
+                    library.remove(name)
+        shares = [f"{100 * right[k] / n:.1f} %" for k in _RECOMPUTED]
+        where = "behind BOS" if sink else "at the very beginning"
+        print(f"| computed {where} | {' | '.join(shares)} |", flush=True)
+    lengths = [len(document) for passage in passages for document in passage.documents]
+    print(f"\n{len(lengths)} documents of {min(lengths)} to {max(lengths)} characters")
+
+
+def _with_documents(llm: LLM, n: int) -> list[Passage]:
+    def count(text: str) -> int:
+        return len(llm.tokenize(text, add_bos=False))
+
+    return [corpus.held_out_passage(3 * i + 2, _N_TOKENS, count) for i in range(n)]
+
+
+def _answer(
+    llm: LLM, library: ChunkLibrary, names: list[str], passage: Passage, k: int | None
+) -> str:
+    question = passage.prompt[passage.prompt.index("\nQuestion:") + 1 :]
+    with llm.context() as context:
+        assert llm.tokenizer.bos_id is not None
+        context.append([llm.tokenizer.bos_id])
+        for name in names:
+            context.append(library[name], recompute=k)
+        ids = llm.tokenize(question, add_bos=False)
+        return llm.generate(ids, _ANSWER, context=context).text
+
+
+def first_token(model: str, folder: str, n: int, n_question: int) -> None:
+    """Time to the first token: `n` tokens from the library, or computed, and a question."""
+    n_chunks = 4
+    with LLM(model, n_ctx=2 * n + 512, cache="raw", prefix_sharing=False) as llm:
+        rng = np.random.default_rng(0)
+        ids = rng.integers(300, min(llm.n_vocab, 10000), n + n_question).tolist()
+        document, question = ids[:n], ids[n:]
+        part = n // n_chunks
+        pieces = {f"part {i}": document[i * part : (i + 1) * part] for i in range(n_chunks)}
+        for name, tokens in {"document": document, **pieces}.items():
+            start = time.perf_counter()
+            ChunkLibrary(folder).add(llm, name, tokens)
+            print(f"{name}: added in {time.perf_counter() - start:.2f} s", flush=True)
+        sink = llm.tokenize("")
+
+        def from_library(names: list[str], recompute: int) -> list[int]:
+            library = ChunkLibrary(folder)
+            with llm.context() as context:
+                context.append(sink)
+                for name in names:
+                    context.append(library[name], recompute=recompute)
+                return llm.generate(question, _FIRST, context=context).token_ids
+
+        def timed(run: Callable[[], list[int]]) -> tuple[float, list[int]]:
+            start = time.perf_counter()
+            token = run()
+            return time.perf_counter() - start, token
+
+        rows = [
+            ("library, one chunk, first use in this process", ["document"], 0),
+            ("library, one chunk, again", ["document"], 0),
+            (f"library, {n_chunks} chunks, 16 tokens of each recomputed", list(pieces), 16),
+            (f"library, {n_chunks} chunks, none recomputed", list(pieces), 0),
+        ]
+        found = [(name, *timed(lambda c=c, k=k: from_library(c, k))) for name, c, k in rows]
+        cold, token = timed(lambda: llm.generate([*sink, *document, *question], _FIRST).token_ids)
+        print(f"\n| {n} tokens and a question of {n_question} | first token after | cold / this |")
+        print("| --- | --- | --- |")
+        print(f"| cold: all computed | {cold:.3f} s | |")
+        for name, seconds, _ in found:
+            print(f"| {name} | {seconds:.3f} s | {cold / seconds:.1f} |")
+        print(f"\nthe same first token from one chunk as cold: {found[0][2] == token}")
+        _memory(llm, ChunkLibrary(folder))
+
+
+def _memory(llm: LLM, library: ChunkLibrary) -> None:
+    with llm.context() as context:
+        context.append(library["part 0"])
+        once = context.nbytes
+        context.append(library["part 0"])
+        print(f"a chunk once: {once} bytes; twice in one context: {context.nbytes} bytes")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure one of the two and print tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("what", choices=["recall", "time"])
+    parser.add_argument("-m", "--model", default=DEMO_MODEL)
+    parser.add_argument("-n", type=int, help="passages (100), or tokens of the library (2048)")
+    parser.add_argument("--n-question", type=int, default=16)
+    parser.add_argument("--library", help="a folder that stays; else a temporary one")
+    args = parser.parse_args(argv)
+    if args.what == "recall":
+        recall(args.model, args.n or 100)
+    elif args.library:
+        first_token(args.model, args.library, args.n or 2048, args.n_question)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            first_token(args.model, folder, args.n or 2048, args.n_question)
+
+
+if __name__ == "__main__":
+    main()

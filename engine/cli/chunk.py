@@ -1,0 +1,90 @@
+"""`lariat chunk`: documents computed once, for any prompt."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from engine.cli import console, engine_flags, model_file, prompt
+from engine.cli.usage import Parser
+
+_DESCRIPTION = """\
+Keep documents in a library: a folder with the keys and values of each, computed once. A prompt puts
+any of them before itself, in any order, without reading them again (generate --library --chunk)."""
+
+_EPILOG = """\
+examples:
+  lariat chunk add rules -f rules.txt --library shelf
+  lariat chunk add story -p "Once upon a time there was a hen." --library shelf
+  lariat chunk list --library shelf
+  lariat generate --cache raw --library shelf --chunk rules --chunk story -p "Question: ..."
+  lariat chunk remove story --library shelf
+
+A chunk belongs to the model and the cache types that it was made with; the cache is raw."""
+
+
+def register(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
+    parser = commands.add_parser(
+        "chunk",
+        help="documents computed once, for any prompt",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    actions = parser.add_subparsers(
+        title="actions", metavar="ACTION", required=True, parser_class=Parser
+    )
+
+    add = actions.add_parser("add", help="compute a document and keep it")
+    add.set_defaults(run=run_add)
+    add.add_argument("name", metavar="NAME", help="what to call it; one of this name is replaced")
+    prompt.add_arguments(add)
+    engine_flags.add(add, cache="raw")
+    add.add_argument("-q", "--quiet", action="store_true", help="no bars, only errors")
+
+    shown = actions.add_parser("list", help="names, tokens, bytes, types and models")
+    shown.set_defaults(run=run_list)
+
+    remove = actions.add_parser("remove", help="forget a document")
+    remove.set_defaults(run=run_remove)
+    remove.add_argument("name", metavar="NAME", help="which one")
+    for action in (add, shown, remove):
+        action.add_argument(
+            "--library", metavar="DIR", required=True, help="the folder of the library"
+        )
+
+
+def run_add(args: argparse.Namespace) -> int:
+    """Compute a document, keep it, and return the exit code."""
+    config = engine_flags.config(args)
+    overrides = model_file.overrides(args)
+    text = prompt.read(args)
+
+    from engine.library import ChunkLibrary
+    from engine.llm import LLM
+
+    with console.Bar("loading", enabled=not args.quiet) as bar:
+        llm = LLM(args.model, **asdict(config), progress=bar, overrides=overrides)
+    with llm:
+        chunk = ChunkLibrary(args.library).add(llm, args.name, text)
+    console.write(f"{args.name}: {len(chunk)} tokens, {chunk.nbytes} bytes\n")
+    return 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Print a line for each chunk, fields apart by tabs, and return the exit code."""
+    from engine.library import ChunkLibrary
+
+    for e in ChunkLibrary(args.library).entries():
+        fields = (e.name, e.n_tokens, e.n_bytes, e.type_k, e.type_v, e.model)
+        console.write("\t".join(map(str, fields)) + "\n")
+    return 0
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    """Forget a chunk and return the exit code."""
+    from engine.library import ChunkLibrary
+
+    ChunkLibrary(args.library).remove(args.name)
+    return 0

@@ -1,0 +1,495 @@
+"""Chunk libraries: exact at any place, one copy in memory, safe files, and no block ever lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import LLM, ChunkLibrary, ContextError, SamplingParams, _kernels, library, memory
+from engine.cli.main import main
+from engine.context import Context
+from tests.model_files import write_llama
+from tests.reference import Reference, relative_error
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+BOS = 1
+# Blocks of whole pages are mapped (8192 bytes of keys with f32, 4096 with f16), others are copied.
+SHAPES = {
+    "mapped": {"dim": 128, "n_heads": 4, "n_kv_heads": 2},
+    "copied": {"dim": 96, "n_heads": 4, "n_kv_heads": 2},
+}
+
+
+def ids_of(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 288, n).tolist()
+
+
+A, B, C = ids_of(50), ids_of(41, 1), ids_of(37, 2)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One layer: there a key depends on its own token alone, so any place has an exact answer."""
+    folder = tmp_path_factory.mktemp("model")
+    return {
+        name: write_llama(folder / f"{name}.gguf", n_layers=1, n_ctx=512, **shape)
+        for name, shape in SHAPES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return write_llama(folder / "m.gguf", n_layers=3, n_ctx=512, **SHAPES["mapped"])
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> ChunkLibrary:
+    return ChunkLibrary(tmp_path / "shelf")
+
+
+@pytest.fixture(autouse=True)
+def _restore_isa() -> Iterator[None]:
+    before = _kernels.isa()
+    yield
+    _kernels.use_isa(before)
+
+
+def load(path: Path, cache: str = "raw", **options) -> LLM:
+    return LLM(
+        path, **{"cache": cache, "type_k": "f32", "type_v": "f32", "n_threads": 2, **options}
+    )
+
+
+def n_held(llm: LLM) -> int:
+    return llm._cache.pool.n_blocks - llm._cache.pool.n_free
+
+
+# ---- exactness ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", _kernels.supported_isas())
+@pytest.mark.parametrize("types", ["f32", "f16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_chunk_scores_as_the_reference_s_keys_at_its_place(paths, shelf, shape, types, isa):
+    reference = Reference(paths[shape])
+    bound = 1e-5 if types == "f32" else 2e-3
+    _kernels.use_isa(isa)
+
+    def check(context: Context, expected: list[int]) -> None:
+        assert context.tokens == expected
+        wanted = reference.logits([*expected, 9, 10, 11])[-3:]
+        assert relative_error(context.logits([9, 10, 11]), wanted) < bound
+
+    with load(paths[shape], type_k=types, type_v=types) as llm:
+        for name, ids in {"a": A, "b": B, "c": C}.items():
+            shelf.add(llm, name, ids)
+        a, b, c = shelf["a"], shelf["b"], shelf["c"]
+        with llm.context() as context, llm.context() as other:
+            assert context.append(ids_of(7, 5)) == 7
+            assert context.append(b) == 0
+            assert context.append(a, recompute=11) == 11
+            check(context, ids_of(7, 5) + B + A)
+            other.append(a)
+            other.append(a)
+            other.append([5, 6])
+            other.insert(60, c)
+            check(other, A + A[:10] + C + A[10:] + [5, 6])
+            context.insert(0, c, recompute=3)
+            context.insert(100, a)
+            once = C + ids_of(7, 5) + B + A
+            once = once[:100] + A + once[100:]
+            check(context, once)
+            context.delete(20, 60)
+            check(context, once[:20] + once[60:])
+            check(other, A + A[:10] + C + A[10:] + [5, 6])
+        assert n_held(llm) == 0
+
+
+def test_blocks_of_whole_pages_are_mapped_and_others_copied(paths, shelf, monkeypatch):
+    mapped = []
+    map_file = memory.map_file
+    monkeypatch.setattr(
+        "engine.kv_cache.map_file", lambda *args: (mapped.append(args[0].nbytes), map_file(*args))
+    )
+    for shape in SHAPES:
+        with load(paths[shape], type_k="f16", type_v="f16") as llm:
+            chunk = shelf.add(llm, shape, A)
+            with llm.context() as context:
+                context.append(chunk)
+                assert sum(mapped) == (chunk.nbytes if shape == "mapped" else 0)
+                context.append(chunk)
+                assert sum(mapped) == (chunk.nbytes if shape == "mapped" else 0), "once is enough"
+        mapped.clear()
+
+
+@pytest.mark.parametrize("types", ["f32", "f16"])
+def test_behind_bos_it_is_what_would_be_computed_there(deep, shelf, types):
+    with load(deep, type_k=types, type_v=types) as llm, llm.context() as plain:
+        plain.append([BOS])
+        plain.append(A)
+        chunk = shelf.add(llm, "a", A)
+        with llm.context() as context:
+            context.append(chunk.sink)
+            assert context.append(chunk, recompute=16) == 0  # nothing to compute
+            # By segments of its own: the sum is another one, in its last bits.
+            assert relative_error(context.logits(B), plain.logits(B)) < 1e-6
+            context.append(B)
+            plain.append(B)
+            assert relative_error(context.logits([4]), plain.logits([4])) < 1e-6
+
+
+def test_recomputed_tokens_see_what_is_before_them(deep, shelf):
+    with load(deep) as llm, llm.context() as plain:
+        plain.append(B)
+        plain.append(A[:16])
+        at_16 = plain.logits(A[16:32])
+        plain.append(A[16:])
+        whole = plain.logits([4])
+        chunk = shelf.add(llm, "a", A)
+        errors = []
+        for k in (0, 16, 40, None):
+            with llm.context() as context:
+                context.append(B)
+                assert context.append(chunk, recompute=k) == (len(A) if k is None else k)
+                errors.append(relative_error(context.logits([4]), whole))
+                if k == 16:
+                    context.truncate(len(B) + 16)
+                    assert np.array_equal(context.logits(A[16:32]), at_16)
+        # All of it, computed at once and not in two pieces: only the last bits may differ.
+        assert errors[3] < 1e-6 < min(errors[:3])
+
+
+# ---- memory ------------------------------------------------------------------------------
+
+
+def test_a_chunk_stands_in_the_pool_once(deep, shelf):
+    with load(deep) as llm:
+        chunk = shelf.add(llm, "a", A)
+        assert n_held(llm) == 0
+        with llm.context() as context, llm.context() as other:
+            context.append(chunk)
+            once, held = context.nbytes, n_held(llm)
+            context.append(chunk)
+            assert (context.nbytes, n_held(llm)) == (once, held)
+            other.append(C)
+            other.append(chunk)
+            assert n_held(llm) == held + 2  # the two blocks of C
+            context.append([4])  # behind the chunk's end: into a copy of its last block
+            assert context.nbytes == once + llm._cache.block_bytes
+        assert n_held(llm) == 0
+
+
+def test_what_is_written_behind_a_chunk_changes_neither_chunk_nor_file(deep, shelf):
+    with load(deep, n_ctx=128) as llm:
+        chunk = shelf.add(llm, "a", A)
+        before = chunk.path.read_bytes()
+        with llm.context() as context:
+            context.append(chunk)
+            expected = context.logits([4])
+        for _ in range(3):
+            with llm.context() as context:
+                context.append(chunk)
+                context.append(ids_of(70, 3))
+            with llm.context() as context:  # the pool needs all its blocks: mapped ones too
+                context.append(ids_of(128, 4))
+            with llm.context() as context:
+                context.append(chunk)
+                assert np.array_equal(context.logits([4]), expected)
+        assert chunk.path.read_bytes() == before
+
+
+def test_a_removed_chunk_stays_where_it_is_used(deep, shelf):
+    with load(deep) as llm, llm.context() as context:
+        context.append(shelf.add(llm, "a", A))
+        expected = context.logits([4])
+        shelf.remove("a")
+        assert not list(shelf.folder.glob("*.safetensors"))
+        assert np.array_equal(context.logits([4]), expected)
+
+
+def test_random_edits_forks_chunks_and_shared_prefixes_leak_no_block(paths, shelf):
+    """Against lists of ids, in a pool so small that much fails and must change nothing then."""
+    rng = random.Random(0)
+    texts = [ids_of(rng.randint(1, 50), i) for i in range(4)]
+    base = ids_of(90, 77)
+    n_failed = n_streams = 0
+    with load(paths["mapped"], n_ctx=192, type_k="f16", type_v="f16") as llm:
+        chunks = [shelf.add(llm, str(i), text) for i, text in enumerate(texts)]
+        contexts = [llm.context() for _ in range(3)]
+        model: list[list[int]] = [[], [], []]
+        for step in range(500):
+            who = rng.randrange(3)
+            context, ids = contexts[who], model[who]
+            n = len(ids)
+            a, b = sorted((rng.randint(0, n), rng.randint(0, n)))
+            what = rng.choice(["append", "chunk", "chunk", "delete", "fork", "stream", "compact"])
+            try:
+                if what == "append":
+                    new = ids_of(rng.randint(0, 9), step)
+                    context.append(new)
+                    ids = ids + new
+                elif what == "chunk":
+                    i = rng.randrange(4)
+                    context.insert(a, chunks[i], recompute=rng.choice([0, 0, 3, None]))
+                    ids = ids[:a] + texts[i] + ids[a:]
+                elif what == "delete":
+                    context.delete(a, b)
+                    ids = ids[:a] + ids[b:]
+                elif what == "fork":
+                    context.close()
+                    source = rng.choice([i for i in range(3) if i != who])
+                    contexts[who], ids = contexts[source].fork(), list(model[source])
+                elif what == "stream":
+                    n_streams += bool(llm.generate(base[: rng.randint(1, 90)], GREEDY).text or 1)
+                else:
+                    context.compact()
+            except ContextError:
+                n_failed += 1
+            model[who] = ids
+            assert [c.tokens for c in contexts] == model
+        assert min(n_failed, n_streams) > 10
+        for context, ids in zip(contexts, model, strict=True):
+            if ids and len(ids) < 190 and llm._cache.pool.n_free > 2:
+                wanted = Reference(paths["mapped"]).logits([*ids, 4])[-1:]
+                assert relative_error(context.logits([4]), wanted) < 2e-3
+        for context in contexts:
+            context.close()
+        assert n_held(llm) == 0
+
+
+# ---- the folder --------------------------------------------------------------------------
+
+
+def test_names_contents_and_files(deep, shelf):
+    with load(deep) as llm:
+        first = shelf.add(llm, "a", A)
+        computed = llm._model.forward
+        llm._model.forward = None  # the same document is not computed again
+        assert shelf.add(llm, "b", A).path == first.path
+        llm._model.forward = computed
+        shelf.add(llm, "c", "the man and the hat")
+        assert [(e.name, e.n_tokens) for e in shelf.entries()] == [
+            ("a", 50), ("b", 50), ("c", len(llm.tokenize("the man and the hat", add_bos=False)))
+        ]  # fmt: skip
+        again = ChunkLibrary(shelf.folder)
+        assert again["b"].tokens == A
+        shelf.remove("a")
+        assert again["b"].tokens == ChunkLibrary(shelf.folder)["b"].tokens == A
+        shelf.add(llm, "b", B)  # replaced; nobody refers to the old file
+        assert again["b"].tokens == B
+        assert len(list(shelf.folder.glob("*.safetensors"))) == 2
+    assert ChunkLibrary(shelf.folder / "none").entries() == []
+
+
+def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(deep, paths, shelf, tmp_path):
+    with load(deep) as llm:
+        shelf.add(llm, "a", A)
+    for path, options, match in (
+        (deep, {"cache": "roped"}, "chunks need the raw cache"),
+        (deep, {"type_k": "f16"}, "another type of keys: 'f32', expected 'f16'"),
+        (deep, {"type_v": "f16"}, "another type of values"),
+        (paths["mapped"], {}, "another model"),
+        (deep, {"n_ctx": 52}, "53 tokens, more than the context of 52"),
+    ):
+        with load(path, **options) as llm, llm.context() as context:
+            context.append([4, 5, 6])
+            with pytest.raises(ContextError, match=match):
+                context.append(shelf["a"])
+            assert context.tokens == [4, 5, 6]
+            assert n_held(llm) == 1
+    with load(deep, "roped") as llm, pytest.raises(ContextError, match="need the raw cache"):
+        shelf.add(llm, "x", A)
+    with load(deep, n_ctx=32) as llm:
+        with pytest.raises(ContextError, match=r"'x' has 51 tokens.* more than the context of 32"):
+            shelf.add(llm, "x", A)
+        with pytest.raises(ContextError, match="is empty"):
+            shelf.add(llm, "x", "")
+        with pytest.raises(ContextError, match="no name for a chunk"):
+            shelf.add(llm, "a\nb", [4])
+        (tmp_path / "file").touch()
+        for folder in (tmp_path / "file", tmp_path / "file" / "x", "/proc/lariat"):
+            with pytest.raises(ContextError, match="the library cannot be written"):
+                ChunkLibrary(folder).add(llm, "x", [4])
+    with pytest.raises(ContextError, match="no chunk named 'x'"):
+        shelf["x"]
+    with pytest.raises(ContextError, match="no chunk named 'x'"):
+        shelf.remove("x")
+    assert [e.name for e in shelf.entries()] == ["a"]
+
+
+def test_damaged_files_are_refused(deep, shelf):
+    with load(deep) as llm, llm.context() as context:
+        path = shelf.add(llm, "a", A).path
+        whole = path.read_bytes()
+
+        def refused(data: bytes, match: str = "damaged") -> None:
+            path.unlink()  # a mapped file that is cut in place would end the process
+            path.write_bytes(data)
+            with pytest.raises(ContextError, match=match) as error:
+                context.append(ChunkLibrary(shelf.folder)["a"])
+            assert str(path) in str(error.value)
+            assert context.tokens == []
+
+        for n in (0, 7, 300, 4096, len(whole) - 1):
+            refused(whole[:n])
+        rng = random.Random(0)
+        n_header = 8 + int.from_bytes(whole[:8], "little")
+        for at in [
+            n_header,
+            len(whole) - 1,
+            *(rng.randrange(n_header, len(whole)) for _ in "12345"),
+        ]:
+            refused(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :], "checksum")
+        refused(whole.replace(b"lariat-chunk", b"lariat-other"), "no lariat-chunk")
+        refused(whole.replace(b'"version": "1"', b'"version": "0"'), "another format version")
+        refused(whole + b"x")
+        # It is computed again when it is added again.
+        assert shelf.add(llm, "a", A).path.read_bytes() == whole
+        path.unlink()
+        with pytest.raises(ContextError, match="cannot be read: No such file"):
+            ChunkLibrary(shelf.folder)["a"]
+        index = shelf.folder / "index.json"
+        for bad in ("", "[", "[1]", '[{"name": "a"}]', "{}x"):
+            index.write_text(bad)
+            with pytest.raises(ContextError, match=r"index.json: is damaged"):
+                shelf.entries()
+
+
+_ADDER = """
+import sys
+from engine import LLM, ChunkLibrary
+model, folder, who = sys.argv[1:]
+with LLM(model, cache="raw", n_threads=1) as llm:
+    shelf = ChunkLibrary(folder)
+    for i in range(12):
+        shelf.add(llm, f"{who}{i}", [3 + i, 4, 5, ord(who)])
+        shelf.add(llm, "common", [3 + i, 7])
+        if i % 3 == 0:
+            shelf.remove(f"{who}{i}")
+        assert len(shelf[f"{who}{i}"] if i % 3 else [1, 2, 3, 4]) == 4
+"""
+
+
+def test_two_processes_write_one_library(deep, shelf):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _ADDER, str(deep), str(shelf.folder), who])
+        for who in "xy"
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    names = [e.name for e in shelf.entries()]
+    assert names == sorted(["common", *(f"{who}{i}" for who in "xy" for i in range(12) if i % 3)])
+    assert all(len(shelf[name]) in (2, 4) for name in names)
+    files = {path.stem for path in shelf.folder.glob("*.safetensors")}
+    assert files == {e.content for e in shelf.entries()}
+
+
+_CRASH = """
+import os, sys
+from engine import LLM, ChunkLibrary
+model, folder, at = sys.argv[1:]
+n = 0
+def crash(*args):
+    global n
+    n += 1
+    if n == int(at):
+        os._exit(9)
+    return real(*args)
+name = "fsync" if int(at) < 3 else "replace"
+if name == "replace":
+    at = str(int(at) - 2)
+real = getattr(os, name)
+setattr(os, name, crash)
+with LLM(model, cache="raw", n_threads=1) as llm:
+    ChunkLibrary(folder).add(llm, "b", list(range(4, 90)))
+"""
+
+
+@pytest.mark.parametrize("at", ["1", "2", "3", "4"])
+def test_a_crash_while_writing_leaves_no_broken_entry(deep, shelf, at):
+    """Before the chunk's file is whole, before the index is, and before each is renamed."""
+    with load(deep, type_k="f16", type_v="f16") as llm:
+        shelf.add(llm, "a", A)
+        command = [sys.executable, "-c", _CRASH, str(deep), str(shelf.folder), at]
+        assert subprocess.run(command, check=False).returncode == 9
+        assert [e.name for e in shelf.entries()] == ["a"]
+        assert ChunkLibrary(shelf.folder)["a"].tokens == A
+        shelf.add(llm, "c", C)
+        kept = {e.content for e in shelf.entries()}
+        assert {p.stem for p in shelf.folder.iterdir()} == kept | {".lock", "index"}
+
+
+def test_an_interrupted_add_leaves_nothing(deep, shelf, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with load(deep) as llm:
+        shelf.add(llm, "a", A)
+        before = sorted(shelf.folder.iterdir())
+        monkeypatch.setattr(library, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            shelf.add(llm, "b", B)
+        assert sorted(shelf.folder.iterdir()) == before
+        assert n_held(llm) == 0
+
+
+# ---- at the command line -----------------------------------------------------------------
+
+
+def test_the_command(capfd, deep, tmp_path):
+    folder = str(tmp_path / "shelf")
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = main(argv)
+        return code, *capfd.readouterr()
+
+    add = ("chunk", "add", "--library", folder, "-m", str(deep))
+    code, out, err = run(*add, "man", "-p", "the man and the hat")
+    assert (code, err) == (0, "")
+    n_man = int(out.split()[1])
+    assert run(*add, "hen", "-p", "the hen and the pot in the hat and so on")[0] == 0
+    code, out, _ = run("chunk", "list", "--library", folder)
+    fields = [line.split("\t") for line in out.splitlines()]
+    assert [(f[0], *f[3:5]) for f in fields] == [("hen", "f16", "f16"), ("man", "f16", "f16")]
+    assert int(fields[1][1]) == n_man
+
+    generate = ("generate", "-m", str(deep), "-p", " in the hat", "-n", "4", "--temp", "0")
+    place = ("--cache", "raw", "--library", folder, "--chunk", "man", "--chunk", "hen")
+    code, out, err = run(*generate, *place, "--recompute", "0")
+    assert (code, out.startswith(" in the hat")) == (0, True)
+    n_chunks = n_man + int(fields[0][1])
+    assert f"reused      {n_chunks} tokens" in err
+    _, _, err = run(*generate, *place, "--recompute", "3")
+    assert f"reused      {n_chunks - 3} tokens" in err
+    _, _, err = run(*generate, *place, "--recompute", "all")
+    assert "reused" not in err
+
+    cut = (place[0], "roped", *place[2:])
+    for argv, code, sentence in (
+        ((*generate, *cut), 2, "--chunk: needs --cache raw"),
+        ((*generate, *place, "--prompt-cache", "x"), 2, "not allowed with argument --prompt-cache"),
+        ((*generate, *place, "--recompute", "some"), 2, "'some' is not a number, nor 'all'"),
+        ((*generate, *place[:4]), 2, "one needs the other"),
+        ((*generate, *place, "--chunk", "cat"), 1, "has no chunk named 'cat'"),
+        ((*generate, *place, "-ctk", "f32"), 1, "another type of keys: 'f16', expected 'f32'"),
+        ((*generate, *place, "-c", "16"), 1, "more than the context of 16"),
+        ((*add, "x", "-p", "a man", "--cache", "roped"), 1, "chunks need the raw cache"),
+        ((*add, "x", "-p", "a man", "-c", "2"), 1, "more than the context of 2"),
+        (("chunk", "add", "x", "--library", str(deep), "-m", str(deep), "-p", "x"), 1, "written"),
+        (("chunk", "remove", "cat", "--library", folder), 1, "has no chunk named 'cat'"),
+        (("chunk", "list"), 2, "--library"),
+        (("chunk",), 2, "ACTION"),
+    ):
+        got = run(*argv)
+        assert got[:2] == (code, ""), argv
+        assert sentence in got[2]
+        assert got[2].count("\n") == 1
+    assert run("chunk", "remove", "man", "--library", folder) == (0, "", "")
+    assert [e["name"] for e in json.loads((tmp_path / "shelf/index.json").read_text())] == ["hen"]
