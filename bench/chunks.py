@@ -1,10 +1,12 @@
 """Chunk library: recall by tokens recomputed, time to first token, memory.
 
     python -m bench.chunks recall
-    python -m bench.chunks time -m .bench-models/7b.gguf
+    python -m bench.chunks add -m .bench-models/7b.gguf --library DIR
+    python -m bench.chunks time -m .bench-models/7b.gguf --library DIR
 
-Recall is measured on the demo model's held-out passages whose facts stand in documents: each
-document is a chunk, the question stands behind them. Prints Markdown.
+`time` adds to the library what is not there yet, which then is in the page cache. Recall is of the
+demo model's held-out passages whose facts stand in documents: each document is a chunk, and the
+question stands behind them. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from models import corpus
 from models.recall import Passage
 
 _RECOMPUTED: tuple[int | None, ...] = (0, 8, 16, 32, None)
+_N_PARTS = 4
 _N_TOKENS = 1000  # of the longest passages; the context is 1024
 _ANSWER = SamplingParams(max_tokens=40, temperature=0.0, stop=("\n",))
 _FIRST = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -68,33 +71,32 @@ def _answer(
 ) -> str:
     question = passage.prompt[passage.prompt.index("\nQuestion:") + 1 :]
     with llm.context() as context:
-        assert llm.tokenizer.bos_id is not None
-        context.append([llm.tokenizer.bos_id])
+        if not llm.tokenizer.add_bos and llm.tokenizer.bos_id is not None:
+            context.append([llm.tokenizer.bos_id])  # which the chunks were computed without
         for name in names:
             context.append(library[name], recompute=k)
         ids = llm.tokenize(question, add_bos=False)
         return llm.generate(ids, _ANSWER, context=context).text
 
 
-def first_token(model: str, folder: str, n: int, n_question: int) -> None:
+def first_token(model: str, folder: str, n: int, n_question: int, add_only: bool) -> None:
     """Time to the first token: `n` tokens from the library, or computed, and a question."""
-    n_chunks = 4
     with LLM(model, n_ctx=2 * n + 512, cache="raw", prefix_sharing=False) as llm:
         rng = np.random.default_rng(0)
         ids = rng.integers(300, min(llm.n_vocab, 10000), n + n_question).tolist()
         document, question = ids[:n], ids[n:]
-        part = n // n_chunks
-        pieces = {f"part {i}": document[i * part : (i + 1) * part] for i in range(n_chunks)}
-        for name, tokens in {"document": document, **pieces}.items():
+        part = n // _N_PARTS
+        parts = {f"part {i}": document[i * part : (i + 1) * part] for i in range(_N_PARTS)}
+        for name, tokens in {"document": document, **parts}.items():
             start = time.perf_counter()
             ChunkLibrary(folder).add(llm, name, tokens)
             print(f"{name}: added in {time.perf_counter() - start:.2f} s", flush=True)
-        sink = llm.tokenize("")
+        if add_only:
+            return
 
         def from_library(names: list[str], recompute: int) -> list[int]:
             library = ChunkLibrary(folder)
             with llm.context() as context:
-                context.append(sink)
                 for name in names:
                     context.append(library[name], recompute=recompute)
                 return llm.generate(question, _FIRST, context=context).token_ids
@@ -107,11 +109,12 @@ def first_token(model: str, folder: str, n: int, n_question: int) -> None:
         rows = [
             ("library, one chunk, first use in this process", ["document"], 0),
             ("library, one chunk, again", ["document"], 0),
-            (f"library, {n_chunks} chunks, 16 tokens of each recomputed", list(pieces), 16),
-            (f"library, {n_chunks} chunks, none recomputed", list(pieces), 0),
+            (f"library, {_N_PARTS} chunks, none recomputed", list(parts), 0),
+            (f"library, {_N_PARTS} chunks, 16 tokens of each but the first", list(parts), 16),
         ]
         found = [(name, *timed(lambda c=c, k=k: from_library(c, k))) for name, c, k in rows]
-        cold, token = timed(lambda: llm.generate([*sink, *document, *question], _FIRST).token_ids)
+        whole = [*llm.tokenize(""), *document, *question]
+        cold, token = timed(lambda: llm.generate(whole, _FIRST).token_ids)
         print(f"\n| {n} tokens and a question of {n_question} | first token after | cold / this |")
         print("| --- | --- | --- |")
         print(f"| cold: all computed | {cold:.3f} s | |")
@@ -130,9 +133,9 @@ def _memory(llm: LLM, library: ChunkLibrary) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure one of the two and print tables."""
+    """Measure and print tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("what", choices=["recall", "time"])
+    parser.add_argument("what", choices=["recall", "add", "time"])
     parser.add_argument("-m", "--model", default=DEMO_MODEL)
     parser.add_argument("-n", type=int, help="passages (100), or tokens of the library (2048)")
     parser.add_argument("--n-question", type=int, default=16)
@@ -140,11 +143,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.what == "recall":
         recall(args.model, args.n or 100)
-    elif args.library:
-        first_token(args.model, args.library, args.n or 2048, args.n_question)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            first_token(args.model, folder, args.n or 2048, args.n_question)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = args.library or temporary
+            first_token(args.model, folder, args.n or 2048, args.n_question, args.what == "add")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The way of a token, top to bottom; imports point downwards too:
     cli                     flags, streams, exit codes
      |
     llm <- context          LLM: schedule, run, sample, show; tokens in the cache, to be edited
+     |                      (library: documents in files; prompt_cache: what prompts share)
      |         \\
     scheduler   sampler     what to run next (prefixes: what is there already); which token is next
      |

@@ -6,7 +6,8 @@ Format: https://huggingface.co/docs/safetensors, tensors
                   rotated. They begin at whole pages of the file, so that they can be mapped there
     tokens        int32 [n_tokens]
     sink          int32 [0 or 1]: BOS, if the tokens were computed behind it
-    segments      int32 [n_segments, 3]: block (counted from 0), first slot, length
+    segments      int32 [n_segments, 3]: block (counted from 0), first slot, length, of sink and
+                  tokens
 and, as metadata, what a cache must have in common with the one that wrote them, and a checksum.
 """
 
@@ -39,7 +40,7 @@ class StoredChunk:
 
     tokens    its token ids
     sink      what stood before them when they were computed: BOS, or nothing
-    segments  int32 [n_segments, 3]: block, first slot, length, in the order of the tokens
+    segments  int32 [n_segments, 3]: block, first slot, length, of sink and tokens
     keys, values  uint8 [n_layers, n_blocks, bytes], views of the file
     metadata  what a cache must have in common with the one that wrote it, and more
     checksum  of all of it
@@ -156,7 +157,7 @@ def check_fits(chunk: StoredChunk, n_layers: int, bytes_k: int, bytes_v: int) ->
     fits = (
         chunk.keys.shape == (n_layers, chunk.n_blocks, bytes_k)
         and chunk.values.shape == (n_layers, chunk.n_blocks, bytes_v)
-        and int(segments[:, 2].sum()) == len(chunk)
+        and int(segments[:, 2].sum()) == len(chunk.sink) + len(chunk)
         and (segments >= (0, 0, 1)).all()
         and (segments[:, 1] + segments[:, 2] <= SLOTS).all()
         and (segments[:, 0] < chunk.n_blocks).all()

@@ -88,10 +88,10 @@ class Context:
         Another context's tokens bring their keys and values along: by reference to its blocks with
         `raw`, as rotated copies with `roped`. The other context stays as it is.
 
-        A chunk (`raw` only) comes along by reference to its file. Its tokens have not seen what
-        stands before them here; `recompute` first ones of them (None: all) are computed anew, which
-        then have (EPIC, arXiv 2410.15332). Behind nothing but BOS there is nothing to compute: it
-        was computed there.
+        A chunk (`raw` only) comes along by reference to its file, in an empty context with the BOS
+        that it was computed behind. Elsewhere its tokens have not seen what stands before them;
+        `recompute` first ones of them (None: all) are computed anew, which then have (EPIC, arXiv
+        2410.15332).
 
         Returns how many tokens were computed.
         """
@@ -308,28 +308,26 @@ class Context:
             self._assign(rows, self._ids[:at] + other._ids + self._ids[at:])
 
     def _insert_chunk(self, at: int, chunk: StoredChunk, recompute: int | None) -> int:
-        n_chunk = len(chunk)
-        n_first = n_chunk if recompute is None else min(recompute, n_chunk)
-        if n_first < 0:
+        if recompute is not None and recompute < 0:
             raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
         chunk.check_kind(self._llm.cache_kind)
         with self._editing():
             self._settle()
             n = len(self._ids)
             self._check_place(at, n)
-            self._check_length(n + n_chunk)
-            if recompute is not None and self._ids[:at] == chunk.sink:
-                n_first = 0
+            ids = chunk.tokens if n else [*chunk.sink, *chunk.tokens]
+            self._check_length(n + len(ids))
+            is_there = self._ids[:at] in ([], chunk.sink)  # where it was computed
+            n_first = len(ids) if recompute is None else 0 if is_there else min(recompute, len(ids))
             head, placed = self._segments.fork(), self._llm.new_segments()
             try:
                 head.truncate(at)
-                self._compute(head, chunk.tokens[:n_first])
-                if n_first < n_chunk:
+                self._compute(head, ids[:n_first])
+                if n_first < len(ids):
                     placed = self._within_pool(lambda: self._llm._cache.place(chunk))
-                rows = [head.segments, placed.cut(n_first, n_chunk), self._segments.cut(at, n)]
-                self._assign(
-                    np.concatenate(rows), [*self._ids[:at], *chunk.tokens, *self._ids[at:]]
-                )
+                rest = placed.cut(placed.n_tokens - len(ids) + n_first, placed.n_tokens)
+                rows = np.concatenate([head.segments, rest, self._segments.cut(at, n)])
+                self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])
             finally:
                 head.clear()
                 placed.clear()

@@ -144,7 +144,8 @@ class KVCache(ABC):
         return k[:, blocks], v[:, blocks]
 
     def place(self, chunk: StoredChunk) -> SegmentList:
-        """Make a segment list of a chunk's tokens; it stands in the pool once, however often used.
+        """Make a segment list of a chunk's sink and tokens; they stand in the pool once, however
+        often they are used.
 
         Blocks that are not there yet are mapped from the file, or copied where a block is no whole
         number of pages. Raises IndexError if the pool has too few blocks, `ContextError` for a

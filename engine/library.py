@@ -177,7 +177,7 @@ def _compute(llm: LLM, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]
     with llm.context() as context:
         context.append(sink)
         context.append(ids)
-        segments = context._segments.cut(len(sink), len(context))[:, :3]
+        segments = context._segments.cut(0, len(context))[:, :3]
         # The last block is filled, so that nothing of what it held before gets into the file.
         with context._editing():
             context._compute(context._segments, [ids[-1]] * (-len(context) % SLOTS))

@@ -100,16 +100,16 @@ def test_a_chunk_scores_as_the_reference_s_keys_at_its_place(paths, shelf, shape
             other.append(a)
             other.append(a)
             other.append([5, 6])
-            other.insert(60, c)
-            check(other, A + A[:10] + C + A[10:] + [5, 6])
-            context.insert(0, c, recompute=3)
+            other.insert(61, c)  # in an empty context BOS comes along
+            check(other, [BOS, *A, *A[:10], *C, *A[10:], 5, 6])
+            assert context.insert(0, c, recompute=3) == 0  # behind nothing, but without BOS
             context.insert(100, a)
             once = C + ids_of(7, 5) + B + A
             once = once[:100] + A + once[100:]
             check(context, once)
             context.delete(20, 60)
             check(context, once[:20] + once[60:])
-            check(other, A + A[:10] + C + A[10:] + [5, 6])
+            check(other, [BOS, *A, *A[:10], *C, *A[10:], 5, 6])
         assert n_held(llm) == 0
 
 
@@ -132,18 +132,23 @@ def test_blocks_of_whole_pages_are_mapped_and_others_copied(paths, shelf, monkey
 
 @pytest.mark.parametrize("types", ["f32", "f16"])
 def test_behind_bos_it_is_what_would_be_computed_there(deep, shelf, types):
+    """To the bit, where BOS comes along."""
     with load(deep, type_k=types, type_v=types) as llm, llm.context() as plain:
         plain.append([BOS])
         plain.append(A)
         chunk = shelf.add(llm, "a", A)
-        with llm.context() as context:
-            context.append(chunk.sink)
+        with llm.context() as context, llm.context() as behind:
             assert context.append(chunk, recompute=16) == 0  # nothing to compute
-            # By segments of its own: the sum is another one, in its last bits.
-            assert relative_error(context.logits(B), plain.logits(B)) < 1e-6
+            assert context.tokens == [BOS, *A]
+            expected = plain.logits(B)
+            assert np.array_equal(context.logits(B), expected)
+            behind.append([BOS])
+            assert behind.append(chunk, recompute=16) == 0
+            # BOS has a segment of its own: the sum is another one, in its last bits.
+            assert relative_error(behind.logits(B), expected) < 1e-6
             context.append(B)
             plain.append(B)
-            assert relative_error(context.logits([4]), plain.logits([4])) < 1e-6
+            assert np.array_equal(context.logits([4]), plain.logits([4]))
 
 
 def test_recomputed_tokens_see_what_is_before_them(deep, shelf):
@@ -178,6 +183,7 @@ def test_a_chunk_stands_in_the_pool_once(deep, shelf):
             context.append(chunk)
             once, held = context.nbytes, n_held(llm)
             context.append(chunk)
+            assert len(context) == 1 + 2 * len(A)
             assert (context.nbytes, n_held(llm)) == (once, held)
             other.append(C)
             other.append(chunk)
@@ -239,7 +245,7 @@ def test_random_edits_forks_chunks_and_shared_prefixes_leak_no_block(paths, shel
                 elif what == "chunk":
                     i = rng.randrange(4)
                     context.insert(a, chunks[i], recompute=rng.choice([0, 0, 3, None]))
-                    ids = ids[:a] + texts[i] + ids[a:]
+                    ids = ids[:a] + ([] if ids else [BOS]) + texts[i] + ids[a:]
                 elif what == "delete":
                     context.delete(a, b)
                     ids = ids[:a] + ids[b:]
@@ -465,9 +471,9 @@ def test_the_command(capfd, deep, tmp_path):
     code, out, err = run(*generate, *place, "--recompute", "0")
     assert (code, out.startswith(" in the hat")) == (0, True)
     n_chunks = n_man + int(fields[0][1])
-    assert f"reused      {n_chunks} tokens" in err
+    assert f"reused      {n_chunks + 1} tokens" in err  # with BOS
     _, _, err = run(*generate, *place, "--recompute", "3")
-    assert f"reused      {n_chunks - 3} tokens" in err
+    assert f"reused      {n_chunks + 1 - 3} tokens" in err
     _, _, err = run(*generate, *place, "--recompute", "all")
     assert "reused" not in err
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Any
 
 from engine.cli import console, engine_flags, model_file, prompt
@@ -65,7 +64,7 @@ def run_add(args: argparse.Namespace) -> int:
     from engine.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **asdict(config), progress=bar, overrides=overrides)
+        llm = LLM(args.model, **vars(config), progress=bar, overrides=overrides)
     with llm:
         chunk = ChunkLibrary(args.library).add(llm, args.name, text)
     console.write(f"{args.name}: {len(chunk)} tokens, {chunk.nbytes} bytes\n")

@@ -147,7 +147,7 @@ class PromptCache(Start):
 
 
 class Library(Start):
-    """A context of BOS and chunks."""
+    """A context of chunks."""
 
     def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
         from engine.library import ChunkLibrary
@@ -157,9 +157,7 @@ class Library(Start):
         self.prompt = llm.tokenize(text, add_bos=False)
         start = time.perf_counter()
         self.context = context = llm.context()
-        self._n_computed = context.append(llm.tokenize(""))
-        for chunk in chunks:
-            self._n_computed += context.append(chunk, recompute=recompute(args))
+        self._n_computed = sum(context.append(c, recompute=recompute(args)) for c in chunks)
         self._n_reused = len(context) - self._n_computed
         self._seconds = time.perf_counter() - start
 
