@@ -31,13 +31,15 @@ _FIRST = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
 def recall(model: str, n: int) -> None:
-    """Share of questions answered, by how many tokens of each chunk are recomputed."""
+    """Share of questions answered, and how likely the right answers are, by how many tokens of each
+    chunk are recomputed."""
     names = ["all" if k is None else str(k) for k in _RECOMPUTED]
     print(f"| {n} passages, recomputed tokens of a chunk | {' | '.join(names)} |")
     print("| --- " * (len(names) + 1) + "|")
     for sink in (True, False):
         overrides = {} if sink else {"tokenizer.ggml.add_bos_token": False}
-        right = {k: 0 for k in _RECOMPUTED}
+        right: dict[int | None, int] = dict.fromkeys(_RECOMPUTED, 0)
+        surprise: dict[int | None, float] = dict.fromkeys(_RECOMPUTED, 0.0)
         with (
             LLM(model, cache="raw", overrides=overrides, prefix_sharing=False) as llm,
             tempfile.TemporaryDirectory() as folder,
@@ -49,12 +51,16 @@ def recall(model: str, n: int) -> None:
                 for name, document in zip(names, passage.documents, strict=True):
                     library.add(llm, name, document)
                 for k in _RECOMPUTED:
-                    right[k] += passage.is_right(_answer(llm, library, names, passage, k))
+                    is_right, nll = _answer(llm, library, names, passage, k)
+                    right[k] += is_right
+                    surprise[k] += nll / n
                 for name in names:
                     library.remove(name)
         shares = [f"{100 * right[k] / n:.1f} %" for k in _RECOMPUTED]
         where = "behind BOS" if sink else "at the very beginning"
         print(f"| computed {where} | {' | '.join(shares)} |", flush=True)
+        nlls = [f"{surprise[k]:.4f}" for k in _RECOMPUTED]
+        print(f"| NLL of the right answer, nats a token | {' | '.join(nlls)} |", flush=True)
     lengths = [len(document) for passage in passages for document in passage.documents]
     print(f"\n{len(lengths)} documents of {min(lengths)} to {max(lengths)} characters")
 
@@ -68,7 +74,8 @@ def _with_documents(llm: LLM, n: int) -> list[Passage]:
 
 def _answer(
     llm: LLM, library: ChunkLibrary, names: list[str], passage: Passage, k: int | None
-) -> str:
+) -> tuple[bool, float]:
+    """Whether the question is answered, and the right answer's NLL, nats a token."""
     question = passage.prompt[passage.prompt.index("\nQuestion:") + 1 :]
     with llm.context() as context:
         if not llm.tokenizer.add_bos and llm.tokenizer.bos_id is not None:
@@ -76,7 +83,12 @@ def _answer(
         for name in names:
             context.append(library[name], recompute=k)
         ids = llm.tokenize(question, add_bos=False)
-        return llm.generate(ids, _ANSWER, context=context).text
+        answer = llm.tokenize(" " + passage.facts[0].statement, add_bos=False)
+        rows = context.logits([*ids, *answer[:-1]])[len(ids) - 1 :].astype(np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        nll = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(answer)), answer]
+        text = llm.generate(ids, _ANSWER, context=context).text
+        return passage.is_right(text), float(nll.mean())
 
 
 def first_token(model: str, folder: str, n: int, n_question: int, add_only: bool) -> None:
