@@ -83,7 +83,7 @@ def _answer(
         for name in names:
             context.append(library[name], recompute=k)
         ids = llm.tokenize(question, add_bos=False)
-        answer = llm.tokenize(" " + passage.facts[0].statement, add_bos=False)
+        answer = llm.tokenize(passage.facts[0].statement, add_bos=False)  # the space is added
         rows = context.logits([*ids, *answer[:-1]])[len(ids) - 1 :].astype(np.float64)
         rows -= rows.max(axis=1, keepdims=True)
         nll = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(answer)), answer]

@@ -15,7 +15,7 @@ from engine.errors import ContextError
 if TYPE_CHECKING:
     from engine.llm import LLM, Completion, Context
 
-DEFAULT_RECOMPUTE = 16  # docs/cache.md has the measurement
+DEFAULT_RECOMPUTE = 0  # behind BOS nothing is gained by more: docs/cache.md has the measurement
 
 
 def add(parser: argparse.ArgumentParser) -> None:
