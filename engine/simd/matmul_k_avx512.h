@@ -60,6 +60,7 @@ ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a,
         const block_x16 block = block_of(weights, b, type);
         const int8_t *q = a->q + at * BLOCK;
         const float *scale = a->scale + at;
+        fetch_ahead_avx512(block.low, 64 * (low_bits(type) + has_high_bit(type)), nc);
         __m512i w_u8x64[8];
         unpack_integers_avx512(block, type, w_u8x64);
         if (is_super(type) && b % 8 == 0) unpack_factors(block, type, &factors);
