@@ -11,7 +11,7 @@ import pytest
 from bench.conftest import ISAS, N_THREADS, Record
 from engine._program import Program, run
 from engine.batch import Batch, Chunk, make_batch
-from engine.config import ModelConfig
+from engine.config import ModelConfig, RopeConfig
 from engine.kv_cache import STRATEGIES, cache_bytes
 from engine.rope import RopeTable, frequencies
 from tests.reference import relative_error, softmax
@@ -52,12 +52,11 @@ class Attention:
             n_ff=1,
             norm_eps=1e-5,
             rope_dim=d,
-            rope_freq_base=10000.0,
-            rope_scale=1.0,
+            rope=RopeConfig("none", scale=1.0, freq_base=10000.0, yarn_orig_ctx=n),
         )
         self.theta = frequencies(self.config)
         self.cache = STRATEGIES[cache](
-            self.config, n + 32, "f16", "f16", RopeTable(self.theta, n + 32)
+            self.config, n + 32, "f16", "f16", RopeTable(self.config, n + 32)
         )
         self.keys, self.values = rng.standard_normal((2, n, heads.n_kv_heads, d), np.float32)
         context = self.cache.new_segments()

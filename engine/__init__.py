@@ -30,7 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config import SamplingParams
+    from engine.config import RopeConfig, SamplingParams
     from engine.context import Context
     from engine.demo import DEMO_MODEL
     from engine.errors import ContextError, GGUFError, LariatError, ModelError
@@ -53,6 +53,7 @@ _HOMES = {
     "GGUFFile": "gguf",
     "LariatError": "errors",
     "ModelError": "errors",
+    "RopeConfig": "config",
     "SamplingParams": "config",
     "Tokenizer": "tokenizer",
 }
@@ -67,6 +68,7 @@ __all__ = [
     "GGUFFile",
     "LariatError",
     "ModelError",
+    "RopeConfig",
     "SamplingParams",
     "Tokenizer",
 ]

@@ -109,6 +109,8 @@ cdef class AttentionPlan:
             visible = 0
             for i in range(first, last):
                 self.starts[i] = visible
+                if self.is_grouped() and segments[i, 3] != visible:
+                    raise ValueError("group attention needs positions that count from 0")
                 visible += segments[i, 2]
             n_new = token_starts[s + 1] - token_starts[s]
             if n_past[s] + n_new > visible:
@@ -172,6 +174,9 @@ cdef class AttentionPlan:
         self.plan.starts, self.plan.parts = &self.starts[0], &self.parts[0]
         self.plan.segments = &segments[0, 0] if n_segments else NULL
 
+    cdef bint is_grouped(self) noexcept:
+        return self.rope is not None and self.rope.table.group_n > 1
+
     cdef _check(self, const int32_t[:, ::1] segments):
         """Raise ValueError if a segment lies outside of the pool or of the RoPE table."""
         cdef Py_ssize_t i, limit
@@ -221,9 +226,11 @@ def attend(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan 
     plan  filled with a batch of n_tokens when the step is run
     """
     cdef _Attend step = attention_step(pool, layer, q, plan, out)
-    # queries, sums, a block of keys and of values, scores
+    # queries, sums, a block of keys and of values, scores; and for group attention queries, keys,
+    # rows of the table, scores
     cdef int64_t rows = max(TILE_ROWS, step.a.group)
     step.n_work = (rows + SLOTS) * (step.a.dk + step.a.dv) + rows * (SLOTS + 2) + 64
+    step.n_work += (rows + 2 * SLOTS) * step.a.dk + rows * SLOTS
     step.bind(attend_task, &step.a, 0, step.keep)
     step.n_tasks = &plan.plan.n_tasks
     return step
@@ -246,6 +253,32 @@ cdef void attend_task(const void *args, int64_t task, float *work) noexcept nogi
         attend_span(a, a.plan.spans + task - a.plan.n_tiles, work)
 
 
+# Group attention (Self-Extend, arXiv 2401.01325): a key that is `group_window` positions before the
+# query or more stands at position // group_n, and the query then at
+#     position // group_n + group_window - group_window // group_n,
+# which is where far keys go on from near ones. What is far differs from query to query by one key.
+
+cdef inline int64_t n_far_keys(const attention_t *a, int64_t n_visible) noexcept nogil:
+    """How many keys of the context, from its first, are far from the last visible position."""
+    if not a.raw or a.rope.group_n == 1:
+        return 0
+    return max(0, n_visible - a.rope.group_window)
+
+
+cdef inline int64_t far_turn(const rope_t *rope, int64_t position) noexcept nogil:
+    """By how many positions a query is turned back before it meets far keys."""
+    return position - (position // rope.group_n + rope.group_window
+                       - rope.group_window // rope.group_n)
+
+
+cdef void group_rows(const rope_t *rope, int64_t position, int64_t n, int64_t dk,
+                     float *rows) noexcept nogil:
+    """The table rows of n grouped positions, [n][dk]"""
+    cdef int64_t i
+    for i in range(n):
+        memcpy(rows + i * dk, rope.rows + (position + i) // rope.group_n * dk, dk * sizeof(float))
+
+
 cdef void attend_span(const attention_t *a, const span_t *task, float *work) noexcept nogil:
     """One token over segments [first, last) for KV heads [first, last): blocks outside, heads
     inside, so that memory is read in one run. Leaves maximum, sum and weighted values in its part,
@@ -253,15 +286,10 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
     cdef float *m = a.plan.parts + task.part * a.n_heads * (a.dv + 2)
     cdef float *norm = m + a.n_heads
     cdef float *acc = norm + a.n_heads
-    cdef float *turned = work                       # [SCORE_ROWS][dk]
-    cdef float *s = work + SCORE_ROWS * a.dk        # [SCORE_ROWS][SLOTS]
     cdef int64_t h0 = task.first_head * a.group, h1 = task.last_head * a.group
-    cdef int64_t segment, head, row, i
-    cdef int n, n_q
+    cdef int64_t far = n_far_keys(a, task.n_visible), segment, row
+    cdef int n, n_far
     cdef const int32_t *seg
-    cdef const float *q
-    cdef const uint8_t *k
-    cdef const uint8_t *v
     for row in range(h0, h1):
         m[row] = -INFINITY
         norm[row] = 0
@@ -269,25 +297,52 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
     for segment in range(task.first_segment, task.last_segment):
         seg = a.plan.segments + segment * 4
         n = min(seg[2], task.n_visible - a.plan.starts[segment])
-        for head in range(task.first_head, task.last_head):
-            k = row_of(&a.keys, seg[0], head, seg[1])
-            v = row_of(&a.values, seg[0], head, seg[1])
-            row = head * a.group
-            while row < (head + 1) * a.group:
-                n_q = <int>min(SCORE_ROWS, (head + 1) * a.group - row)
-                q = a.q + (task.token * a.n_heads + row) * a.dk
-                if a.raw:
-                    for i in range(n_q):
-                        KERNELS.rotate_back(q + i * a.dk, a.rope.rows + seg[3] * a.dk, a.dk // 2,
-                                            turned + i * a.dk)
-                    q = turned
-                KERNELS.scores[a.raw][a.keys.type](q, n_q, k, n, a.dk, a.rope, s)
-                KERNELS.softmax_block(s, n_q, n, n, 0, m + row, norm + row, acc + row * a.dv, a.dv)
-                KERNELS.weigh[a.values.type](s, n_q, v, n, a.dv, acc + row * a.dv)
-                row = row + n_q
+        n_far = <int>min(n, max(0, far - a.plan.starts[segment]))
+        if n_far > 0:
+            attend_run(a, task, seg, 0, n_far, 1, m, work)
+        if n_far < n:
+            attend_run(a, task, seg, n_far, n - n_far, 0, m, work)
     if task.n_parts == 1:
         for row in range(h0, h1):
             divide(acc + row * a.dv, norm[row], a.dv, a.out + (task.token * a.n_heads + row) * a.dv)
+
+
+cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *seg, int first, int n,
+                     bint is_far, float *m, float *work) noexcept nogil:
+    """n keys of a segment, which are all near the token or all far from it."""
+    cdef float *norm = m + a.n_heads
+    cdef float *acc = norm + a.n_heads
+    cdef float *turned = work                       # [SCORE_ROWS][dk]
+    cdef float *s = work + SCORE_ROWS * a.dk        # [SCORE_ROWS][SLOTS]
+    cdef float *rows = s + SCORE_ROWS * SLOTS       # [SLOTS][dk]
+    cdef int64_t position = seg[3] + first, turn = position, head, row, i
+    cdef int n_q
+    cdef rope_t rope
+    cdef const float *q
+    cdef const uint8_t *k
+    cdef const uint8_t *v
+    if a.raw:
+        rope = a.rope[0]
+        if is_far:
+            turn = far_turn(&rope, task.n_visible - 1) + position // rope.group_n
+            group_rows(&rope, position % rope.group_n, n, a.dk, rows)
+            rope.rows, rope.step = rows, NULL
+    for head in range(task.first_head, task.last_head):
+        k = row_of(&a.keys, seg[0], head, seg[1] + first)
+        v = row_of(&a.values, seg[0], head, seg[1] + first)
+        row = head * a.group
+        while row < (head + 1) * a.group:
+            n_q = <int>min(SCORE_ROWS, (head + 1) * a.group - row)
+            q = a.q + (task.token * a.n_heads + row) * a.dk
+            if a.raw:
+                for i in range(n_q):
+                    KERNELS.rotate_back(q + i * a.dk, a.rope.rows + turn * a.dk, a.dk // 2,
+                                        turned + i * a.dk)
+                q = turned
+            KERNELS.scores[a.raw][a.keys.type](q, n_q, k, n, a.dk, &rope, s)
+            KERNELS.softmax_block(s, n_q, n, n, 0, m + row, norm + row, acc + row * a.dv, a.dv)
+            KERNELS.weigh[a.values.type](s, n_q, v, n, a.dv, acc + row * a.dv)
+            row = row + n_q
 
 
 cdef void merge_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -339,17 +394,29 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
     cdef float *s = value_room + SLOTS * a.dv  # [n_t][SLOTS]
     cdef float *m = s + n_t * SLOTS
     cdef float *norm = m + n_rows
+    cdef float *far_q = norm + n_rows           # [n_rows][dk]
+    cdef float *far_keys = far_q + n_rows * a.dk  # [dk][SLOTS]
+    cdef float *far_rows = far_keys + SLOTS * a.dk  # [SLOTS][dk]
+    cdef float *far_s = far_rows + SLOTS * a.dk   # [n_t][SLOTS]
+    cdef int64_t far = n_far_keys(a, task.n_visible + n_t - 1)  # of the last token
     cdef const float *values
     cdef const float *rope_row
-    cdef const int32_t *seg
-    cdef int64_t segment, g, t, row, token_row, begin
-    cdef int n, skip
     cdef const uint8_t *k
+    cdef const int32_t *seg
+    cdef int64_t segment, g, t, row, token_row, begin, turn, n_of_t
+    cdef int n, skip, n_far
     cdef const uint8_t *v
     for g in range(a.group):
         for t in range(n_t):
             token_row = (task.token + t) * a.n_heads + task.head * a.group + g
-            memcpy(q + (g * n_t + t) * a.dk, a.q + token_row * a.dk, a.dk * sizeof(float))
+            row = g * n_t + t
+            memcpy(q + row * a.dk, a.q + token_row * a.dk, a.dk * sizeof(float))
+            if far - (n_t - 1 - t) > 0:
+                turn = far_turn(a.rope, task.n_visible - 1 + t)
+                KERNELS.rotate_back(q + row * a.dk, a.rope.rows + turn * a.dk, a.dk // 2,
+                                    far_q + row * a.dk)
+            elif far > 0:
+                memset(far_q + row * a.dk, 0, a.dk * sizeof(float))  # its scores are not used
     for row in range(n_rows):
         m[row] = -INFINITY
         norm[row] = 0
@@ -359,20 +426,33 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
         n = <int>min(seg[2], task.n_visible + n_t - 1 - a.plan.starts[segment])
         if n <= 0:
             break
+        begin = a.plan.starts[segment]
+        n_far = <int>min(n, max(0, far - begin))
         rope_row = a.rope.rows + seg[3] * a.dk if a.raw else NULL
         k = row_of(&a.keys, seg[0], task.head, seg[1])
-        KERNELS.keys[a.keys.type](k, n, a.dk, rope_row, keys)
+        if far - (n_t - 1) - begin < n:  # near the first token
+            KERNELS.keys[a.keys.type](k, n, a.dk, rope_row, keys)
+        if n_far > 0:
+            group_rows(a.rope, seg[3], n_far, a.dk, far_rows)
+            KERNELS.keys[a.keys.type](k, n_far, a.dk, far_rows, far_keys)
         v = row_of(&a.values, seg[0], task.head, seg[1])
         if a.values.type == C_F32:
             values = <const float *>v
         else:
             KERNELS.to_f32(<const uint16_t *>v, n * a.dv, value_room)
             values = value_room
-        begin = a.plan.starts[segment]
         skip = <int>max(0, begin - task.n_visible + 1)  # tokens before this segment
         for g in range(a.group):
             row = g * n_t + skip
-            KERNELS.tile_scores(q + row * a.dk, <int>(n_t - skip), keys, a.dk, s)
+            if far - (n_t - 1) - begin < n:
+                KERNELS.tile_scores(q + row * a.dk, <int>(n_t - skip), keys, a.dk, s)
+            if n_far > 0:
+                KERNELS.tile_scores(far_q + row * a.dk, <int>(n_t - skip), far_keys, a.dk, far_s)
+                for t in range(skip, n_t):
+                    n_of_t = min(n, max(0, far - (n_t - 1 - t) - begin))
+                    row = (t - skip) * SLOTS
+                    memcpy(s + row, far_s + row, n_of_t * sizeof(float))
+                row = g * n_t + skip
             KERNELS.softmax_block(s, <int>(n_t - skip), n, task.n_visible + skip - begin, 1,
                                   m + row, norm + row, acc + row * a.dv, a.dv)
             KERNELS.weigh[C_F32](s, <int>(n_t - skip), values, n, a.dv, acc + row * a.dv)

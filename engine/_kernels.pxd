@@ -18,6 +18,8 @@ cdef extern from "simd/table.h" nogil:
     ctypedef struct rope_t:
         const float *rows
         const float *step
+        float gain
+        int32_t group_n, group_window
     ctypedef void (*matmul_fn)(const void *, const activations_t *, int64_t, int, float *, int64_t,
                                int, int) noexcept nogil
     ctypedef void (*scores_fn)(const float *, int, const void *, int, int64_t, const rope_t *,

@@ -43,8 +43,22 @@ def select_rows(x: Float32, rows: Int32) -> Step: ...
 class Rope:
     head_dim: int
     n_positions: int
-    def __init__(self, rows: Float32, step: Float32) -> None: ...
-    def set(self, rows: Float32, step: Float32) -> None: ...
+    def __init__(
+        self,
+        rows: Float32,
+        step: Float32,
+        gain: float = 1,
+        group_n: int = 1,
+        group_window: int = 1,
+    ) -> None: ...
+    def set(
+        self,
+        rows: Float32,
+        step: Float32,
+        gain: float = 1,
+        group_n: int = 1,
+        group_window: int = 1,
+    ) -> None: ...
 
 def rope(x: Float32, table: Rope, positions: Int32, scale: float) -> Step: ...
 def silu_mul(gate: Float32, up: Float32, q8: Activations | None = None) -> Step: ...

@@ -421,20 +421,27 @@ cdef void select_rows_task(const void *args, int64_t task, float *work) noexcept
 cdef class Rope:
     """The table of cosines and sines that kernels read; it may grow between two runs."""
 
-    def __init__(self, const float[:, ::1] rows, const float[:, ::1] step):
+    def __init__(self, const float[:, ::1] rows, const float[:, ::1] step, float gain=1,
+                 int group_n=1, int group_window=1):
         """rows float32 [n_positions, head_dim], cos then sin; step float32 [2, head_dim / 2]:
         2 (1 - cos theta), sin theta
+
+        Scores are multiplied by `gain`. With `group_n` above 1, raw keys `group_window` positions
+        away and more stand at position // group_n.
         """
         self.head_dim = rows.shape[1]
-        self.set(rows, step)
+        self.set(rows, step, gain, group_n, group_window)
 
-    def set(self, const float[:, ::1] rows, const float[:, ::1] step):
+    def set(self, const float[:, ::1] rows, const float[:, ::1] step, float gain=1,
+            int group_n=1, int group_window=1):
         """Put another table of the same head_dim in its place."""
         if (rows.shape[1] != self.head_dim or step.shape[0] != 2
                 or step.shape[1] * 2 != self.head_dim):
             raise ValueError("a RoPE table of another head_dim")
+        if group_n < 1 or group_window < 1 or group_window % group_n:
+            raise ValueError(f"a window of {group_window} positions in groups of {group_n}")
         self.rows, self.step, self.n_positions = rows, step, rows.shape[0]
-        self.table.rows, self.table.step = &rows[0, 0], &step[0, 0]
+        self.table = rope_t(&rows[0, 0], &step[0, 0], gain, group_n, group_window)
 
 
 cdef struct turn_t:
@@ -450,7 +457,8 @@ cdef class _Turn(Step):
 
 
 def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float scale):
-    """Rotate each head by its token's position (arXiv 2104.09864) and multiply by `scale`.
+    """Rotate each head by its token's position (arXiv 2104.09864) and multiply by `scale` and by
+    the table's gain.
 
     x float32 [n_tokens, n_heads, head_dim]  # IN OUT, pairs (i, i + head_dim / 2)
     positions int32 [n_tokens]  # IN, within the table when the step is run
@@ -472,7 +480,18 @@ cdef void rope_task(const void *args, int64_t task, float *work) noexcept nogil:
     cdef int64_t i
     for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
         rope_token(a.x + i * a.n_heads * a.head_dim, a.rope.rows + a.positions[i] * a.head_dim,
-                   a.n_heads, a.head_dim, a.scale)
+                   a.n_heads, a.head_dim, a.scale * a.rope.gain)
+        if a.rope.gain != 1:
+            undo_gain(a.x + i * a.n_heads * a.head_dim, a.rope, a.n_heads, a.head_dim // 2)
+
+
+cdef void undo_gain(float *x, const rope_t *rope, int64_t n_heads, int64_t half) noexcept nogil:
+    """Pairs that never turn are not a matter of positions, and have no gain."""
+    cdef int64_t h, i
+    for i in range(half):
+        if rope.step[i] == 0 and rope.step[half + i] == 0:
+            for h in range(2 * n_heads):
+                x[h * half + i] /= rope.gain
 
 
 cdef void rope_token(float *x, const float *row, int64_t n_heads, int64_t d,

@@ -17,6 +17,7 @@ class Chunk:
     context: SegmentList
     token_ids: List[int]
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
+    rope_stage: int = 0  # see `RopeTable.stage`: of the context with all that is known in it
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Batch:
     segment_starts: np.ndarray  # [n_seqs + 1]
     segments: np.ndarray  # [n_segments, 4], of all sequences, with the new tokens in them
     logit_rows: np.ndarray  # [n_rows] tokens whose logits are wanted
+    rope_stage: int = 0  # of all chunks
 
     @property
     def n_tokens(self) -> int:
@@ -59,17 +61,22 @@ def make_batch(chunks: List[Chunk]) -> Batch:
         segment_starts=_starts([len(table) for table in tables]),
         segments=np.concatenate(tables),
         logit_rows=np.array(rows, np.int32),
+        rope_stage=max(chunk.rope_stage for chunk in chunks),
     )
 
 
 def split(chunks: List[Chunk], n_ubatch: int) -> list[list[Chunk]]:
     """Cut chunks into groups of at most `n_ubatch` tokens, in order.
 
-    Of a chunk that is cut, only the last piece keeps a wish for the "last" logits.
+    Of a chunk that is cut, only the last piece keeps a wish for the "last" logits. Chunks of one
+    group have the same RoPE stage.
     """
     groups: list[list[Chunk]] = [[]]
     room = n_ubatch
-    for chunk in chunks:
+    for chunk in sorted(chunks, key=lambda chunk: chunk.rope_stage):
+        if groups[-1] and groups[-1][-1].rope_stage != chunk.rope_stage:
+            groups.append([])
+            room = n_ubatch
         at, n = 0, len(chunk.token_ids)
         while at < n:
             if room == 0:
@@ -77,7 +84,8 @@ def split(chunks: List[Chunk], n_ubatch: int) -> list[list[Chunk]]:
                 room = n_ubatch
             take = min(room, n - at)
             wish = chunk.logits if chunk.logits != "last" or at + take == n else "none"
-            groups[-1].append(Chunk(chunk.context, chunk.token_ids[at : at + take], wish))
+            piece = chunk.token_ids[at : at + take]
+            groups[-1].append(Chunk(chunk.context, piece, wish, chunk.rope_stage))
             at += take
             room -= take
     return [group for group in groups if group]

@@ -24,7 +24,7 @@ from engine.gguf import GGUFFile
 from engine.kv_cache import STRATEGIES
 from engine.machine import Pins, Probe, peak_memory, reset_peak_memory
 from engine.model import Model
-from engine.rope import RopeTable, frequencies
+from engine.rope import RopeTable
 from engine.segments import SLOTS, SegmentList
 from engine.weights import Weights, load_weights
 
@@ -326,7 +326,7 @@ class _Cache:
         grows = max(case.n_prompt + case.n_gen for case in cases) // SLOTS + 2
         n_blocks = (self._deepest + n_branches + grows) * max(case.n_sequences for case in cases)
         n_positions = max(case.n_positions for case in cases)
-        rope = RopeTable(frequencies(config, weights.rope_factors), n_positions + SLOTS)
+        rope = RopeTable(config, n_positions + SLOTS, weights.rope_factors)
         self._cache = STRATEGIES[first.cache](
             config, n_blocks * SLOTS, first.type_k, first.type_v, rope
         )

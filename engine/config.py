@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import GGUFError, ModelError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32")
+ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
 
 # Bounds of what a sane file holds. They keep later arithmetic and allocations small.
 _MAX_LAYERS = 512
@@ -44,8 +45,8 @@ class ModelConfig:
     n_ff: int
     norm_eps: float
     rope_dim: int  # how many leading dims of a head are rotated
-    rope_freq_base: float
-    rope_scale: float  # linear scaling: positions are divided by it
+    rope: RopeConfig  # what the file says, complete
+    rope_attn_factor: float = 1.0  # queries and keys are multiplied by it
 
     @property
     def group(self) -> int:
@@ -88,9 +89,10 @@ class ModelConfig:
                 f"{gguf.path}: llama.rope.dimension_count is {rope_dim}, "
                 f"expected an even number of at most {head_dim_k}"
             )
+        n_ctx_train = whole("context_length", _MAX_CTX)
         return cls(
             n_vocab=_vocab_size(gguf),
-            n_ctx_train=whole("context_length", _MAX_CTX),
+            n_ctx_train=n_ctx_train,
             dim=dim,
             n_layers=whole("block_count", _MAX_LAYERS),
             n_heads=n_heads,
@@ -102,10 +104,10 @@ class ModelConfig:
                 "llama.attention.layer_norm_rms_epsilon", minimum=0.0, maximum=1.0
             ),
             rope_dim=rope_dim,
-            rope_freq_base=gguf.get_float(
-                "llama.rope.freq_base", default=10000.0, minimum=1e-3, maximum=1e15
+            rope=_rope(gguf, n_ctx_train),
+            rope_attn_factor=gguf.get_float(
+                "llama.rope.scaling.attn_factor", default=1.0, minimum=1e-3, maximum=1e3
             ),
-            rope_scale=_rope_scale(gguf),
         )
 
 
@@ -125,15 +127,110 @@ def _vocab_size(gguf: GGUFFile) -> int:
     return info.shape[0]
 
 
-def _rope_scale(gguf: GGUFFile) -> float:
-    """The linear scaling factor; other scaling methods are refused by name, not ignored."""
-    kind = gguf.get_str("llama.rope.scaling.type", default="")
-    old = gguf.get_float("llama.rope.scale_linear", default=1.0, minimum=1e-3, maximum=1e6)
-    if kind == "linear":
-        return gguf.get_float("llama.rope.scaling.factor", minimum=1e-3, maximum=1e6)
-    if kind in ("", "none"):
-        return old if kind == "" else 1.0
-    raise ModelError(f"{gguf.path}: RoPE scaling {kind!r} is not supported, only 'linear' is")
+def _rope(gguf: GGUFFile, n_ctx_train: int) -> RopeConfig:
+    """What the file says of RoPE, as llama.cpp reads it: a factor without a type is linear.
+
+    Scaling methods that are not known are refused by name, not ignored.
+    """
+    prefix = "llama.rope."
+    kind = gguf.get_str(prefix + "scaling.type", default="linear") or "linear"
+    if kind not in ("none", "linear", "yarn"):
+        raise ModelError(
+            f"{gguf.path}: RoPE scaling {kind!r} is not supported, only none, linear and yarn are"
+        )
+    key = prefix + "scaling.factor"
+    if key not in gguf.metadata:
+        key = prefix + "scale_linear"  # its old name
+    is_zero = gguf.get_float(key, default=1.0) == 0  # how some files say that there is none
+    return RopeConfig(
+        scaling=kind,
+        scale=1.0 if is_zero else gguf.get_float(key, default=1.0, minimum=1e-3, maximum=1e6),
+        freq_base=gguf.get_float(prefix + "freq_base", default=1e4, minimum=1e-3, maximum=1e15),
+        yarn_orig_ctx=gguf.get_int(
+            prefix + "scaling.original_context_length",
+            default=n_ctx_train, minimum=1, maximum=_MAX_CTX,
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """How positions become angles; names and meaning are llama.cpp's.
+
+    None is what the model's file says, or else the default in brackets. All but group attention
+    goes into the table of `engine.rope`, whose docstring has the formulas.
+
+    scaling           "none", "linear" (positions are divided by `scale`, arXiv 2306.15595), "yarn"
+                      (2309.00071) or "dynamic" (the base grows with the context once it is longer
+                      than `yarn_orig_ctx`; raw cache only)
+    scale             how many times as long the context becomes (1)
+    freq_base         theta of the first paper (10000)
+    yarn_orig_ctx     the length that the model was trained on
+    yarn_ext_factor   share of extrapolation where frequencies are high (1 with "yarn", else 0)
+    yarn_attn_factor  queries and keys are multiplied by it (1); not used where yarn_ext_factor is
+                      above 0, which brings a factor of its own
+    yarn_beta_fast, yarn_beta_slow  turns within the trained length above which a pair is
+                      extrapolated (32), and below which it is interpolated (1)
+    grp_attn_n        above 1: Self-Extend (arXiv 2401.01325): keys that are further away than
+                      `grp_attn_w` stand at position / grp_attn_n, rounded down; raw cache only
+    grp_attn_w        its window of exact positions, a multiple of `grp_attn_n` (512 or just below)
+    """
+
+    scaling: str | None = None
+    scale: float | None = None
+    freq_base: float | None = None
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    grp_attn_n: int | None = None
+    grp_attn_w: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scaling is not None and self.scaling not in ROPE_SCALINGS:
+            raise ValueError(
+                f"RoPE scaling is {self.scaling!r}, expected one of {', '.join(ROPE_SCALINGS)}"
+            )
+        bounds = {
+            "scale": (1e-3, 1e6),
+            "freq_base": (1e-3, 1e15),
+            "yarn_ext_factor": (0.0, 1e3),
+            "yarn_attn_factor": (1e-3, 1e3),
+            "yarn_beta_fast": (1e-3, 1e6),
+            "yarn_beta_slow": (1e-3, 1e6),
+        }
+        for name, (minimum, maximum) in bounds.items():
+            if getattr(self, name) is not None:
+                _check_real(name, getattr(self, name), minimum, maximum)
+        for name in ("yarn_orig_ctx", "grp_attn_n", "grp_attn_w"):
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), 1, _MAX_CTX)
+        if self.group_window % self.group_n:
+            raise ValueError(
+                f"grp_attn_w is {self.grp_attn_w}, expected a multiple of grp_attn_n,"
+                f" which is {self.grp_attn_n}"
+            )
+
+    @property
+    def group_n(self) -> int:
+        """Far positions that become one; 1: no group attention."""
+        return self.grp_attn_n or 1
+
+    @property
+    def group_window(self) -> int:
+        """Positions that are near: the query's own and those before it."""
+        return self.grp_attn_w or max(1, 512 // self.group_n) * self.group_n
+
+    @property
+    def needs_raw(self) -> bool:
+        """Whether a key's angle depends on more than its own position."""
+        return self.scaling == "dynamic" or self.group_n > 1
+
+    def over(self, other: RopeConfig) -> RopeConfig:
+        """What this says, and where it says nothing what `other` does."""
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: v for name, v in mine.items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -149,6 +246,7 @@ class EngineConfig:
     type_k: str = "f16"
     type_v: str = "f16"
     seed: int | None = None
+    rope: RopeConfig = RopeConfig()
 
     def __post_init__(self) -> None:
         _check_whole("n_ctx", self.n_ctx, 0, _MAX_CTX)
@@ -160,6 +258,9 @@ class EngineConfig:
             raise ValueError(
                 f"cache is {self.cache!r}, expected one of {', '.join(CACHE_STRATEGIES)}"
             )
+        if self.cache != "raw" and self.rope.needs_raw:
+            what = "dynamic RoPE scaling" if self.rope.group_n == 1 else "group attention"
+            raise ValueError(f"{what} turns keys again, which needs the raw cache")
         for name in ("type_k", "type_v"):
             if getattr(self, name) not in CACHE_TYPES:
                 raise ValueError(
@@ -175,6 +276,10 @@ class SamplingParams:
     `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1 and the other penalties at
     0 switch that stage off. `repeat_last_n` counts the last tokens that penalties look at, 0 is
     none and -1 the whole context. `stop` are texts that end generation and are not part of it.
+
+    `context_shift`: where the context is full, the oldest 32 tokens behind the first `n_keep` go,
+    and those behind them move up (StreamingLLM, arXiv 2309.17453). `n_keep` -1 keeps the prompt,
+    and what a context held before it.
     """
 
     max_tokens: int = -1
@@ -191,11 +296,14 @@ class SamplingParams:
     seed: int | None = None
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
+    context_shift: bool = False
+    n_keep: int = 4
 
     def __post_init__(self) -> None:
         _check_whole("max_tokens", self.max_tokens, -1, 1 << 31)
         _check_whole("top_k", self.top_k, 0, 1 << 31)
         _check_whole("repeat_last_n", self.repeat_last_n, -1, 1 << 31)
+        _check_whole("n_keep", self.n_keep, -1, 1 << 31)
         if self.seed is not None:
             _check_whole("seed", self.seed, 0, (1 << 64) - 1)
         _check_real("temperature", self.temperature, 0.0, 1e6)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from engine import context_file
-from engine.batch import Chunk, split
+from engine.batch import split
 from engine.chunk_file import StoredChunk
 from engine.errors import ContextError
 from engine.segments import SegmentList
@@ -257,7 +257,8 @@ class Context:
         ids = [*self._ids, *sequence.ids]
         if not ids:
             raise ValueError("the prompt is empty")
-        self._check_length(len(ids))
+        if not sequence.params.context_shift:
+            self._check_length(len(ids))
         if self._segments.n_tokens == len(ids):
             self._segments.truncate(len(ids) - 1)
         sequence.lend(self._segments, ids, self.take_back)
@@ -348,7 +349,7 @@ class Context:
         llm = self._llm
         if segments.n_new_blocks(len(ids)) > llm._cache.pool.n_free:
             raise ContextError(_NO_ROOM)
-        groups = split([Chunk(segments, ids, wish)], llm.n_ubatch) if ids else []
+        groups = split([llm.chunk(segments, ids, wish)], llm.n_ubatch) if ids else []
         rows = [llm.forward(group).copy() for group in groups]
         return np.concatenate(rows) if rows else np.zeros((0, llm.n_vocab), np.float32)
 

@@ -147,6 +147,7 @@ def check_kind(
         "cache": "cache strategy",
         "type_k": "type of keys",
         "type_v": "type of values",
+        "rope": "RoPE",
     }
     for key, value in wanted.items():
         found = metadata.get(key, "")

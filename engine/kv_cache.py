@@ -236,7 +236,7 @@ class KVCache(ABC):
 
     def prepare(self, batch: Batch) -> None:
         """Have the steps below do this batch when they are run."""
-        self._rope.reach(int(batch.positions.max()))
+        self._rope.reach(int(batch.positions.max()), batch.rope_stage)
         self._plan.fill(batch.token_starts, batch.n_past, batch.segment_starts, batch.segments)
 
     # The rest are steps of a program. Arrays of float32 [n_tokens, n_heads, head_dim], where keys

@@ -13,14 +13,14 @@ import numpy as np
 
 from engine import context_file, sampler, threads
 from engine.batch import Chunk, make_batch, split
-from engine.config import EngineConfig, ModelConfig, SamplingParams
+from engine.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
 from engine.context import Context
 from engine.errors import ContextError, LariatError
 from engine.gguf import GGUFFile
 from engine.kv_cache import SPARE_BLOCKS, STRATEGIES
 from engine.model import Model
 from engine.prefixes import PrefixCache
-from engine.rope import RopeTable, frequencies
+from engine.rope import RopeTable
 from engine.scheduler import Scheduler
 from engine.segments import SegmentList
 from engine.sequence import Completion, Sequence, Timings
@@ -41,6 +41,7 @@ class LLM:
     cache            "roped" (keys stored rotated) or "raw" (rotated when they are read)
     type_k, type_v   "f16" or "f32", of keys and values in the cache
     prefix_sharing   whether prompts that begin alike share the cache of what they have in common
+    rope             `RopeConfig`: other angles than the model's file asks for, see `set_rope`
     seed             of sampling where `SamplingParams` has none; None: from the system
     progress         is called with the share loaded, 0 to 1
     overrides        metadata to replace or add: keys to str, int, float or bool
@@ -63,13 +64,15 @@ class LLM:
         type_v: str = "f16",
         seed: int | None = None,
         prefix_sharing: bool = True,
+        rope: RopeConfig | None = None,
         progress: Callable[[float], None] | None = None,
         overrides: Mapping[str, str | int | float | bool] | None = None,
     ) -> None:
         start = time.perf_counter()
         e = EngineConfig(
-            n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed
-        )
+            n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed,
+            rope or RopeConfig(),
+        )  # fmt: skip
         self.n_threads = threads.resolve(n_threads)
         self.n_threads_batch = threads.resolve(
             self.n_threads if n_threads_batch is None else n_threads_batch, "n_threads_batch"
@@ -81,9 +84,9 @@ class LLM:
             self.n_ctx = n_ctx or self.config.n_ctx_train
             with threads.forward_pass():
                 weights = load_weights(self._gguf, self.config, self.n_threads_batch, progress)
-            rope = RopeTable(frequencies(self.config, weights.rope_factors), self.n_ctx + 32)
+            self._rope = RopeTable(self.config, self.n_ctx + 32, weights.rope_factors, e.rope)
             self._cache = STRATEGIES[cache](
-                self.config, self.n_ctx, type_k, type_v, rope, SPARE_BLOCKS
+                self.config, self.n_ctx, type_k, type_v, self._rope, SPARE_BLOCKS
             )
         except BaseException:
             self._gguf.close()
@@ -91,8 +94,9 @@ class LLM:
         self._engine = e
         self.n_ubatch = min(n_ubatch, n_batch, self.n_ctx)  # most tokens of one `forward`
         self._model = Model(self.config, weights, self._cache, self.n_ubatch)
-        prefixes = PrefixCache(self._cache.pool) if prefix_sharing else None
-        self._scheduler = Scheduler(self._cache.pool, n_batch, prefixes)
+        self._scheduler = Scheduler(self._cache.pool, n_batch)
+        self._prefix_sharing = prefix_sharing
+        self._share_prefixes()
         self._lock = threading.Lock()
         self._owner = 0  # the Python thread that holds the lock
         self._closed = False
@@ -139,7 +143,7 @@ class LLM:
             out = np.empty((len(ids), self.n_vocab), np.float32)
             done = 0
             try:
-                for group in split([Chunk(context, ids, "all")], self.n_ubatch):
+                for group in split([self.chunk(context, ids, "all")], self.n_ubatch):
                     rows = self.forward(group)
                     out[done : done + len(rows)] = rows
                     done += len(rows)
@@ -221,14 +225,44 @@ class LLM:
         if not self._fingerprint:
             self._fingerprint = context_file.fingerprint(self._gguf)
         e = self._engine
-        return {
+        kind = {
             "model": self._fingerprint, "cache": e.cache, "type_k": e.type_k, "type_v": e.type_v
         }  # fmt: skip
+        # Rotated keys keep the angles that they were given; raw ones have none.
+        return kind if e.cache == "raw" else {**kind, "rope": str(self._rope.rope)}
 
     def new_segments(self) -> SegmentList:
         """Make an empty place in the KV cache, for `forward`. Clear it when done with it."""
         self._check_open()
         return self._cache.new_segments()
+
+    def set_rope(self, rope: RopeConfig) -> None:
+        """Read all keys with other angles from now on: those in the cache stay as they are.
+
+        What `rope` leaves open is as the model's file says. Contexts and streams go on; values, and
+        keys above the first layer, still carry what their tokens saw. `ContextError` unless the
+        cache is raw: rotated keys keep their angles.
+        """
+        if self._engine.cache != "raw":
+            raise ContextError("RoPE can change while keys stay only in the raw cache")
+        with self._exclusively():
+            self._check_open()
+            self._rope.set(rope)
+            self._share_prefixes()
+
+    def _share_prefixes(self) -> None:
+        """What was computed with other angles is not shared, nor what depends on its length."""
+        pool, dynamic = self._cache.pool, self._rope.rope.scaling == "dynamic"
+        pool.forget_all()
+        for sequence in self._scheduler.sequences:
+            sequence.hide_blocks()
+        share = self._prefix_sharing and not dynamic
+        self._scheduler.prefixes = PrefixCache(pool) if share else None
+
+    def chunk(self, context: SegmentList, ids: list[int], logits: str = "none") -> Chunk:
+        """Tokens to compute behind `context`, for `forward`; `logits` as for `Chunk`."""
+        stage = self._rope.stage(context.n_tokens + len(ids))
+        return Chunk(context, ids, logits, stage)
 
     def forward(self, chunks: list[Chunk]) -> np.ndarray:
         """Run one forward pass over at most `n_ubatch` tokens, below scheduler and sampler.
@@ -267,8 +301,14 @@ class LLM:
             decoder=self.tokenizer.decoder(),
             eog_ids=self.tokenizer.eog_ids,
             n_ctx=self.n_ctx,
+            delete=self._delete,
             on_prompt=on_prompt,
         )
+
+    def _delete(self, segments: SegmentList, start: int, stop: int) -> None:
+        """Take tokens out of a place in the cache; those behind move up."""
+        kept = [segments.cut(0, start), segments.cut(stop, segments.n_tokens)]
+        self._cache.edit(segments, np.concatenate(kept), self.n_threads)
 
     def _checked_ids(self, ids: list[int]) -> list[int]:
         self._check_open()
@@ -372,6 +412,7 @@ class LLM:
                 s.context,
                 s.ids[s.context.n_tokens : s.context.n_tokens + n],
                 "last" if n == s.n_pending else "none",
+                self._rope.stage(len(s.ids)),
             )
             for s, n in step
         ]

@@ -23,7 +23,7 @@ class Scheduler:
 
     def __init__(self, pool: BlockPool, n_batch: int, prefixes: PrefixCache | None = None) -> None:
         self._pool = pool
-        self._prefixes = prefixes
+        self.prefixes = prefixes
         self._n_batch = n_batch
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -55,9 +55,10 @@ class Scheduler:
         """Choose the next step: sequences, and how many of their pending tokens to compute.
 
         Oldest first: decoding sequences, one token each, then what is left of `n_batch` goes to
-        prompts. When a running sequence finds no block, the youngest one gives its blocks
-        back and waits, to be computed again later. Never more tokens than `n_batch`, nor more
-        blocks than are free. Empty when nothing can run: those that wait in vain have failed.
+        prompts. When a sequence finds no block, an endless one evicts its oldest tokens; where none
+        can, the youngest one gives its blocks back and waits, to be computed again later. Never
+        more tokens than `n_batch`, nor more blocks than are free. Empty when nothing can run: those
+        that wait in vain have failed.
         """
         step: list[tuple[Sequence, int]] = []
         room = self._n_batch
@@ -67,10 +68,15 @@ class Scheduler:
         for sequence in list(self._running):  # in order of age, so decoding ones come first
             if sequence not in self._running or room == 0:
                 continue
+            sequence.fit()
             n = min(sequence.n_pending, room)
             while sequence.context.n_new_blocks(n) + promised > self._pool.n_free:
+                if self._evict():
+                    continue
                 # Never one that is chosen already: those are older.
                 victim = self._youngest(sequence)
+                if victim is None and sequence.shift():
+                    continue
                 if victim is None:
                     sequence.fail(ContextError(_NO_BLOCK))
                     break
@@ -83,18 +89,33 @@ class Scheduler:
                 promised += sequence.context.n_new_blocks(n)
         while self._waiting and room:
             sequence = self._waiting[0]
-            if self._prefixes and not sequence.is_lent:
-                self._prefixes.reuse(sequence)
-                if self._prefixes.is_coming(sequence, self._running):
+            sequence.fit()
+            if self.prefixes and not sequence.is_lent:
+                self.prefixes.reuse(sequence)
+                if self.prefixes.is_coming(sequence, self._running):
                     sequence.context.clear()
                     break
             # Room for all it has, so that a prompt is not stuck half-way behind another.
-            if sequence.context.n_new_blocks(sequence.n_pending) + promised > self._pool.n_free:
+            while sequence.context.n_new_blocks(sequence.n_pending) + promised > self._pool.n_free:
+                if self._evict():
+                    continue
+                victim = None if sequence.is_endless else self._youngest_endless()
+                if victim is not None:
+                    for n in [n for chosen, n in step if chosen is victim]:
+                        step.remove((victim, n))
+                        room += n
+                        promised -= victim.context.n_new_blocks(n)
+                    self._preempt(victim)
+                    self._waiting.rotate(-1)  # behind all others
+                    continue
                 if not sequence.is_lent:
                     sequence.context.clear()
-                if not self._running:  # contexts hold the rest, and nobody here will free it
+                if sequence.is_endless and sequence.shift():
+                    continue
+                # Contexts hold the rest, and nobody here will ever free it.
+                if all(other.is_endless for other in self._running):
                     sequence.fail(ContextError(_NO_BLOCK))
-                break
+                return step
             sequence.book_reused()
             self._running.append(sequence)
             self._waiting.popleft()
@@ -103,6 +124,18 @@ class Scheduler:
             room -= n
             promised += sequence.context.n_new_blocks(sequence.n_pending)
         return step
+
+    def _youngest_endless(self) -> Sequence | None:
+        """Who is to wait so that one that has an end may run."""
+        endless = [s for s in self._running if s.is_endless and not s.is_lent]
+        return endless[-1] if endless else None
+
+    def _evict(self) -> bool:
+        """Have the longest of the endless sequences evict tokens, if that can free a block."""
+        for sequence in sorted(self._running, key=lambda s: -s.context.n_tokens):
+            if sequence.is_endless and sequence.holds_oldest_alone and sequence.shift():
+                return True
+        return False
 
     def _youngest(self, sequence: Sequence) -> Sequence | None:
         """Who is to give its blocks back for `sequence`, if not an older one: the youngest that can
@@ -115,8 +148,8 @@ class Scheduler:
         return None
 
     def _remember(self, sequence: Sequence) -> None:
-        if self._prefixes:
-            self._prefixes.remember(sequence)
+        if self.prefixes:
+            self.prefixes.remember(sequence)
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)

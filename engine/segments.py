@@ -75,6 +75,11 @@ class BlockPool:
                 del self._kept[block]
                 self._free.append(block)
 
+    def forget_all(self) -> None:
+        """Take every block's key away."""
+        for block in list(self._key_of):
+            self.forget(block)
+
     def retain(self, block: int) -> None:
         """Hold a block that somebody holds already."""
         assert self._n_holders[block] > 0
@@ -178,6 +183,10 @@ class SegmentList:
         other = SegmentList(self.pool)
         other.assign(self.segments)
         return other
+
+    def delete(self, start: int, stop: int) -> None:
+        """Take out the tokens from `start` to before `stop`; those behind move up."""
+        self.assign(np.concatenate([self.cut(0, start), self.cut(stop, self.n_tokens)]))
 
     def cut(self, start: int, stop: int) -> np.ndarray:
         """Segments of the tokens from `start` to before `stop`: int32 [n, 4], a copy."""

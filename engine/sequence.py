@@ -10,7 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from engine.config import SamplingParams
-from engine.segments import SegmentList
+from engine.errors import ContextError
+from engine.segments import SLOTS, SegmentList
+
+_NEVER = 1 << 31  # blocks that have their names: no more get one
 
 
 @dataclass
@@ -42,6 +45,9 @@ class Completion:
     `token_ids` are the generated ones, without the end-of-generation token. `finish_reason` is
     "stop" (the model ended, or a stop text came), "length" (`max_tokens`), "context" (no room
     left) or None while it is not finished.
+
+    What is written without end (`context_shift` with `max_tokens` -1) would fill the memory:
+    `token_ids` and `text` then hold the last `n_ctx` tokens, and the stream has given out the rest.
     """
 
     prompt_ids: list[int]
@@ -99,6 +105,8 @@ class Sequence:
     """The state of one request: what is computed, and the text that comes of it.
 
     `decoder` turns token ids into text, `eog_ids` end it, `n_ctx` is the most tokens it may have.
+    `delete` takes tokens from the first number to before the second out of a place in the cache,
+    for `context_shift`; IndexError where that needs more blocks than are free.
     """
 
     def __init__(
@@ -112,6 +120,7 @@ class Sequence:
         decoder: Decoder,
         eog_ids: frozenset[int],
         n_ctx: int,
+        delete: Callable[[SegmentList, int, int], None] = SegmentList.delete,
         on_prompt: Callable[[int, int], None] | None = None,
     ) -> None:
         self.ids = list(prompt_ids)
@@ -130,7 +139,10 @@ class Sequence:
         self._decoder = decoder
         self._eog_ids = eog_ids
         self._n_ctx = n_ctx
+        self._delete = delete
         self._stop = StopText(params.stop)
+        self._n_shown: deque[int] = deque()  # characters of each of the last tokens
+        self._keep_first()
 
     def lend(
         self, segments: SegmentList, ids: list[int], take_back: Callable[[Sequence], None]
@@ -141,6 +153,7 @@ class Sequence:
         """
         self._n_before = len(ids) - len(self.ids)
         self.context, self.ids, self._take_back = segments, ids, take_back
+        self._keep_first()
 
     @property
     def is_lent(self) -> bool:
@@ -155,6 +168,48 @@ class Sequence:
             take_back, self._take_back = self._take_back, None
             take_back(self)
             self.context = SegmentList(self.context.pool)
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it goes on until somebody stops it; others must not wait for that."""
+        return self.params.context_shift and self.params.max_tokens < 0
+
+    @property
+    def holds_oldest_alone(self) -> bool:
+        """Whether eviction can free blocks: nothing else holds that of the last token to go."""
+        last = self._n_keep + SLOTS - 1
+        if last >= self.context.n_tokens:
+            return False
+        return self.context.pool.n_holders(int(self.context.cut(last, last + 1)[0, 0])) == 1
+
+    def shift(self) -> bool:
+        """Evict the oldest block's worth of tokens behind those that are kept, if there are so many
+        in the cache. StreamingLLM, arXiv 2309.17453: those behind them move up, and the first ones,
+        which attention gives what it has no other use for, stay."""
+        start, stop = self._n_keep, self._n_keep + SLOTS
+        # One that has given its blocks back is computed again, without what it would evict.
+        waits = not self.context.n_tokens and self.completion.token_ids
+        n = len(self.ids) if waits else self.context.n_tokens
+        if not self.params.context_shift or stop >= n or self.closed:
+            return False
+        try:
+            if not waits:
+                self._delete(self.context, start, stop)
+        except IndexError:  # rotated keys that another context holds too would have to be copied
+            self.fail(ContextError("the KV cache has no free blocks to move tokens up in"))
+            return False
+        del self.ids[start:stop]
+        self.hide_blocks()
+        return True
+
+    def hide_blocks(self) -> None:
+        """Name no block of it until all is computed again: they do not hold what its ids give."""
+        self.block_keys, self.n_named = [], _NEVER
+
+    def fit(self) -> None:
+        """Evict until all tokens have room."""
+        while len(self.ids) > self._n_ctx and self.shift():
+            pass
 
     @property
     def n_pending(self) -> int:
@@ -184,13 +239,16 @@ class Sequence:
             return
         self.ids.append(token)
         done.token_ids.append(token)
+        n_before = len(done.text)
         text, stopped = self._stop.feed(self._decoder.feed(token))
         self._show(text)
+        if self.is_endless:
+            self._forget(len(done.text) - n_before)
         if stopped:
             done.finish_reason = "stop"
         elif len(done.token_ids) == self.params.max_tokens:
             self._finish("length")
-        elif len(self.ids) >= self._n_ctx:
+        elif len(self.ids) >= self._n_ctx and not self.params.context_shift:
             self._finish("context")
 
     def fail(self, error: BaseException) -> None:
@@ -212,6 +270,31 @@ class Sequence:
         """Count what the prompt found in the cache, before anything of it was computed."""
         if not self.is_lent and not self.completion.timings.n_prompt:
             self.completion.timings.n_reused = self.context.n_tokens
+
+    def _keep_first(self) -> None:
+        p = self.params
+        self._n_keep = len(self.ids) if p.n_keep < 0 else p.n_keep
+        n_pending = len(self.ids) - self.context.n_tokens
+        if not p.context_shift:
+            return
+        if self._n_keep + SLOTS >= self._n_ctx:
+            raise ContextError(
+                f"keeping the first {self._n_keep} tokens of a context of {self._n_ctx} leaves no"
+                f" room to evict {SLOTS} of them"
+            )
+        n_least = min(self.context.n_tokens, self._n_keep + SLOTS) + n_pending
+        if n_least > self._n_ctx:
+            raise ContextError(
+                f"that makes {n_least} tokens, more than the context of {self._n_ctx}"
+            )
+
+    def _forget(self, n_shown: int) -> None:
+        """Drop what is older than a context of text."""
+        done = self.completion
+        self._n_shown.append(n_shown)
+        if len(self._n_shown) > self._n_ctx:
+            del done.token_ids[0]
+            done.text = done.text[self._n_shown.popleft() :]
 
     def _finish(self, reason: str) -> None:
         """End, and show what the decoder and the stop texts still hold back."""

@@ -1,12 +1,14 @@
 """The judge: LLaMA in NumPy and float64, written to be read and not to be fast.
 
 It shares no code with the engine: files are read and dequantized by the `gguf` package. Papers:
-LLaMA (arXiv 2302.13971), RoPE (2104.09864), grouped-query attention (2305.13245).
+LLaMA (arXiv 2302.13971), RoPE (2104.09864), grouped-query attention (2305.13245), YaRN (2309.00071,
+with the ramp over pairs that its code and llama.cpp have), Self-Extend (2401.01325).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,18 @@ class Reference:
     kernels do it; the remaining difference to the engine is then that of float32 sums, and a tight
     bound can be held. "q8": with a float32 scale. "q8_f16": with a scale that has the 11
     significant bits of f16, which makes the numbers those of llama.cpp. None: no rounding.
+
+    `rope` replaces what the file says of positions: freq_base, scaling, scale, yarn_orig_ctx,
+    yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, grp_attn_n, grp_attn_w, and
+    n_tokens, the context that dynamic scaling is for.
     """
 
-    def __init__(self, path: str | Path, activations: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        activations: str | None = None,
+        rope: Mapping[str, Any] | None = None,
+    ) -> None:
         if activations not in (None, "q8", "q8_f16"):
             raise ValueError(f"activations is {activations!r}, expected None, 'q8' or 'q8_f16'")
         self._short_scale = activations == "q8_f16"
@@ -52,9 +63,15 @@ class Reference:
         self.head_dim_v: int = self._get("attention.value_length", self.dim // self.n_heads)
         self.norm_eps: float = self._get("attention.layer_norm_rms_epsilon")
         self.rope_dim: int = self._get("rope.dimension_count", self.head_dim)
-        self.freq_base: float = self._get("rope.freq_base", 10000.0)
-        linear = self._get("rope.scaling.type", "none") == "linear"
-        self.rope_scale: float = self._get("rope.scaling.factor") if linear else 1.0
+        self.attn_factor: float = self._get("rope.scaling.attn_factor", 1.0)
+        trained = self._get("context_length")
+        of_file = {
+            "freq_base": self._get("rope.freq_base", 10000.0),
+            "scaling": self._get("rope.scaling.type", "linear"),
+            "scale": self._get("rope.scaling.factor", 1.0),
+            "yarn_orig_ctx": self._get("rope.scaling.original_context_length", trained),
+        }
+        self.rope: dict[str, Any] = of_file | dict(rope or {})
 
     def _get(self, key: str, default: Any = None) -> Any:
         field = self._fields.get(f"llama.{key}")
@@ -93,13 +110,20 @@ class Reference:
         q = self._linear(h, block + "attn_q").reshape(n, self.n_heads, self.head_dim)
         k = self._linear(h, block + "attn_k").reshape(n, self.n_kv_heads, self.head_dim)
         v = self._linear(h, block + "attn_v").reshape(n, self.n_kv_heads, self.head_dim_v)
+        n_group, window = self.rope.get("grp_attn_n", 1), self.rope.get("grp_attn_w", 512)
+        rows = np.arange(n)
+        far_q = rotate(q, *self._rope_table(rows // n_group + window - window // n_group))
+        far_k = rotate(k, *self._rope_table(rows // n_group))
+        is_far = (rows[:, None] - rows >= window) & (n_group > 1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         future = np.triu(np.ones((n, n), bool), 1)
         out = np.empty((n, self.n_heads, self.head_dim_v))
         group = self.n_heads // self.n_kv_heads
         for head in range(self.n_heads):
             kv_head = head // group
-            scores = q[:, head] @ k[:, kv_head].T / np.sqrt(self.head_dim)  # [query, key]
+            scores = q[:, head] @ k[:, kv_head].T  # [query, key]
+            scores = np.where(is_far, far_q[:, head] @ far_k[:, kv_head].T, scores)
+            scores /= np.sqrt(self.head_dim)
             scores[future] = -np.inf
             out[:, head] = softmax(scores) @ v[:, kv_head]
         return self._linear(out.reshape(n, -1), block + "attn_output")
@@ -118,13 +142,37 @@ class Reference:
         return x / np.sqrt(mean_square + self.norm_eps) * self.weights[name + ".weight"]
 
     def _rope_table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin of the angles, each [n, rope_dim / 2]."""
-        pair = np.arange(self.rope_dim // 2)
-        frequency = self.freq_base ** (-2.0 * pair / self.rope_dim)
+        """cos and sin of the angles, times the attention factor, each [n, rope_dim / 2]."""
+        rope, d = self.rope, self.rope_dim
+        scaling, scale, trained = rope["scaling"], rope["scale"], rope["yarn_orig_ctx"]
+        base = rope["freq_base"]
+        if scaling == "dynamic":
+            reached = max(rope.get("n_tokens", 0), trained)
+            base *= (scale * reached / trained - (scale - 1)) ** (d / (d - 2))
+        frequency = base ** (-2.0 * np.arange(d // 2) / d)
         if "rope_freqs.weight" in self.weights:
             frequency = frequency / self.weights["rope_freqs.weight"]
-        angle = np.outer(positions / self.rope_scale, frequency)
-        return np.cos(angle), np.sin(angle)
+        if scaling in ("none", "dynamic"):
+            scale = 1.0
+        extrapolated = rope.get("yarn_ext_factor", 1.0 if scaling == "yarn" else 0.0)
+        if extrapolated:
+            magnitude = 0.1 * math.log(scale) + 1 if scale > 1 else 1.0
+        else:
+            magnitude = rope.get("yarn_attn_factor", 1.0)
+
+        def pair_with_turns(n_turns: float) -> float:
+            """Solves trained * base ** (-2 i / d) = 2 pi n_turns for i."""
+            return d / 2 * math.log(trained / (2 * math.pi * n_turns)) / math.log(base)
+
+        low = max(math.floor(pair_with_turns(rope.get("yarn_beta_fast", 32.0))), 0)
+        high = min(math.ceil(pair_with_turns(rope.get("yarn_beta_slow", 1.0))), d - 1)
+        angle = np.empty((len(positions), d // 2))
+        for i in range(d // 2):
+            kept = 1 - min(max((i - low) / max(high - low, 0.001), 0), 1)
+            kept *= extrapolated
+            angle[:, i] = positions * frequency[i] * (kept + (1 - kept) / scale)
+        magnitude *= self.attn_factor
+        return np.cos(angle) * magnitude, np.sin(angle) * magnitude
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:

@@ -29,7 +29,10 @@ def rng():
 class CacheCase:
     """Sequences of random keys and values, scattered over blocks, cut into odd segments."""
 
-    def __init__(self, rng, *, n_heads, n_kv_heads, dk, dv, contexts, types=("f32", "f32")):
+    def __init__(
+        self, rng, *, n_heads, n_kv_heads, dk, dv, contexts, types=("f32", "f32"), grouped=None
+    ):
+        self.grouped = grouped  # n and window of group attention
         self.n_heads, self.n_kv_heads, self.dk, self.dv = n_heads, n_kv_heads, dk, dv
         self.keys, self.values, self.positions, tables = [], [], [], []
         n_blocks = 3 + sum(n // 9 + 2 for n, _ in contexts)
@@ -46,6 +49,7 @@ class CacheCase:
                 first = int(rng.integers(0, 20)) if rng.random() < 0.5 else 0
                 length = min(n - at, 32 - first if rng.random() < 0.7 else 9)
                 position = int(rng.integers(0, 900)) if rng.random() < 0.3 else 100 + at
+                position = at if grouped else position
                 block = int(next(blocks))
                 table.append((block, first, length, position))
                 slots += [block * 32 + first + j for j in range(length)]
@@ -86,7 +90,7 @@ class CacheCase:
             run(_cache.store(self.pool, 1, stored, v, slots), n_threads=n_threads)
         starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
             self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
-        table = _kernels.Rope(self.rows, self.step)
+        table = _kernels.Rope(self.rows, self.step, 1, *(self.grouped or ()))
         plan = _attention.AttentionPlan(self.pool, self.n_heads, table if raw else None)
         plan.fill(
             starts[0], np.array(self.n_past, np.int32), starts[1],
@@ -109,10 +113,22 @@ class CacheCase:
                 n = self.n_past[s] + t + 1
                 kh, vh = np.repeat(k[:n], group, 1), np.repeat(v[:n], group, 1)
                 scores = np.einsum("hd,nhd->hn", self.q[at].astype(np.float64), kh)
+                if self.grouped:
+                    scores = self._with_far(scores, self.keys[s][:n].astype(k_type), at)
                 e = np.exp(scores - scores.max(1, keepdims=True))
                 out.append(np.einsum("hn,nhd->hd", e / e.sum(1, keepdims=True), vh))
                 at += 1
         return np.array(out)
+
+    def _with_far(self, scores, keys, at: int) -> np.ndarray:
+        """Scores [heads, keys] of query `at`, which is at the last key's position and rotated by it
+        already; those of far keys are what Self-Extend's paper (arXiv 2401.01325) says."""
+        n, window = self.grouped
+        where, last = np.arange(len(keys)), len(keys) - 1
+        turn = last // n + window - window // n - last
+        q = self.turned(self.q[at : at + 1], np.array([turn]))[0]
+        k = np.repeat(self.turned(keys, where // n), len(q) // self.n_kv_heads, 1)
+        return np.where(last - where < window, scores, np.einsum("hd,nhd->hn", q, k))
 
 
 HEADS = [(2, 2, 128, 128), (4, 1, 64, 64), (6, 1, 80, 80), (3, 3, 8, 8), (10, 1, 2, 6),
@@ -154,6 +170,40 @@ def test_attention_with_f16_cache(isa, rng, types, contexts, raw):
         # A roped key near the middle of two f16 values may round the other way than NumPy's.
         bound = 2e-5 if types[0] == "f16" and not raw else 3 * BOUND
         assert relative_error(case.run(raw), expected) < bound
+
+
+@pytest.mark.parametrize("grouped", [(2, 8), (3, 3), (8, 64), (5, 30), (50, 50)], ids=str)
+@pytest.mark.parametrize("contexts", CONTEXTS)
+def test_group_attention(isa, rng, contexts, grouped):
+    """Far keys in groups; windows shorter and longer than a block, than a tile, than the context"""
+    for heads in ((2, 2, 128, 128), (4, 1, 64, 64), (10, 1, 2, 6), (4, 2, 48, 20)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=CONTEXTS[contexts], grouped=grouped,
+        )  # fmt: skip
+        got = case.run(raw=True)
+        assert relative_error(got, case.expected()) < 3 * BOUND
+        assert np.array_equal(case.run(True, 1), got)
+        assert np.array_equal(case.run(True, 3), got)
+
+
+def test_group_attention_of_f16_keys(isa, rng):
+    for heads in ((2, 2, 128, 128), (4, 1, 80, 34)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=CONTEXTS["mixture"], grouped=(4, 16), types=("f16", "f16"),
+        )  # fmt: skip
+        assert relative_error(case.run(True), case.expected(np.float16, np.float16)) < 3 * BOUND
+
+
+def test_group_attention_needs_positions_in_order(rng):
+    case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=8, dv=8, contexts=[(90, 1)])
+    case.grouped = (2, 8)
+    with pytest.raises(ValueError, match="count from 0"):
+        case.run(raw=True)
+    for grouped in ((0, 8), (2, 0), (3, 8)):
+        with pytest.raises(ValueError, match="groups of"):
+            _kernels.Rope(case.rows, case.step, 1, *grouped)
 
 
 def test_one_large_score_wins(isa, rng):

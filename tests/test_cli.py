@@ -259,6 +259,55 @@ def test_unlimited_length_ends_with_the_context(run: Run, model: str) -> None:
     assert "the context is full" in err
 
 
+def test_context_shift_writes_on_where_the_context_is_full(run: Run, model: str) -> None:
+    flags = ("-n", "90", "-c", "40", "--ignore-eos", "--context-shift", "--keep", "2")
+    for cache in ("raw", "roped"):
+        code, _, err = run("generate", "-m", model, "-p", TEXT, *flags, "--cache", cache)
+        assert code == 0
+        assert "-n tokens are written" in err
+    code, out, err = run("generate", "-m", model, "-p", TEXT, *flags[:-1], "20")
+    assert (code, out) == (1, "")
+    assert "keeping the first 20 tokens of a context of 40" in err
+
+
+def test_positions_by_flag(run: Run, model: str) -> None:
+    def text(*flags: str) -> str:
+        always = ("-n", "30", "--temp", "0", "--ignore-eos", "--cache", "raw", "-q")
+        code, out, _ = run("generate", "-m", model, "-p", TEXT, *always, *flags)
+        assert code == 0
+        return out
+
+    plain, linear = text(), text("--rope-scaling", "linear", "--rope-scale", "4")
+    assert linear != plain
+    assert text("--rope-scale", "4") == linear, "as in llama.cpp, linear is the default"
+    assert text("--rope-freq-scale", "0.25") == linear
+    assert text("--rope-scaling", "none", "--rope-scale", "4") == plain
+    assert text("-gan", "2", "-gaw", "4") != plain
+    assert text("-gan", "2", "-gaw", "4096") == plain
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--rope-scaling", "ntk"), "argument --rope-scaling: .* 'ntk', expected one of none, li"),
+        (("--rope-scale", "0"), "argument --rope-scale: scale is 0"),
+        (("--rope-scale", "-1"), "argument --rope-scale: scale is -1"),
+        (("--rope-freq-scale", "0"), "argument --rope-freq-scale: 0.0, expected above 0"),
+        (("--rope-freq-scale", "0.5", "--rope-scale", "2"), "give one of them"),
+        (("--yarn-ext-factor", "-2"), "yarn_ext_factor is -2"),
+        (("-gan", "4", "-gaw", "510", "--cache", "raw"), "expected a multiple of grp_attn_n"),
+        (("-gan", "4", "--cache", "roped"), "group attention .* needs the raw cache"),
+        (("--rope-scaling", "dynamic"), "dynamic RoPE scaling .* needs the raw cache"),
+        (("--keep", "-2"), "argument --keep: n_keep is -2"),
+    ],
+)
+def test_positions_that_make_no_sense(run: Run, model: str, flags: tuple, words: str) -> None:
+    code, out, err = run("generate", "-m", model, "-p", TEXT, *flags)
+    assert (code, out) == (2, "")
+    assert re.search(words, err)
+    assert err.count("\n") == 1
+
+
 def test_same_seed_same_text(run: Run, model: str) -> None:
     def text(seed: int) -> str:
         flags = ("-n", "24", "--temp", "1.5", "-s", str(seed), "-q", "--ignore-eos")

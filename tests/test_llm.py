@@ -93,6 +93,7 @@ def test_the_signatures_are_those_agreed():
         ("type_v", "K", "f16"),
         ("seed", "K", None),
         ("prefix_sharing", "K", True),
+        ("rope", "K", None),
     ]
     assert (progress, overrides) == (("progress", "K", None), ("overrides", "K", None))
     tokenize = [("text", "P", required), ("add_bos", "P", True), ("parse_special", "P", False)]

@@ -11,6 +11,8 @@ import pytest
 
 from engine import LLM, SamplingParams, _kernels
 from engine.batch import Chunk
+from engine.config import RopeConfig
+from engine.errors import ContextError
 from tests.model_files import write_llama
 from tests.reference import Reference, relative_error
 
@@ -45,6 +47,12 @@ def load(path: Path, **options) -> LLM:
     return LLM(path, **{"type_k": "f32", "type_v": "f32", "n_threads": 2, **options})
 
 
+FACTORS = [1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0]
+YARN = {
+    "llama.rope.scaling.type": "yarn",
+    "llama.rope.scaling.factor": 4.0,
+    "llama.rope.scaling.original_context_length": 24,
+}
 SHAPES = {
     "mha-d8": {"dim": 32, "n_heads": 4, "n_kv_heads": 4},
     "gqa4-d64": {"dim": 256, "n_heads": 4, "n_kv_heads": 1},
@@ -55,7 +63,16 @@ SHAPES = {
     "gqa9-d130-v36": {"dim": 33, "n_heads": 9, "n_kv_heads": 1, "head_dim": 130, "head_dim_v": 36},
     "partial-rope": {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "rope_dim": 20},
     "linear-scaling": {"rope_scale": 4.0, "freq_base": 5e5},
-    "rope-freqs": {"rope_freqs": [1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0]},
+    "rope-freqs": {"rope_freqs": FACTORS},
+    "yarn": {"metadata": {**YARN, "llama.rope.scaling.attn_factor": 1.3}, "rope_freqs": FACTORS},
+    "yarn-partial-rope": {
+        "dim": 64,
+        "n_heads": 2,
+        "n_kv_heads": 1,
+        "rope_dim": 20,
+        "metadata": YARN,
+    },
+    "no-scaling": {"metadata": {**YARN, "llama.rope.scaling.type": "none"}},
     "odd-lengths": {"dim": 60, "n_heads": 3, "n_kv_heads": 3, "n_ff": 77, "n_vocab": 301},
     "tied-biases": {"tied": True, "biases": True},
 }
@@ -246,3 +263,140 @@ def test_decoding_allocates_no_buffers(tmp_path, cache):
             tracemalloc.stop()
     assert max(peaks) < widest
     assert stays < widest
+
+
+# ---- positions: other bases and scalings, group attention, while keys stay ----
+
+
+ROPES = {
+    "linear": {"scaling": "linear", "scale": 3.0},
+    "base": {"freq_base": 500.0},
+    "yarn": {"scaling": "yarn", "scale": 4.0, "yarn_orig_ctx": 24, "yarn_beta_fast": 3.0},
+    "yarn, half": {"scaling": "yarn", "scale": 4.0, "yarn_orig_ctx": 24, "yarn_ext_factor": 0.5},
+    "attention factor": {"scaling": "linear", "scale": 2.0, "yarn_attn_factor": 1.4},
+}
+RAW_ROPES = {
+    "dynamic": {"scaling": "dynamic", "scale": 2.0, "yarn_orig_ctx": 64},
+    "groups": {"grp_attn_n": 4, "grp_attn_w": 16},
+    "groups and linear": {
+        "grp_attn_n": 3, "grp_attn_w": 30, "scaling": "linear", "scale": 2.0,
+    },
+}  # fmt: skip
+
+
+def reference_of(path: Path, rope: dict, n_tokens: int) -> Reference:
+    """Dynamic scaling grows by eighths of the trained length, here 8 tokens."""
+    return Reference(path, rope={**rope, "n_tokens": -(-n_tokens // 8) * 8})
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", [*ROPES, *RAW_ROPES])
+def test_positions_follow_the_reference(tmp_path, name, isa):
+    """Whatever the threads, and the pieces that a prompt is computed in."""
+    _kernels.use_isa(isa)
+    path = write_llama(tmp_path / "m.gguf")
+    rope = (ROPES | RAW_ROPES)[name]
+    ids = ids_of(133)
+    expected = reference_of(path, rope, len(ids)).logits(ids)
+    assert relative_error(Reference(path).logits(ids), expected) > 0.01, "it matters"
+    for cache in CACHES if name in ROPES else ("raw",):
+        first = None
+        for n_ubatch, n_threads in ((512, 2), (512, 1), (40, 2), (3, 1), (1, 2)):
+            options = {"cache": cache, "n_ubatch": n_ubatch, "n_threads": n_threads}
+            with load(path, rope=RopeConfig(**rope), **options) as llm:
+                got = llm.logits(ids)
+            assert relative_error(got, expected) < F32_BOUND
+            first = got if first is None else first
+            assert n_ubatch < 512 or np.array_equal(got, first)
+
+
+@pytest.mark.parametrize("name", [*ROPES, *RAW_ROPES])
+def test_positions_change_while_keys_stay(tmp_path, name):
+    """With one layer, keys are those that the new angles would have had from the start."""
+    path = write_llama(tmp_path / "m.gguf", n_layers=1)
+    ids, last = ids_of(100), ids_of(3, seed=1)
+    rope = (ROPES | RAW_ROPES)[name]
+    with load(path, cache="raw") as llm, llm.context() as context:
+        context.append(ids)
+        before = context.logits(last)
+        llm.set_rope(RopeConfig(**rope))
+        expected = reference_of(path, rope, 103).logits([*ids, *last])[-3:]
+        assert relative_error(context.logits(last), expected) < F32_BOUND
+        llm.set_rope(RopeConfig())
+        assert np.array_equal(context.logits(last), before)
+
+
+def test_a_prompt_is_computed_anew_after_a_change(tmp_path):
+    """Blocks that prompts share were computed with the old angles."""
+    path, ids = write_llama(tmp_path / "m.gguf"), ids_of(90)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    rope = RopeConfig("linear", scale=4.0)
+    with load(path, cache="raw", rope=rope) as llm:
+        expected = llm.generate(ids, params)
+    with load(path, cache="raw") as llm:
+        assert llm.generate(ids, params).token_ids != expected.token_ids
+        stream = llm.stream(ids, params)
+        next(stream)
+        llm.set_rope(rope)
+        for _ in stream:  # its blocks are of both kinds, and nobody's to share
+            pass
+        got = llm.generate(ids, params)
+        assert got.token_ids == expected.token_ids
+        assert got.timings.n_reused == 0
+        assert llm.generate(ids, params).timings.n_reused > 0
+
+
+def test_dynamic_scaling_alone_or_in_a_batch(tmp_path):
+    """Sequences of different lengths have different tables, in one step too."""
+    path = write_llama(tmp_path / "m.gguf", n_ctx=64)
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    prompts = [ids_of(n, seed=n) for n in (50, 70, 128, 10)]
+    rope = RopeConfig("dynamic")
+    with load(path, cache="raw", rope=rope, n_ctx=640) as llm:
+        alone = [llm.generate(prompt, params).token_ids for prompt in prompts]
+        together = [done.token_ids for done in llm.generate(prompts, params)]
+        assert together == alone
+    with load(path, cache="raw", rope=rope, n_ctx=640, n_ubatch=16) as llm:
+        assert [done.token_ids for done in llm.generate(prompts, params)] == alone
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rope": {"scaling": "dynamic"}}, "raw cache"),
+        ({"rope": {"grp_attn_n": 2}}, "raw cache"),
+    ],
+)
+def test_what_needs_raw_keys_says_so(tmp_path, options, words):
+    path = write_llama(tmp_path / "m.gguf")
+    rope = RopeConfig(**options["rope"])
+    with pytest.raises(ValueError, match=words):
+        load(path, cache="roped", rope=rope)
+    with load(path, cache="roped") as llm, pytest.raises(ContextError, match=words):
+        llm.set_rope(rope)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"scaling": "ntk"}, "'ntk', expected one of none, linear, yarn, dynamic"),
+        ({"scale": 0.0}, "scale is 0"),
+        ({"scale": -2.0}, "scale is -2"),
+        ({"scale": float("nan")}, "scale is nan"),
+        ({"scale": "2"}, "a number"),
+        ({"freq_base": 0.0}, "freq_base is 0"),
+        ({"yarn_orig_ctx": 0}, "yarn_orig_ctx is 0"),
+        ({"yarn_ext_factor": -1.0}, "yarn_ext_factor is -1"),
+        ({"yarn_attn_factor": 0.0}, "yarn_attn_factor is 0"),
+        ({"yarn_beta_fast": 0.0}, "yarn_beta_fast is 0"),
+        ({"grp_attn_n": 0}, "grp_attn_n is 0"),
+        ({"grp_attn_n": 4, "grp_attn_w": 510}, "510, expected a multiple of grp_attn_n, .* 4"),
+    ],
+)
+def test_rope_config_refuses(values, words):
+    with pytest.raises(ValueError, match=words):
+        RopeConfig(**values)
+
+
+def test_group_window_goes_with_the_groups():
+    assert [RopeConfig(grp_attn_n=n).group_window for n in (1, 2, 3, 700)] == [512, 512, 510, 700]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import console, engine_flags, model_file, prompt, reuse
@@ -23,6 +22,13 @@ _LENGTH = (
         int,
         "N",
         "tokens to write at most; -1: until the model ends or the context is full",
+    ),
+    Flag(
+        ("--keep",),
+        "n_keep",
+        int,
+        "N",
+        "with --context-shift, first tokens that always stay; -1: the prompt",
     ),
 )
 _SAMPLING = (  # in the order in which it is done
@@ -78,9 +84,9 @@ examples:
   lariat generate -m model.gguf -e -p "Q: Who?\\nA:" -r "\\nQ:" --seed 7
 
 It ends at the model's end token, at a text of -r (not printed), after -n tokens or when the context
-is full. Ctrl-C ends it with the statistics so far. Exit code: 0, 1 error, 2 usage, 130 Ctrl-C,
-141 closed pipe. The environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction
-set."""
+is full; with -n -1 --context-shift --ignore-eos never. Ctrl-C ends it with the statistics so far.
+Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe. The environment variable LARIAT_ISA
+(scalar, avx2, avx512) forces an instruction set."""
 
 
 def register(commands: Any) -> None:
@@ -101,6 +107,11 @@ def register(commands: Any) -> None:
         default=[],
         metavar="TEXT",
         help="end where the model writes this text; may be given several times",
+    )
+    text.add_argument(
+        "--context-shift",
+        action="store_true",
+        help="where the context is full, forget the oldest 32 tokens behind --keep and go on",
     )
     text.add_argument(
         "--ignore-eos",
@@ -136,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
         _LENGTH + _SAMPLING,
         args,
         ignore_eos=args.ignore_eos,
+        context_shift=args.context_shift,
         stop=prompt.stop_texts(args),
         seed=None if args.seed == -1 else args.seed,
     )
@@ -147,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     from engine.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **asdict(config), progress=bar, overrides=overrides)
+        llm = LLM(args.model, **vars(config), progress=bar, overrides=overrides)
     with llm:
         return _generate(llm, text, params, args)
 

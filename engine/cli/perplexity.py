@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import console, engine_flags, model_file, prompt
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from engine.llm import LLM
 
     base = perplexity.Base(args.kl_base) if args.kl_divergence else None
-    options = asdict(config)
+    options = dict(vars(config))
     if base is not None:
         options["n_ctx"] = base.chunks.shape[1]
     elif args.kl_base:

@@ -144,6 +144,14 @@ ALWAYS_INLINE void scores_stepped_avx2(const float *q, const void *k, int n, int
     for (int j = 0; j < n; j += 8) _mm256_storeu_ps(s + j, sum_8_avx2(partial + j));
 }
 
+ALWAYS_INLINE void scores_one_avx2(const float *q, const void *k, int n, int64_t head_dim,
+                                   const rope_t *rope, float *s, const int f32) {
+    if (rope->step)
+        scores_stepped_avx2(q, k, n, head_dim, rope->step, s, f32);
+    else
+        scores_rows_avx2(q, 1, k, n, head_dim, rope->rows, s, f32);
+}
+
 #define BY_QUERIES_AVX2(four, two, one)                                                    \
     for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS) four;                    \
     if (n_q >= 2) {                                                                        \
@@ -170,14 +178,14 @@ static void scores_raw_f16_avx2(const float *q, int n_q, const void *k, int n, i
                                 const rope_t *rope, float *s) {
     BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, rope->rows, s, 0),
                     scores_rows_avx2(q, 2, k, n, head_dim, rope->rows, s, 0),
-                    scores_stepped_avx2(q, k, n, head_dim, rope->step, s, 0))
+                    scores_one_avx2(q, k, n, head_dim, rope, s, 0))
 }
 
 static void scores_raw_f32_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                 const rope_t *rope, float *s) {
     BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, rope->rows, s, 1),
                     scores_rows_avx2(q, 2, k, n, head_dim, rope->rows, s, 1),
-                    scores_stepped_avx2(q, k, n, head_dim, rope->step, s, 1))
+                    scores_one_avx2(q, k, n, head_dim, rope, s, 1))
 }
 #undef BY_QUERIES_AVX2
 

@@ -274,6 +274,14 @@ ALWAYS_INLINE void scores_stepped_avx512(const float *q, const void *k, int n, i
     if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
 }
 
+ALWAYS_INLINE void scores_one_avx512(const float *q, const void *k, int n, int64_t head_dim,
+                                       const rope_t *rope, float *s, const int f32) {
+    if (rope->step)
+        scores_stepped_avx512(q, k, n, head_dim, rope->step, s, f32);
+    else
+        scores_turned_avx512(q, 1, k, n, head_dim, rope->rows, s, f32);
+}
+
 /* Queries in fours, twos and ones, each compiled on its own so that sums stay in registers. */
 #define BY_QUERIES_AVX512(four, two, one)                                                  \
     for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS) four;                    \
@@ -303,7 +311,7 @@ static void scores_raw_f16_avx512(const float *q, int n_q, const void *k, int n,
         scores_transposed_avx512(q, k, n, head_dim, rope->rows, s, 0);
     BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rope->rows, s, 0),
                       scores_turned_avx512(q, 2, k, n, head_dim, rope->rows, s, 0),
-                      scores_stepped_avx512(q, k, n, head_dim, rope->step, s, 0))
+                      scores_one_avx512(q, k, n, head_dim, rope, s, 0))
 }
 
 static void scores_raw_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
@@ -312,7 +320,7 @@ static void scores_raw_f32_avx512(const float *q, int n_q, const void *k, int n,
         scores_transposed_avx512(q, k, n, head_dim, rope->rows, s, 1);
     BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rope->rows, s, 1),
                       scores_turned_avx512(q, 2, k, n, head_dim, rope->rows, s, 1),
-                      scores_stepped_avx512(q, k, n, head_dim, rope->step, s, 1))
+                      scores_one_avx512(q, k, n, head_dim, rope, s, 1))
 }
 #undef BY_QUERIES_AVX512
 

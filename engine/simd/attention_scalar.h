@@ -3,7 +3,7 @@
  * The operations, with the same signature at every level (head_dim stands for that of K or V):
  *   scores_*   s[r][j] = q[r] . k[j], for up to SCORE_ROWS queries and keys as they are stored.
  *              The raw ones get queries rotated back by the position of the block's first key, and
- *              turn key j by j more: see `rope_t`.
+ *              turn key j by j more: see `rope_t`. Without its `step`, by the angles of row j.
  *   keys_*     keys of a block to float, rotated if raw, transposed to [head_dim][32]
  *   tile_scores  s[r][j] from such a tile, for any number of queries
  *   softmax_block  one step of the online softmax: s becomes weights, m, l and acc follow
