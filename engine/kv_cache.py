@@ -17,7 +17,7 @@ from engine._program import run as run_now
 from engine.batch import Batch
 from engine.chunk_file import StoredChunk, check_fits
 from engine.config import ModelConfig
-from engine.memory import allocate, can_map, map_file
+from engine.memory import allocate, map_file
 from engine.rope import RopeTable
 from engine.segments import SLOTS, BlockPool, SegmentList, numbered, slots_of
 
@@ -147,9 +147,9 @@ class KVCache(ABC):
         """Make a segment list of a chunk's sink and tokens; they stand in the pool once, however
         often they are used.
 
-        Blocks that are not there yet are mapped from the file, or copied where a block is no whole
-        number of pages. Raises IndexError if the pool has too few blocks, `ContextError` for a
-        chunk that does not fit.
+        Blocks that are not there yet are mapped from the file, or copied where that cannot be (a
+        block is no whole number of pages). Raises IndexError if the pool has too few blocks,
+        `ContextError` for a chunk that does not fit.
         """
         check_fits(chunk, len(self._k), *(part.shape[2] for part in self._blocks))
         keys = [f"{chunk.checksum} {i}".encode() for i in range(chunk.n_blocks)]
@@ -187,9 +187,7 @@ class KVCache(ABC):
                     offset = chunk.offsets[name] + source[0, 0].nbytes * (
                         layer * chunk.n_blocks + int(at[0])
                     )
-                    if can_map(target, offset):
-                        map_file(target, chunk.file.fileno(), offset)
-                    else:
+                    if not map_file(target, chunk.file.fileno(), offset):
                         target[:] = source[layer, at[0] : at[-1] + 1]
 
     def _copy_slots(self, source: int, target: int, first: int, length: int) -> None:

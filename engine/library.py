@@ -72,6 +72,8 @@ class ChunkLibrary:
             try:
                 self._open[entry.content] = StoredChunk(self._path(entry.content))
             except OSError as error:
+                if self._read_index().get(name) not in (None, entry):
+                    return self[name]  # replaced just now
                 raise ContextError(
                     f"{self._path(entry.content)}: chunk {name!r} cannot be read: {error.strerror}"
                 ) from error
@@ -100,15 +102,17 @@ class ChunkLibrary:
         described = repr((sorted(kind.items()), sink, ids)).encode()
         content = hashlib.blake2b(described, digest_size=16).hexdigest()
         path = self._path(content)
-        with self._changing():  # finds out whether that is possible, before the work
-            is_there = _is_whole(path)
-        computed = None if is_there else _compute(llm, sink, ids)
-        with self._changing() as index:
-            if computed:
-                save(path, kind, computed)
-            chunk = StoredChunk(path)
-            types = {key: kind[key] for key in ("model", "type_k", "type_v")}
-            index[name] = Entry(name, content, len(chunk), chunk.nbytes, **types)
+        chunk, computed = None, None
+        while chunk is None:  # twice where there is something to compute
+            with self._changing() as index:
+                if computed:
+                    save(path, kind, computed)
+                chunk = StoredChunk(path) if computed else _whole(path)
+                if chunk is not None:
+                    types = {key: kind[key] for key in ("model", "type_k", "type_v")}
+                    index[name] = Entry(name, content, len(chunk), chunk.nbytes, **types)
+            if chunk is None:
+                computed = _compute(llm, sink, ids)
         self._open[content] = chunk
         return chunk
 
@@ -187,13 +191,12 @@ def _compute(llm: LLM, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]
     return {"keys": keys, "values": values, "tokens": tokens, "sink": before, "segments": segments}
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a chunk is there and not damaged."""
+def _whole(path: Path) -> StoredChunk | None:
+    """The chunk in a file, if it is there and not damaged."""
     try:
-        StoredChunk(path)
+        return StoredChunk(path)
     except (OSError, ContextError):
-        return False
-    return True
+        return None
 
 
 def _reason(error: Exception) -> str:

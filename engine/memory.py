@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import os
 
 import numpy as np
 
@@ -57,22 +56,17 @@ class Arena:
         return self._memory[start : self._used]
 
 
-def can_map(target: np.ndarray, offset: int) -> bool:
-    """Whether `map_file` could put a file's bytes from `offset` on at `target`: whole pages."""
-    page = mmap.ALLOCATIONGRANULARITY
-    return hasattr(mmap, "MAP_PRIVATE") and not any(
-        n % page for n in (target.ctypes.data, target.nbytes, offset)
-    )
-
-
-def map_file(target: np.ndarray, fd: int, offset: int) -> None:
+def map_file(target: np.ndarray, fd: int, offset: int) -> bool:
     """Let `target` (uint8 [n], contiguous, a part of what `allocate` gave) show bytes of a file.
 
     Nothing is read or copied: pages come from the system's cache of the file when they are used,
-    and one that is written to becomes a copy, never a change of the file. Raises OSError.
+    and one that is written to becomes a copy, never a change of the file. False, with nothing done,
+    where that cannot be: no whole pages, or the system has no room for one more mapping.
     """
     assert target.flags.c_contiguous
-    assert can_map(target, offset)
+    page = mmap.ALLOCATIONGRANULARITY
+    if any(n % page for n in (target.ctypes.data, target.nbytes, offset)):
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [
@@ -80,6 +74,4 @@ def map_file(target: np.ndarray, fd: int, offset: int) -> None:
     ]  # fmt: skip
     access, fixed = mmap.PROT_READ | mmap.PROT_WRITE, 0x10  # MAP_FIXED, on Linux and macOS
     at = libc.mmap(target.ctypes.data, target.nbytes, access, mmap.MAP_PRIVATE | fixed, fd, offset)
-    if at != target.ctypes.data:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+    return bool(at == target.ctypes.data)

@@ -116,9 +116,13 @@ def test_a_chunk_scores_as_the_reference_s_keys_at_its_place(paths, shelf, shape
 def test_blocks_of_whole_pages_are_mapped_and_others_copied(paths, shelf, monkeypatch):
     mapped = []
     map_file = memory.map_file
-    monkeypatch.setattr(
-        "engine.kv_cache.map_file", lambda *args: (mapped.append(args[0].nbytes), map_file(*args))
-    )
+
+    def counted(target: np.ndarray, *where: int) -> bool:
+        done = map_file(target, *where)
+        mapped.append(target.nbytes if done else 0)
+        return done
+
+    monkeypatch.setattr("engine.kv_cache.map_file", counted)
     for shape in SHAPES:
         with load(paths[shape], type_k="f16", type_v="f16") as llm:
             chunk = shelf.add(llm, shape, A)
