@@ -13,7 +13,7 @@ The way of a token, top to bottom; imports point downwards too:
      |
     model                   the forward pass, in the order of the paper
      |         \\
-    kv_cache    weights     roped or raw keys in blocks; matrices interleaved at load
+    kv_cache    weights     roped or raw keys in blocks (cache_memory); matrices interleaved at load
      |           |
     segments    gguf, quants, tokenizer      what the file holds (vocabulary, tokenizer_spm, _bpe)
      |

@@ -10,8 +10,10 @@ from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
-from engine._cache cimport TASK_FLOATS, Pool, cells_t, row_of
-from engine._kernels cimport C_F32, SCORE_ROWS, SLOTS, Rope, kernels_t, rope_t, table
+from engine._cache cimport TASK_FLOATS, Pool, cells_t, unit_of
+from engine._kernels cimport (
+    C_F16, C_F32, N_FLOAT_TYPES, SCORE_ROWS, SLOTS, Rope, kernels_t, rope_t, table
+)
 from engine._program cimport Step
 
 cdef kernels_t *KERNELS = table()
@@ -226,10 +228,10 @@ def attend(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan 
     plan  filled with a batch of n_tokens when the step is run
     """
     cdef _Attend step = attention_step(pool, layer, q, plan, out)
-    # queries, sums, a block of keys and of values, scores; and for group attention queries, keys,
-    # rows of the table, scores
-    cdef int64_t rows = max(TILE_ROWS, step.a.group)
-    step.n_work = (rows + SLOTS) * (step.a.dk + step.a.dv) + rows * (SLOTS + 2) + 64
+    # queries, sums, a block of keys and of keys or values as they were stored, scores; and for group
+    # attention queries, keys, rows of the table, scores
+    cdef int64_t rows = max(TILE_ROWS, step.a.group), d = max(step.a.dk, step.a.dv)
+    step.n_work = rows * (step.a.dk + step.a.dv) + 2 * SLOTS * d + rows * (SLOTS + 2) + 64
     step.n_work += (rows + 2 * SLOTS) * step.a.dk + rows * SLOTS
     step.bind(attend_task, &step.a, 0, step.keep)
     step.n_tasks = &plan.plan.n_tasks
@@ -279,6 +281,22 @@ cdef void group_rows(const rope_t *rope, int64_t position, int64_t n, int64_t dk
         memcpy(rows + i * dk, rope.rows + (position + i) // rope.group_n * dk, dk * sizeof(float))
 
 
+cdef inline const uint8_t *rows_of(const cells_t *c, const int32_t *seg, int64_t head, int n,
+                                   int first, bint in_units, float *room,
+                                   int *type) noexcept nogil:
+    """n rows of a segment from its row `first` on, of one head, and their type: where they are
+    stored, or, if they are quantized, as float in `room` [n][d]. With `in_units` quantized ones
+    stay where they are, and what is returned is the whole unit."""
+    cdef const uint8_t *unit = unit_of(c, seg[0], head, type)
+    if type[0] < N_FLOAT_TYPES:
+        return unit + (seg[1] + first) * c.d * (4 if type[0] == C_F32 else 2)
+    if in_units:
+        return unit
+    KERNELS.dequantize[type[0]](unit, seg[1] + first, n, c.d, room)
+    type[0] = C_F32
+    return <const uint8_t *>room
+
+
 cdef void attend_span(const attention_t *a, const span_t *task, float *work) noexcept nogil:
     """One token over segments [first, last) for KV heads [first, last): blocks outside, heads
     inside, so that memory is read in one run. Leaves maximum, sum and weighted values in its part,
@@ -315,6 +333,12 @@ cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *se
     cdef float *turned = work                       # [SCORE_ROWS][dk]
     cdef float *s = work + SCORE_ROWS * a.dk        # [SCORE_ROWS][SLOTS]
     cdef float *rows = s + SCORE_ROWS * SLOTS       # [SLOTS][dk]
+    cdef float *room_k = rows + SLOTS * a.dk        # [SLOTS][dk]
+    cdef float *room_v = room_k + SLOTS * a.dk      # [SLOTS][dv]
+    # One query turns numbers to float on its way, stepped by one position a row if keys are raw;
+    # several share them as float.
+    cdef bint v_in_units = a.group == 1, k_in_units = v_in_units and a.dk % 64 == 0 and not is_far
+    cdef int type_k, type_v, slot = seg[1] + first
     cdef int64_t position = seg[3] + first, turn = position, head, row, i
     cdef int n_q
     cdef rope_t rope
@@ -328,8 +352,8 @@ cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *se
             group_rows(&rope, position % rope.group_n, n, a.dk, rows)
             rope.rows, rope.step = rows, NULL
     for head in range(task.first_head, task.last_head):
-        k = row_of(&a.keys, seg[0], head, seg[1] + first)
-        v = row_of(&a.values, seg[0], head, seg[1] + first)
+        k = rows_of(&a.keys, seg, head, n, first, k_in_units, room_k, &type_k)
+        v = rows_of(&a.values, seg, head, n, first, v_in_units, room_v, &type_v)
         row = head * a.group
         while row < (head + 1) * a.group:
             n_q = <int>min(SCORE_ROWS, (head + 1) * a.group - row)
@@ -339,9 +363,15 @@ cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *se
                     KERNELS.rotate_back(q + i * a.dk, a.rope.rows + turn * a.dk, a.dk // 2,
                                         turned + i * a.dk)
                 q = turned
-            KERNELS.scores[a.raw][a.keys.type](q, n_q, k, n, a.dk, &rope, s)
+            if type_k < N_FLOAT_TYPES:
+                KERNELS.scores[a.raw][type_k](q, n_q, k, n, a.dk, &rope, s)
+            else:
+                KERNELS.unit_scores[a.raw][type_k](q, k, slot, n, a.dk, &rope, s)
             KERNELS.softmax_block(s, n_q, n, n, 0, m + row, norm + row, acc + row * a.dv, a.dv)
-            KERNELS.weigh[a.values.type](s, n_q, v, n, a.dv, acc + row * a.dv)
+            if type_v < N_FLOAT_TYPES:
+                KERNELS.weigh[type_v](s, n_q, v, n, a.dv, acc + row * a.dv)
+            else:
+                KERNELS.unit_weigh[type_v](s, v, slot, n, a.dv, acc + row * a.dv)
             row = row + n_q
 
 
@@ -390,8 +420,8 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
     cdef float *q = work                    # [n_rows][dk]
     cdef float *acc = q + n_rows * a.dk     # [n_rows][dv]
     cdef float *keys = acc + n_rows * a.dv  # [dk][SLOTS]
-    cdef float *value_room = keys + SLOTS * a.dk
-    cdef float *s = value_room + SLOTS * a.dv  # [n_t][SLOTS]
+    cdef float *room = keys + SLOTS * a.dk  # [SLOTS][dk or dv]
+    cdef float *s = room + SLOTS * max(a.dk, a.dv)  # [n_t][SLOTS]
     cdef float *m = s + n_t * SLOTS
     cdef float *norm = m + n_rows
     cdef float *far_q = norm + n_rows           # [n_rows][dk]
@@ -404,7 +434,7 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
     cdef const uint8_t *k
     cdef const int32_t *seg
     cdef int64_t segment, g, t, row, token_row, begin, turn, n_of_t
-    cdef int n, skip, n_far
+    cdef int n, skip, n_far, type
     cdef const uint8_t *v
     for g in range(a.group):
         for t in range(n_t):
@@ -429,18 +459,17 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
         begin = a.plan.starts[segment]
         n_far = <int>min(n, max(0, far - begin))
         rope_row = a.rope.rows + seg[3] * a.dk if a.raw else NULL
-        k = row_of(&a.keys, seg[0], task.head, seg[1])
+        k = rows_of(&a.keys, seg, task.head, n, 0, False, room, &type)
         if far - (n_t - 1) - begin < n:  # near the first token
-            KERNELS.keys[a.keys.type](k, n, a.dk, rope_row, keys)
+            KERNELS.keys[type](k, n, a.dk, rope_row, keys)
         if n_far > 0:
             group_rows(a.rope, seg[3], n_far, a.dk, far_rows)
-            KERNELS.keys[a.keys.type](k, n_far, a.dk, far_rows, far_keys)
-        v = row_of(&a.values, seg[0], task.head, seg[1])
-        if a.values.type == C_F32:
-            values = <const float *>v
-        else:
-            KERNELS.to_f32(<const uint16_t *>v, n * a.dv, value_room)
-            values = value_room
+            KERNELS.keys[type](k, n_far, a.dk, far_rows, far_keys)
+        v = rows_of(&a.values, seg, task.head, n, 0, False, room, &type)
+        if type == C_F16:
+            KERNELS.to_f32(<const uint16_t *>v, n * a.dv, room)
+            v = <const uint8_t *>room
+        values = <const float *>v
         skip = <int>max(0, begin - task.n_visible + 1)  # tokens before this segment
         for g in range(a.group):
             row = g * n_t + skip

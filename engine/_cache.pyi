@@ -10,7 +10,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 
-def head_block_bytes(type: str, head_dim: int) -> int: ...
+def layout(type: str, head_dim: int) -> tuple[int, int, bool]: ...
 
 class Pool:
     n_layers: int
@@ -29,6 +29,9 @@ class Pool:
         head_dim_v: int,
         type_k: str,
         type_v: str,
+        open_k: Bytes | None = None,
+        open_v: Bytes | None = None,
+        open_at: Int32 | None = None,
     ) -> None: ...
 
 def store(
@@ -41,3 +44,4 @@ def store(
     positions: Int32 | None = None,
 ) -> Step: ...
 def shift(pool: Pool, rope: Rope, moved: Int32) -> Step: ...
+def seal(pool: Pool, blocks: Int32) -> Step: ...

@@ -4,7 +4,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 
 cdef extern from "simd/table.h" nogil:
     enum: GROUP_ROWS, BLOCK, SLOTS, SCORE_ROWS
-    enum: C_F16, C_F32, N_CACHE_TYPES
+    enum: C_F16, C_F32, N_FLOAT_TYPES, C_Q8_0, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES
+    enum: MAX_HEAD_DIM
     enum:
         W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K
         W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K
@@ -27,6 +28,12 @@ cdef extern from "simd/table.h" nogil:
     ctypedef void (*keys_fn)(const void *, int, int64_t, const float *, float *) noexcept nogil
     ctypedef void (*weigh_fn)(const float *, int, const void *, int, int64_t,
                               float *) noexcept nogil
+    ctypedef void (*unit_scores_fn)(const float *, const void *, int, int, int64_t, const rope_t *,
+                                    float *) noexcept nogil
+    ctypedef void (*unit_weigh_fn)(const float *, const void *, int, int, int64_t,
+                                   float *) noexcept nogil
+    ctypedef void (*dequantize_fn)(const void *, int, int, int64_t, float *) noexcept nogil
+    ctypedef void (*quantize_fn)(const float *, int, int64_t, void *) noexcept nogil
     ctypedef struct kernels_t:
         int level
         matmul_fn matmul[7]
@@ -38,15 +45,19 @@ cdef extern from "simd/table.h" nogil:
         void (*to_f16)(const float *, int64_t, uint16_t *) noexcept nogil
         void (*to_f32)(const uint16_t *, int64_t, float *) noexcept nogil
         void (*rotate_back)(const float *, const float *, int64_t, float *) noexcept nogil
-        scores_fn scores[2][N_CACHE_TYPES]
-        keys_fn keys[N_CACHE_TYPES]
+        scores_fn scores[2][N_FLOAT_TYPES]
+        keys_fn keys[N_FLOAT_TYPES]
         void (*tile_scores)(const float *, int, const float *, int64_t, float *) noexcept nogil
         void (*softmax_block)(float *, int, int, int, int, float *, float *, float *,
                               int64_t) noexcept nogil
-        weigh_fn weigh[N_CACHE_TYPES]
+        weigh_fn weigh[N_FLOAT_TYPES]
+        unit_scores_fn unit_scores[2][N_CACHE_TYPES]
+        unit_weigh_fn unit_weigh[N_CACHE_TYPES]
+        dequantize_fn dequantize[N_CACHE_TYPES]
+        quantize_fn quantize[N_CACHE_TYPES]
     int64_t tile_width(int64_t) noexcept
     int64_t cache_row_bytes(int, int64_t) noexcept
-    int64_t cache_unit_bytes(int, int64_t) noexcept
+    int64_t cache_scale_bytes(int, int64_t) noexcept
 
 cdef class Rope:
     cdef rope_t table

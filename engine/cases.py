@@ -18,7 +18,7 @@ from engine import _kernels
 from engine.config import ModelConfig
 from engine.errors import ContextError
 from engine.gguf import GGUFFile
-from engine.kv_cache import cache_bytes
+from engine.kv_cache import cache_bytes, check_types
 from engine.segments import SLOTS
 from engine.weights import Linear, Weights
 
@@ -108,7 +108,9 @@ def combinations(
 
 
 def check_fits(case: Case, config: ModelConfig, name: str) -> None:
-    """Raise ContextError if the case is longer than the context of the model `name`."""
+    """Raise ContextError if the case is longer than the context of the model `name`, ModelError if
+    that cannot have the case's cache types."""
+    check_types(config, case.type_k, case.type_v)
     if case.n_positions > config.n_ctx_train:
         depth = f"at depth {case.n_depth} " if case.n_depth else ""
         raise ContextError(

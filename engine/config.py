@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engine.gguf import GGUFFile
 
 CACHE_STRATEGIES = ("roped", "raw")
-CACHE_TYPES = ("f16", "f32")
+CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
 ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
 
 # Bounds of what a sane file holds. They keep later arithmetic and allocations small.

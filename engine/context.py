@@ -11,6 +11,7 @@ import numpy as np
 
 from engine import context_file
 from engine.batch import split
+from engine.cache_memory import Stored
 from engine.chunk_file import StoredChunk
 from engine.errors import ContextError
 from engine.segments import SegmentList
@@ -167,7 +168,8 @@ class Context:
         """Copy what stands in half-empty blocks together; returns how many blocks became free.
 
         Edits leave unused slots in blocks. Keys and values are copied as they are, so nothing else
-        changes. Blocks that another context holds too stay where they are.
+        changes. Blocks that another context holds too stay where they are, and so do all with a
+        cache type by channel.
         """
         with self._editing():
             self._settle()
@@ -196,11 +198,11 @@ class Context:
         """
         with self._editing():
             self._settle()
-            keys, values = self._llm._cache.read(self._segments)
+            stored = self._llm._cache.read(self._segments)
             tokens = np.array(self._ids, np.int32)
             segments = self._segments.segments[:, :3].copy()
             segments[:, 0] = np.unique(segments[:, 0], return_inverse=True)[1]
-            saved = context_file.Saved(tokens, segments, keys, values)
+            saved = context_file.Saved(tokens, segments, *stored)
             kind = self._llm.cache_kind
         context_file.save(path, kind, saved)
 
@@ -221,10 +223,13 @@ class Context:
             n_blocks = int(saved.segments[:, 0].max(initial=-1)) + 1
             if n_blocks > cache.pool.n_free + freed:
                 raise ContextError(_NO_ROOM)
+            stored = Stored(*saved[2:])
+            if not cache.fits(len(ids), n_blocks, stored):
+                raise ContextError(f"{path}: is damaged: its keys and values have another shape")
             self._segments.clear()
             self._ids = []
             slots = self._segments.place(saved.segments)
-            cache.write(slots, saved.keys, saved.values)
+            cache.write(slots, stored)
             self._ids = ids
 
     def close(self) -> None:

@@ -5,7 +5,10 @@ Format: https://huggingface.co/docs/safetensors, tensors
     segments      int32 [n_segments, 3]: block (counted from 0), first slot, length; attention sums
                   segment by segment, so the same ones give the same bits again
     keys, values  [n_layers, n_tokens, n_kv_heads, head_dim], f16 or f32 as in the cache; the pairs
-                  that are rotated are dims i and i + head_dim / 2
+                  that are rotated are dims i and i + head_dim / 2. Quantized ones as bytes, by
+                  channel of whole blocks, in which tokens that were deleted may still stand: see
+                  `engine.cache_memory.Stored`
+    open          uint8 [n_blocks], by channel only: 1 for blocks that are f16 still
 and, as metadata, what a cache must have in common with the one that wrote them.
 """
 
@@ -32,7 +35,7 @@ from engine.segments import SLOTS
 VERSION = "1"
 _FORMAT = "lariat-context"
 _SAMPLE = 4096  # bytes of each tensor that go into a model's fingerprint
-_TENSORS = ("tokens", "segments", "keys", "values")
+_TENSORS = ("tokens", "segments", "keys", "values", "open")
 
 
 class Saved(NamedTuple):
@@ -42,6 +45,7 @@ class Saved(NamedTuple):
     segments: np.ndarray
     keys: np.ndarray
     values: np.ndarray
+    open: np.ndarray
 
 
 def fingerprint(gguf: GGUFFile) -> str:
@@ -123,12 +127,11 @@ def _check_shapes(path: str | os.PathLike[str], what: Saved) -> None:
         and tokens.ndim == 1
         and segments.ndim == 2
         and segments.shape[1] == 3
-        and what.keys.ndim == what.values.ndim == 4
-        and what.keys.shape[1] == what.values.shape[1] == len(tokens)
         and int(segments[:, 2].sum()) == len(tokens)
         and (segments >= (0, 0, 1)).all()
         and (segments[:, 1] + segments[:, 2] <= SLOTS).all()
         and (segments[:, 0] < len(segments)).all()
+        and len(np.unique(segments[:, 0])) == int(segments[:, 0].max(initial=-1)) + 1
     )
     if not fits:
         raise ContextError(f"{path}: is damaged: its parts do not fit each other")

@@ -15,21 +15,36 @@ from engine import _attention, _cache, _kernels
 from engine._program import Step
 from engine._program import run as run_now
 from engine.batch import Batch
+from engine.cache_memory import CacheMemory, Stored
 from engine.chunk_file import StoredChunk, check_fits
 from engine.config import ModelConfig
-from engine.memory import allocate, map_file
+from engine.errors import ContextError, ModelError
+from engine.memory import map_file
 from engine.rope import RopeTable
 from engine.segments import SLOTS, BlockPool, SegmentList, numbered, slots_of
 
-_ELEMENTS = {"f16": np.float16, "f32": np.float32}
 SPARE_BLOCKS = 2  # what a context loses to holes when its oldest tokens are evicted
 
 
 def cache_bytes(config: ModelConfig, n_ctx: int, type_k: str, type_v: str) -> int:
-    """Bytes that keys and values of `n_ctx` positions take, whole blocks."""
-    per_head = _cache.head_block_bytes(type_k, config.head_dim_k)
-    per_head += _cache.head_block_bytes(type_v, config.head_dim_v)
-    return config.n_layers * config.n_kv_heads * _n_blocks(n_ctx) * per_head
+    """Bytes that keys and values of `n_ctx` positions take, whole blocks.
+
+    Types by channel need more for blocks that are not full yet: as f16, those of a prompt's
+    `n_ubatch` tokens and one for each context.
+    """
+    n_bytes = 0
+    for type, head_dim in ((type_k, config.head_dim_k), (type_v, config.head_dim_v)):
+        row, scales, _ = _cache.layout(type, head_dim)
+        n_bytes += config.n_layers * config.n_kv_heads * _n_blocks(n_ctx) * (SLOTS * row + scales)
+    return n_bytes
+
+
+def check_types(config: ModelConfig, type_k: str, type_v: str) -> None:
+    """Raise ModelError unless types can hold the model's keys and values."""
+    try:
+        cache_bytes(config, 1, type_k, type_v)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
 
 
 def _n_blocks(n_ctx: int) -> int:
@@ -37,10 +52,7 @@ def _n_blocks(n_ctx: int) -> int:
 
 
 class KVCache(ABC):
-    """The pool's memory and what both strategies share.
-
-    Layout [layer][block][kv_head][32 slots][head_dim], keys and values apart.
-    """
+    """What both strategies share."""
 
     _raw = False
 
@@ -58,27 +70,9 @@ class KVCache(ABC):
         self.pool = BlockPool(n_blocks, self._copy_slots)
         self._rope = rope
         self._scale = 1.0 / math.sqrt(config.head_dim_k)
-        n_units = config.n_layers * n_blocks * config.n_kv_heads
-        k = allocate(n_units * _cache.head_block_bytes(type_k, config.head_dim_k))
-        v = allocate(n_units * _cache.head_block_bytes(type_v, config.head_dim_v))
-        # [layer][block][bytes]
-        self._blocks = tuple(x.reshape(config.n_layers, n_blocks, -1) for x in (k, v))
-        shape = (config.n_layers, n_blocks, config.n_kv_heads, SLOTS, -1)
-        self._k, self._v = k.view(_ELEMENTS[type_k]), v.view(_ELEMENTS[type_v])
-        self._k, self._v = self._k.reshape(shape), self._v.reshape(shape)
-        self._memory = _cache.Pool(
-            k,
-            v,
-            config.n_layers,
-            n_blocks,
-            config.n_kv_heads,
-            config.head_dim_k,
-            config.head_dim_v,
-            type_k,
-            type_v,
-        )
+        self._memory = CacheMemory(config, n_blocks, type_k, type_v)
         self._plan = _attention.AttentionPlan(
-            self._memory, config.n_heads, rope.kernel if self._raw else None
+            self._memory.kernel, config.n_heads, rope.kernel if self._raw else None
         )
 
     def new_segments(self) -> SegmentList:
@@ -90,7 +84,7 @@ class KVCache(ABC):
     @property
     def block_bytes(self) -> int:
         """Bytes of a block, keys and values, all layers."""
-        return (self._k.nbytes + self._v.nbytes) // max(1, self.pool.n_blocks)
+        return self._memory.block_bytes
 
     @abstractmethod
     def edit(self, context: SegmentList, rows: np.ndarray, n_threads: int) -> None:
@@ -102,10 +96,13 @@ class KVCache(ABC):
 
     def compact(self, context: SegmentList) -> int:
         """Copy segments that do not fill their blocks to fewer blocks, those that only this context
-        holds. Exact: no key is rotated. Returns the number of blocks that became free.
+        holds. Exact: no key is rotated. Returns the number of blocks that became free. With types
+        by channel none do: positions that share scales cannot be parted without quantizing anew.
 
         Raises IndexError, with nothing changed, if the pool has too few blocks for the copies.
         """
+        if self._memory.by_channel:
+            return 0
         rows = context.segments.copy()
         counts = np.bincount(rows[:, 0], minlength=self.pool.n_blocks)
         alone = np.array(
@@ -122,25 +119,22 @@ class KVCache(ABC):
         self._assign_copied(context, rows, sparse)
         return self.pool.n_free - n_free
 
-    def read(self, context: SegmentList) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of keys and values as stored: [n_layers, n_tokens, n_kv_heads, head_dim] each."""
-        slots = slots_of(context.segments)
-        block, slot = slots // SLOTS, slots % SLOTS
-        return (
-            np.stack([layer[block, :, slot] for layer in self._k]),
-            np.stack([layer[block, :, slot] for layer in self._v]),
-        )
+    def read(self, context: SegmentList) -> Stored:
+        """Copies of keys and values as stored."""
+        return self._memory.read(slots_of(context.segments))
 
-    def write(self, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
-        """Put what `read` gave into slots."""
-        block, slot = slots // SLOTS, slots % SLOTS
-        for layer in range(len(self._k)):
-            self._k[layer][block, :, slot] = k[layer]
-            self._v[layer][block, :, slot] = v[layer]
+    def fits(self, n_tokens: int, n_blocks: int, stored: Stored) -> bool:
+        """Whether `write` can take this for so many tokens in so many blocks."""
+        return self._memory.fits(n_tokens, n_blocks, stored)
+
+    def write(self, slots: np.ndarray, stored: Stored) -> None:
+        """Put what `read` gave, and `fits`, into the slots of a context that was just placed."""
+        self._memory.write(slots, stored, self.pool)
 
     def read_blocks(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies of whole blocks as they lie in memory: uint8 [n_layers, n_blocks, bytes] each."""
-        k, v = self._blocks
+        self._memory.seal(blocks * SLOTS + SLOTS - 1, self.pool, 1)  # by channel, full or not
+        k, v = self._memory.blocks
         return k[:, blocks], v[:, blocks]
 
     def place(self, chunk: StoredChunk) -> SegmentList:
@@ -151,7 +145,8 @@ class KVCache(ABC):
         block is no whole number of pages). Raises IndexError if the pool has too few blocks,
         `ContextError` for a chunk that does not fit.
         """
-        check_fits(chunk, len(self._k), *(part.shape[2] for part in self._blocks))
+        parts = self._memory.blocks
+        check_fits(chunk, len(parts[0]), *(part.shape[2] for part in parts))
         keys = [f"{chunk.checksum} {i}".encode() for i in range(chunk.n_blocks)]
         found = [self.pool.find(key) for key in keys]
         missing = [i for i, block in enumerate(found) if block is None]
@@ -164,6 +159,7 @@ class KVCache(ABC):
         try:
             self._fill(np.array(blocks, np.int64)[missing], np.array(missing, np.int64), chunk)
             for i in missing:
+                self._memory.hold_sealed(blocks[i], self.pool)
                 self.pool.keep(blocks[i], keys[i])
             placed = self.new_segments()
             rows = np.zeros((len(chunk.segments), 4), np.int32)
@@ -180,7 +176,7 @@ class KVCache(ABC):
         # Runs that follow each other in both are mapped in one piece.
         breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(stored) != 1)) + 1
         for to, at in zip(np.split(blocks, breaks), np.split(stored, breaks), strict=True):
-            for part, name in zip(self._blocks, ("keys", "values"), strict=True):
+            for part, name in zip(self._memory.blocks, ("keys", "values"), strict=True):
                 source = getattr(chunk, name)
                 for layer in range(len(part) if len(to) else 0):
                     target = part[layer, to[0] : to[-1] + 1]
@@ -191,9 +187,7 @@ class KVCache(ABC):
                         target[:] = source[layer, at[0] : at[-1] + 1]
 
     def _copy_slots(self, source: int, target: int, first: int, length: int) -> None:
-        stop = first + length
-        self._k[:, target, :, first:stop] = self._k[:, source, :, first:stop]
-        self._v[:, target, :, first:stop] = self._v[:, source, :, first:stop]
+        self._memory.copy(source, target, first, length, self.pool)
 
     def _assign_copied(self, context: SegmentList, rows: np.ndarray, which: np.ndarray) -> None:
         """Give `context` the segments `rows`, those marked by `which` bool [n] as copies.
@@ -218,24 +212,23 @@ class KVCache(ABC):
             old, table = slots_of(rows), np.array(new, np.int32).reshape(-1, 4)
             fresh = slots_of(table)
             moved = old != fresh
-            self._copy_each(old[moved], fresh[moved])
+            self._memory.copy_each(old[moved], fresh[moved])
             context.assign(table)
         finally:
             for block in blocks:
                 self.pool.release(block)
-
-    def _copy_each(self, old: np.ndarray, new: np.ndarray) -> None:
-        """Keys and values of slots `old` [n] to slots `new`, which nobody reads."""
-        source, target = (old // SLOTS, old % SLOTS), (new // SLOTS, new % SLOTS)
-        for layer in (*self._k, *self._v):
-            layer[target[0], :, target[1]] = layer[source[0], :, source[1]]
 
     # ---- what the forward pass needs ----
 
     def prepare(self, batch: Batch) -> None:
         """Have the steps below do this batch when they are run."""
         self._rope.reach(int(batch.positions.max()), batch.rope_stage)
+        self._memory.open(batch.slots, self.pool)
         self._plan.fill(batch.token_starts, batch.n_past, batch.segment_starts, batch.segments)
+
+    def complete(self, batch: Batch, n_threads: int) -> None:
+        """Quantize what the batch, all of it computed, has made whole."""
+        self._memory.seal(batch.slots, self.pool, n_threads)
 
     # The rest are steps of a program. Arrays of float32 [n_tokens, n_heads, head_dim], where keys
     # and values have n_kv_heads; positions and slots int32 [n_tokens].
@@ -252,7 +245,7 @@ class KVCache(ABC):
 
     def attend(self, layer: int, q: np.ndarray, out: np.ndarray) -> tuple[Step, Step]:
         """Attention of rotated queries over the cache, in two phases."""
-        where = (self._memory, layer, q, self._plan, out)
+        where = (self._memory.kernel, layer, q, self._plan, out)
         return _attention.attend(*where), _attention.merge(*where)
 
 
@@ -263,8 +256,14 @@ class RopedCache(KVCache):
         """As for `KVCache`; keys that come to stand elsewhere are rotated by the difference.
 
         Those that another context reads too are copied first. Cost: a pass over all keys moved.
+        Quantized keys are quantized anew; ContextError where that would take a whole block.
         """
         by = numbered(rows) - rows[:, 3]
+        if self._memory.keys_by_channel and by.any():
+            raise ContextError(
+                "roped keys that are quantized by channel cannot change their positions: "
+                "use the raw cache, or another type of keys"
+            )
         held = np.bincount(context.segments[:, 0], minlength=self.pool.n_blocks)
         shared = [self.pool.n_holders(block) > held[block] for block in rows[:, 0].tolist()]
         copied = (by != 0) & np.array(shared, bool)
@@ -273,7 +272,9 @@ class RopedCache(KVCache):
             copied = by != 0
         by_token = np.repeat(by, rows[:, 2])
         self._rope.reach(int(np.abs(by).max(initial=0)))
-        if copied.any():
+        if copied.any() and self._memory.by_channel:
+            self._assign_cloned(context, rows, copied)
+        elif copied.any():
             self._assign_copied(context, rows, copied)
         else:
             context.assign(rows)
@@ -283,13 +284,26 @@ class RopedCache(KVCache):
             self.pool.forget(block)
         if len(moved):
             # Last, so that a Ctrl-C, which waits for the kernel, leaves keys and positions agreed.
-            run_now(_cache.shift(self._memory, self._rope.kernel, moved), n_threads=n_threads)
+            run_now(
+                _cache.shift(self._memory.kernel, self._rope.kernel, moved), n_threads=n_threads
+            )
+
+    def _assign_cloned(self, context: SegmentList, rows: np.ndarray, which: np.ndarray) -> None:
+        """As `_assign_copied`, each segment to the same slots of a block of its own."""
+        if int(which.sum()) > self.pool.n_free:
+            raise IndexError("the pool has too few free blocks")
+        new = rows.copy()
+        for i in np.flatnonzero(which).tolist():
+            new[i, 0] = self.pool.copied(*rows[i, :3].tolist())
+        context.assign(new)
+        for block in new[which, 0].tolist():
+            self.pool.release(block)
 
     def store(
         self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
     ) -> Step:
         """Rotate k in place, then store both."""
-        return _cache.store(self._memory, layer, k, v, slots, self._rope.kernel, positions)
+        return _cache.store(self._memory.kernel, layer, k, v, slots, self._rope.kernel, positions)
 
 
 class RawCache(KVCache):
@@ -305,7 +319,7 @@ class RawCache(KVCache):
         self, layer: int, k: np.ndarray, v: np.ndarray, positions: np.ndarray, slots: np.ndarray
     ) -> Step:
         """Store both as they are."""
-        return _cache.store(self._memory, layer, k, v, slots)
+        return _cache.store(self._memory.kernel, layer, k, v, slots)
 
 
 def _split_where_changing(rows: np.ndarray, by: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from engine.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
 from engine.context import Context
 from engine.errors import ContextError, LariatError
 from engine.gguf import GGUFFile
-from engine.kv_cache import SPARE_BLOCKS, STRATEGIES
+from engine.kv_cache import SPARE_BLOCKS, STRATEGIES, check_types
 from engine.model import Model
 from engine.prefixes import PrefixCache
 from engine.rope import RopeTable
@@ -39,7 +39,7 @@ class LLM:
     n_batch          most tokens of one scheduler step
     n_ubatch         most tokens of one forward pass
     cache            "roped" (keys stored rotated) or "raw" (rotated when they are read)
-    type_k, type_v   "f16" or "f32", of keys and values in the cache
+    type_k, type_v   of keys and values in the cache: "f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch"
     prefix_sharing   whether prompts that begin alike share the cache of what they have in common
     rope             `RopeConfig`: other angles than the model's file asks for, see `set_rope`
     seed             of sampling where `SamplingParams` has none; None: from the system
@@ -80,6 +80,7 @@ class LLM:
         self._gguf = GGUFFile(model_path, overrides)
         try:
             self.config = ModelConfig.from_gguf(self._gguf)
+            check_types(self.config, type_k, type_v)
             self.tokenizer = Tokenizer.from_gguf(self._gguf)
             self.n_ctx = n_ctx or self.config.n_ctx_train
             with threads.forward_pass():

@@ -77,6 +77,7 @@ class Model:
             recorded.program.run(n_threads, done, end)
             done = end
         recorded.program.run(n_threads, done)
+        self._cache.complete(batch, n_threads)
         return recorded.logits
 
     def _record(self, n: int, n_rows: int) -> _Recorded:

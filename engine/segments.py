@@ -20,6 +20,9 @@ class BlockPool:
 
     A block may have a key that says what it holds. When nobody holds such a block it is free, but
     keeps its contents until no other block is free: the one that was released first goes first.
+
+    A block may be sealed: its slots are not written any more while anybody holds it or it has a
+    key, even those that a shortened list gave up.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class BlockPool:
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         self._n_holders = [0] * n_blocks
+        self._sealed = [False] * n_blocks
 
     @property
     def n_free(self) -> int:
@@ -49,7 +53,20 @@ class BlockPool:
             self.forget(next(iter(self._kept)))
         block = self._free.pop()
         self._n_holders[block] = 1
+        self._sealed[block] = False
         return block
+
+    def is_empty(self, block: int) -> bool:
+        """Whether nobody wants what a block holds."""
+        return self._n_holders[block] == 0 and block not in self._kept
+
+    def seal(self, block: int) -> None:
+        """Have nobody write to a block until it is handed out anew."""
+        self._sealed[block] = True
+
+    def is_sealed(self, block: int) -> bool:
+        """Whether `seal` was called for what the block holds now."""
+        return self._sealed[block]
 
     def find(self, key: bytes) -> int | None:
         """Hold the block that has this key, if there is one."""
@@ -113,7 +130,8 @@ class SegmentList:
     pool      whose blocks they are
 
     Blocks may be held by other lists too. Slots are written only behind the last segment, and only
-    where nothing else holds its block: a shared one is copied first.
+    where nothing else holds its block: a shared one is copied first. Behind a sealed block comes a
+    fresh one.
     """
 
     def __init__(self, pool: BlockPool) -> None:
@@ -237,6 +255,8 @@ class SegmentList:
         if self._n_segments == 0:
             return 0
         last = self._table[self._n_segments - 1]
+        if self.pool.is_sealed(int(last[0])):
+            return 0
         return SLOTS - int(last[1]) - int(last[2])
 
     def _tail_is_shared(self) -> bool:

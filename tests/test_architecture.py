@@ -27,7 +27,7 @@ LEVELS = (
     ("_cache", "_machine"),
     ("_attention",),
     ("config", "quants", "machine", "segments"),
-    ("gguf", "rope", "batch", "sampler", "sequence"),
+    ("gguf", "rope", "batch", "sampler", "sequence", "cache_memory"),
     ("context_file", "vocabulary", "weights", "prefixes"),
     ("chunk_file",),
     ("kv_cache",),

@@ -7,7 +7,10 @@ import pytest
 
 from engine import _attention, _cache, _kernels
 from engine._program import Program, run
-from engine.memory import allocate
+from engine.cache_memory import CacheMemory
+from engine.segments import BlockPool
+from tests import cache_units
+from tests.cache_units import QUANTIZED, config_of
 from tests.reference import relative_error
 
 BOUND = 1e-6
@@ -36,11 +39,9 @@ class CacheCase:
         self.n_heads, self.n_kv_heads, self.dk, self.dv = n_heads, n_kv_heads, dk, dv
         self.keys, self.values, self.positions, tables = [], [], [], []
         n_blocks = 3 + sum(n // 9 + 2 for n, _ in contexts)
-        self.pool = _cache.Pool(
-            allocate(2 * n_blocks * n_kv_heads * _cache.head_block_bytes(types[0], dk)),
-            allocate(2 * n_blocks * n_kv_heads * _cache.head_block_bytes(types[1], dv)),
-            2, n_blocks, n_kv_heads, dk, dv, *types,
-        )  # fmt: skip
+        self.types = types
+        self.memory = CacheMemory(config_of(2, n_kv_heads, dk, dv), n_blocks, *types)
+        self.pool = self.memory.kernel
         self.theta = np.concatenate([10000.0 ** (-np.arange(dk // 2 - 1) / dk), [0.0]])
         blocks = iter(rng.permutation(n_blocks))
         for n, _ in contexts:
@@ -83,11 +84,15 @@ class CacheCase:
         )
 
     def run(self, raw: bool, n_threads: int = 2) -> np.ndarray:
+        blocks = BlockPool(self.pool.n_blocks)
+        every = np.array([blocks.allocate() for _ in range(self.pool.n_blocks)], np.int32)
+        self.memory.open(every * 32, blocks)
         for k, v, positions, (_, slots) in zip(
             self.keys, self.values, self.positions, self.tables, strict=True
         ):
             stored = k if raw else self.turned(k, positions).astype(np.float32)
             run(_cache.store(self.pool, 1, stored, v, slots), n_threads=n_threads)
+        self.memory.seal(every[::2] * 32 + 31, blocks, n_threads)  # every other one stays open
         starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
             self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
         table = _kernels.Rope(self.rows, self.step, 1, *(self.grouped or ()))
@@ -103,12 +108,33 @@ class CacheCase:
         return out
 
     def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
-        out, at, group = [], 0, self.n_heads // self.n_kv_heads
-        for s, n_new in enumerate(self.n_new):
+        keys, values = [], []
+        for s in range(len(self.n_new)):
             k = self.turned(self.keys[s].astype(k_type), self.positions[s])
             if not raw:
                 k = self.turned(self.keys[s], self.positions[s]).astype(np.float32).astype(k_type)
-            v = self.values[s].astype(v_type).astype(np.float64)
+            keys.append(k)
+            values.append(self.values[s].astype(v_type).astype(np.float64))
+        return self.attention(keys, values, k_type)
+
+    def expected_of_stored(self, raw: bool) -> np.ndarray:
+        """Of what the bytes in the cache mean, whatever they should have been."""
+        k_of = cache_units.values(self.memory, "k", self.types[0], 1)
+        v_of = cache_units.values(self.memory, "v", self.types[1], 1)
+        keys, values = [], []
+        for (_, slots), positions in zip(self.tables, self.positions, strict=True):
+            k = k_of[slots // 32, :, slots % 32]
+            keys.append(self.turned(k, positions) if raw else k)
+            values.append(v_of[slots // 32, :, slots % 32])
+        return self.attention(keys, values)
+
+    def attention(
+        self, keys: list[np.ndarray], values: list[np.ndarray], k_type=np.float32
+    ) -> np.ndarray:
+        """Over rotated keys and values of each sequence, float64."""
+        out, at, group = [], 0, self.n_heads // self.n_kv_heads
+        for s, n_new in enumerate(self.n_new):
+            k, v = keys[s], values[s]
             for t in range(n_new):
                 n = self.n_past[s] + t + 1
                 kh, vh = np.repeat(k[:n], group, 1), np.repeat(v[:n], group, 1)
@@ -206,6 +232,25 @@ def test_group_attention_needs_positions_in_order(rng):
             _kernels.Rope(case.rows, case.step, 1, *grouped)
 
 
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize(
+    "types", [*((t, t) for t in QUANTIZED), ("q8_ch", "f16"), ("f32", "q4_ch")]
+)
+def test_attention_with_quantized_cache(isa, rng, types, raw):
+    """Heads of one and of several queries, and of 96, which the tile for one does not take."""
+    for heads in ((2, 2, 128, 96), (2, 2, 96, 64), (10, 1, 32, 128)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=[(61, 1), (75, 40), (300, 1)], types=types,
+        )  # fmt: skip
+        got = case.run(raw)
+        # Weights of 8-bit values are rounded to 16 bits in one of the tiles.
+        bound = 2e-5 if types[1].startswith("q8") else 3 * BOUND
+        assert relative_error(got, case.expected_of_stored(raw)) < bound
+        assert relative_error(got, case.expected()) < (0.3 if "q4" in "".join(types) else 0.03)
+        assert np.array_equal(case.run(raw, 1), got)
+
+
 def test_one_large_score_wins(isa, rng):
     """Scores of hundreds must neither overflow nor lose the others' place."""
     case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=64, dv=64, contexts=[(100, 1), (80, 40)])
@@ -220,12 +265,11 @@ def test_f16_conversion(isa, rng):
             1 + 2**-11, 1 + 3 * 2**-11, 5.96e-8, np.inf, 1 / 3]  # fmt: skip
     x = np.concatenate([edge, rng.standard_normal(48) * 10.0 ** rng.integers(-8, 5, 48)])
     x = x.astype(np.float32).reshape(1, 1, 64)
-    memory = allocate(32 * 64 * 2)
-    pool = _cache.Pool(memory, allocate(32 * 64 * 2), 1, 1, 1, 64, 64, "f16", "f16")
-    run(_cache.store(pool, 0, x, x, np.array([3], np.int32)))
+    memory = CacheMemory(config_of(1, 1, 64, 64), 1, "f16", "f16")
+    run(_cache.store(memory.kernel, 0, x, x, np.array([3], np.int32)))
     with np.errstate(over="ignore"):
         expected = x.reshape(-1).astype(np.float16)
-    got = memory.view(np.float16).reshape(32, 64)
+    got = memory._k.memory.view(np.float16).reshape(32, 64)
     assert np.array_equal(got[3].view(np.uint16), expected.view(np.uint16))
     assert not got[[2, 4]].any()
 

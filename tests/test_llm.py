@@ -162,7 +162,7 @@ def test_params_are_frozen_and_bad_ones_refused():
         ({"n_ubatch": 0}, r"^n_ubatch is 0"),
         ({"cache": "rope"}, r"^cache is 'rope', expected one of roped, raw"),
         ({"cache": None}, r"^cache is None"),
-        ({"type_k": "q8_0"}, r"^type_k is 'q8_0', expected one of f16, f32"),
+        ({"type_k": "q3"}, r"^type_k is 'q3', expected one of f16, f32, q8_0, q4_0, q8_ch, q4_ch"),
         ({"type_v": "F16"}, r"^type_v is 'F16'"),
         ({"seed": -1}, r"^seed is -1"),
         ({"seed": True}, r"^seed is True"),

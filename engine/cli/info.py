@@ -111,10 +111,12 @@ def _memory(gguf: GGUFFile, model: ModelConfig, n_ctx: int) -> Iterator[str]:
     yield f"memory for a context of {n_ctx} (the model was trained for {model.n_ctx_train})"
     weights = sum(tensor.n_bytes for tensor in gguf.tensors.values())
     yield f"  weights                  {_size(weights)}"
-    for type_k in CACHE_TYPES:
-        for type_v in CACHE_TYPES:
-            n_bytes = cache_bytes(model, n_ctx, type_k, type_v)
-            yield f"  cache -ctk {type_k} -ctv {type_v}  {_size(n_bytes)}"
+    for name in CACHE_TYPES:
+        try:
+            n_bytes = cache_bytes(model, n_ctx, name, name)
+        except ValueError:  # the model's heads do not divide by 32
+            continue
+        yield f"  cache -ctk {name:5} -ctv {name:5}  {_size(n_bytes)}"
 
 
 def _size(n_bytes: int) -> str:

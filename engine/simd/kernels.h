@@ -6,6 +6,7 @@
 #define LARIAT_KERNELS_H
 
 #include "attention_scalar.h"
+#include "cache_q_scalar.h"
 #include "layout.h"
 #include "matmul_k_scalar.h"
 #include "matmul_scalar.h"
@@ -27,6 +28,7 @@
 #include "matmul_k_avx2.h"
 #include "vector_avx2.h"
 #include "attention_avx2.h"
+#include "cache_q_avx2.h"
 #pragma clang attribute pop
 #pragma clang attribute push(                                                              \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c"))), \
@@ -35,6 +37,7 @@
 #include "matmul_k_avx512.h"
 #include "vector_avx512.h"
 #include "attention_avx512.h"
+#include "cache_q_avx512.h"
 #pragma clang attribute pop
 #else
 #pragma GCC push_options
@@ -43,6 +46,7 @@
 #include "matmul_k_avx2.h"
 #include "vector_avx2.h"
 #include "attention_avx2.h"
+#include "cache_q_avx2.h"
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c")
@@ -50,6 +54,7 @@
 #include "matmul_k_avx512.h"
 #include "vector_avx512.h"
 #include "attention_avx512.h"
+#include "cache_q_avx512.h"
 #pragma GCC pop_options
 #endif
 #endif
@@ -92,6 +97,18 @@ static void select_level(int level) {
         .tile_scores = tile_scores_scalar,
         .softmax_block = softmax_block_scalar,
         .weigh = {weigh_f16_scalar, weigh_f32_scalar},
+        .unit_scores = {
+            {[C_Q8_0] = unit_scores_roped_q8_0_scalar, unit_scores_roped_q4_0_scalar,
+             unit_scores_roped_q8_ch_scalar, unit_scores_roped_q4_ch_scalar},
+            {[C_Q8_0] = unit_scores_raw_q8_0_scalar, unit_scores_raw_q4_0_scalar,
+             unit_scores_raw_q8_ch_scalar, unit_scores_raw_q4_ch_scalar},
+        },
+        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_scalar, unit_weigh_q4_0_scalar,
+                       unit_weigh_q8_ch_scalar, unit_weigh_q4_ch_scalar},
+        .dequantize = {[C_Q8_0] = dequantize_q8_0_scalar, dequantize_q4_0_scalar,
+                       dequantize_q8_ch_scalar, dequantize_q4_ch_scalar},
+        .quantize = {[C_Q8_0] = quantize_q8_0_scalar, quantize_q4_0_scalar,
+                     quantize_q8_ch_scalar, quantize_q4_ch_scalar},
     };
     KERNELS = k;
     if (level == LEVEL_SCALAR) return;
@@ -115,6 +132,18 @@ static void select_level(int level) {
         .tile_scores = tile_scores_avx2,
         .softmax_block = softmax_block_avx2,
         .weigh = {weigh_f16_avx2, weigh_f32_avx2},
+        .unit_scores = {
+            {[C_Q8_0] = unit_scores_roped_q8_0_avx2, unit_scores_roped_q4_0_avx2,
+             unit_scores_roped_q8_ch_avx2, unit_scores_roped_q4_ch_avx2},
+            {[C_Q8_0] = unit_scores_raw_q8_0_avx2, unit_scores_raw_q4_0_avx2,
+             unit_scores_raw_q8_ch_avx2, unit_scores_raw_q4_ch_avx2},
+        },
+        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_avx2, unit_weigh_q4_0_avx2,
+                       unit_weigh_q8_ch_avx2, unit_weigh_q4_ch_avx2},
+        .dequantize = {[C_Q8_0] = dequantize_q8_0_avx2, dequantize_q4_0_avx2,
+                       dequantize_q8_ch_avx2, dequantize_q4_ch_avx2},
+        .quantize = {[C_Q8_0] = quantize_q8_0_avx2, quantize_q4_0_avx2,
+                     quantize_q8_ch_avx2, quantize_q4_ch_avx2},
     };
     KERNELS = avx2;
     if (level == LEVEL_AVX2) return;
@@ -137,6 +166,18 @@ static void select_level(int level) {
         .tile_scores = tile_scores_avx512,
         .softmax_block = softmax_block_avx512,
         .weigh = {weigh_f16_avx512, weigh_f32_avx512},
+        .unit_scores = {
+            {[C_Q8_0] = unit_scores_roped_q8_0_avx512, unit_scores_roped_q4_0_avx512,
+             unit_scores_roped_q8_ch_avx512, unit_scores_roped_q4_ch_avx512},
+            {[C_Q8_0] = unit_scores_raw_q8_0_avx512, unit_scores_raw_q4_0_avx512,
+             unit_scores_raw_q8_ch_avx512, unit_scores_raw_q4_ch_avx512},
+        },
+        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_avx512, unit_weigh_q4_0_avx512,
+                       unit_weigh_q8_ch_avx512, unit_weigh_q4_ch_avx512},
+        .dequantize = {[C_Q8_0] = dequantize_q8_0_avx512, dequantize_q4_0_avx512,
+                       dequantize_q8_ch_avx512, dequantize_q4_ch_avx512},
+        .quantize = {[C_Q8_0] = quantize_q8_0_avx512, quantize_q4_0_avx512,
+                     quantize_q8_ch_avx512, quantize_q4_ch_avx512},
     };
     KERNELS = avx512;
 #endif

@@ -17,6 +17,7 @@ enum {
     BLOCK = 32,        /* weights that share a scale, and activations that do */
     SLOTS = 32,        /* positions of a cache block */
     TILE_COLUMNS = 16, /* most columns of one matmul tile */
+    MAX_HEAD_DIM = 4096, /* of quantized keys and values */
     SCORE_ROWS = 8     /* most queries of one call that reads keys in their stored type */
 };
 

@@ -11,8 +11,9 @@ enum {
     W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K,
     N_WEIGHT_TYPES
 };
-/* Types of cached keys and values */
-enum { C_F16, C_F32, N_CACHE_TYPES };
+/* Types of cached keys and values; those from C_Q8_CH on are quantized by channel. */
+enum { C_F16, C_F32, N_FLOAT_TYPES };
+enum { C_Q8_0 = N_FLOAT_TYPES, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES };
 enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };
 
 typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
@@ -22,6 +23,13 @@ typedef void (*scores_fn)(const float *q, int n_q, const void *k, int n, int64_t
 typedef void (*keys_fn)(const void *k, int n, int64_t head_dim, const float *row, float *tile);
 typedef void (*weigh_fn)(const float *s, int n_q, const void *v, int n, int64_t head_dim,
                          float *acc);
+/* `unit`: a block's quantized keys or values of one KV head; n from slot `first` on are read. */
+typedef void (*unit_scores_fn)(const float *q, const void *unit, int first, int n, int64_t head_dim,
+                               const rope_t *rope, float *s);
+typedef void (*unit_weigh_fn)(const float *s, const void *unit, int first, int n, int64_t head_dim,
+                              float *acc);
+typedef void (*dequantize_fn)(const void *unit, int first, int n, int64_t head_dim, float *out);
+typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *unit);
 
 typedef struct {
     int level;
@@ -34,22 +42,50 @@ typedef struct {
     void (*to_f16)(const float *x, int64_t n, f16_t *out);
     void (*to_f32)(const f16_t *x, int64_t n, float *out);
     void (*rotate_back)(const float *x, const float *row, int64_t half, float *out);
-    scores_fn scores[2][N_CACHE_TYPES]; /* [roped, raw] */
-    keys_fn keys[N_CACHE_TYPES];
+    scores_fn scores[2][N_FLOAT_TYPES]; /* [roped, raw] */
+    keys_fn keys[N_FLOAT_TYPES];
     void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, float *s);
     void (*softmax_block)(float *s, int n_q, int n, int n_visible, int more, float *m, float *l,
                           float *acc, int64_t head_dim);
-    weigh_fn weigh[N_CACHE_TYPES];
+    weigh_fn weigh[N_FLOAT_TYPES];
+    unit_scores_fn unit_scores[2][N_CACHE_TYPES]; /* quantized types only, as all below */
+    unit_weigh_fn unit_weigh[N_CACHE_TYPES];
+    dequantize_fn dequantize[N_CACHE_TYPES];
+    quantize_fn quantize[N_CACHE_TYPES]; /* a position, or (by channel) all of a block's */
 } kernels_t;
 
-/* Bytes of a cached position of one KV head */
+/* Bytes of a cached position of one KV head, without scales */
 static inline int64_t cache_row_bytes(int type, int64_t head_dim) {
-    return head_dim * (type == C_F32 ? 4 : 2);
+    switch (type) {
+    case C_F32: return 4 * head_dim;
+    case C_F16: return 2 * head_dim;
+    case C_Q8_0:
+    case C_Q8_CH: return head_dim;
+    default: return head_dim / 2;
+    }
+}
+
+/* Bytes of what stands behind the rows of a block of one KV head: see cache_q_scalar.h */
+static inline int64_t cache_scale_bytes(int type, int64_t head_dim) {
+    switch (type) {
+    case C_Q8_0:
+    case C_Q4_0: return 2 * SLOTS * (head_dim / BLOCK);
+    case C_Q8_CH: return 2 * head_dim;
+    case C_Q4_CH: return 4 * head_dim;
+    default: return 0;
+    }
 }
 
 /* Bytes of a block's SLOTS positions of one KV head */
 static inline int64_t cache_unit_bytes(int type, int64_t head_dim) {
-    return SLOTS * cache_row_bytes(type, head_dim);
+    return SLOTS * cache_row_bytes(type, head_dim) + cache_scale_bytes(type, head_dim);
+}
+
+/* Asks for a cache line of the unit behind this one, which belongs to the next head and is read next:
+ * units are too short for the processor to see by itself that a run goes on. Into the L2 cache; the
+ * L1 cache has no room for it. */
+static inline void prefetch_next(const void *p, int64_t unit_bytes) {
+    __builtin_prefetch((const char *)p + unit_bytes, 0, 2);
 }
 
 #endif

@@ -1,0 +1,417 @@
+/* Quantized keys and values for AVX-512. Layouts and operations are said in cache_q_scalar.h, the
+ * stepping of a raw query in attention_avx512.h.
+ *
+ * Numbers become float as they are; scales go elsewhere. A channel's goes into the query before
+ * keys are read (stepping is linear, so it stays there), and into the sum of values at its end.
+ * Those of 32 channels of a position are turned to float for the whole unit first, so that each is
+ * an operand that is broadcast from memory.
+ */
+#ifndef LARIAT_CACHE_Q_AVX512_H
+#define LARIAT_CACHE_Q_AVX512_H
+
+#include <immintrin.h>
+
+#include "attention_avx512.h"
+#include "cache_q_scalar.h"
+
+/* The 32 numbers of a group */
+ALWAYS_INLINE void load_group_avx512(const uint8_t *group, __m512 x[2], const int type) {
+    if (type == C_Q8_0 || type == C_Q8_CH) {
+        for (int v = 0; v < 2; v++) {
+            const __m128i q_i8x16 = _mm_loadu_si128((const __m128i *)(group + 16 * v));
+            x[v] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q_i8x16));
+        }
+        return;
+    }
+    const __m512 count = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 numbers =
+        type == C_Q4_0 ? _mm512_sub_ps(count, _mm512_set1_ps(8.0f)) : count;
+    const __m512i q_u8x16 = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)group));
+    x[0] = _mm512_permutexvar_ps(q_u8x16, numbers); /* looks at the low 4 bits only */
+    x[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(q_u8x16, 4), numbers);
+}
+
+ALWAYS_INLINE __m512 load_f16_avx512(const f16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+/* Scales of n slots, [head_dim / 32][SLOTS] with zeros behind, times the slot's weight if there are
+ * weights */
+ALWAYS_INLINE void slot_scales_avx512(const void *unit, int first, int n, int64_t head_dim,
+                                      const float *weights, float *out, const int type) {
+    for (int64_t g = 0; g < head_dim / 32; g++) {
+        const f16_t *scales = scales_of(unit, head_dim, type) + g * SLOTS;
+        prefetch_next(scales, cache_unit_bytes(type, head_dim));
+        for (int j = 0; j < SLOTS; j += 16, out += 16) {
+            const __mmask16 lanes = j < n ? first_lanes_avx512(n - j) : 0;
+            __m512 scale = load_lanes_avx512(scales, first + j, lanes, 0);
+            if (weights) scale = _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(lanes, weights + j));
+            _mm512_storeu_ps(out, scale);
+        }
+    }
+}
+
+/* Channels 32 g.. of one row as the values they are */
+ALWAYS_INLINE void values_avx512(const void *unit, int64_t j, int64_t g, int64_t head_dim,
+                                 __m512 x[2], const int type) {
+    const f16_t *scales = scales_of(unit, head_dim, type);
+    load_group_avx512(group_of(unit, j, g, head_dim, type), x, type);
+    for (int v = 0; v < 2; v++) {
+        const int64_t i = 32 * g + 16 * v;
+        if (type == C_Q4_CH) x[v] = _mm512_add_ps(x[v], load_f16_avx512(scales + head_dim + i));
+        const __m512 scale = type >= C_Q8_CH
+                                 ? load_f16_avx512(scales + i)
+                                 : _mm512_set1_ps(_cvtsh_ss(scales[i / 32 * SLOTS + j]));
+        x[v] = _mm512_mul_ps(x[v], scale);
+    }
+}
+
+ALWAYS_INLINE void dequantize_avx512(const void *unit, int first, int n, int64_t head_dim,
+                                     float *out, const int type) {
+    for (int j = 0; j < n; j++)
+        for (int64_t g = 0; g < head_dim / 32; g++, out += 32) {
+            __m512 x[2];
+            values_avx512(unit, first + j, g, head_dim, x, type);
+            _mm512_storeu_ps(out, x[0]);
+            _mm512_storeu_ps(out + 16, x[1]);
+        }
+}
+
+/* A query (or, of raw keys, its pairs) against n_g groups of 32 channels from g0 on, and as many
+ * half a head further on. Adds to `partial`. */
+ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int first, int n,
+                                      int64_t head_dim, const float *step, int64_t g0,
+                                      const int n_g, const float *slot_scales,
+                                      __m512 partial[SLOTS], const int type) {
+    const int64_t half = head_dim / 2;
+    const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
+    const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
+    const f16_t *scales = scales_of(unit, head_dim, type);
+    __m512 x[4], y[4], dx[4], dy[4], bend[4], zx[4], zy[4];
+    FOR_EACH_VECTOR(v) {
+        const int64_t i = 32 * g0 + 16 * v;
+        x[v] = _mm512_loadu_ps(q + i);
+        y[v] = _mm512_loadu_ps(q + half + i);
+        bend[v] = dx[v] = dy[v] = zx[v] = zy[v] = _mm512_setzero_ps();
+        if (step) {
+            bend[v] = _mm512_loadu_ps(step + i);
+            const __m512 sine = _mm512_loadu_ps(step + half + i);
+            const __m512 half_bend = _mm512_mul_ps(bend[v], _mm512_set1_ps(0.5f));
+            dx[v] = _mm512_fmadd_ps(half_bend, x[v], _mm512_mul_ps(sine, y[v]));
+            dy[v] = _mm512_fmsub_ps(half_bend, y[v], _mm512_mul_ps(sine, x[v]));
+        }
+        if (by_channel) {
+            prefetch_next(scales + i, unit_bytes);
+            prefetch_next(scales + half + i, unit_bytes);
+            const __m512 scale_x = load_f16_avx512(scales + i);
+            const __m512 scale_y = load_f16_avx512(scales + half + i);
+            x[v] = _mm512_mul_ps(x[v], scale_x);
+            y[v] = _mm512_mul_ps(y[v], scale_y);
+            dx[v] = _mm512_mul_ps(dx[v], scale_x);
+            dy[v] = _mm512_mul_ps(dy[v], scale_y);
+        }
+        if (type == C_Q4_CH) {
+            prefetch_next(scales + head_dim + i, unit_bytes);
+            prefetch_next(scales + head_dim + half + i, unit_bytes);
+            zx[v] = load_f16_avx512(scales + head_dim + i);
+            zy[v] = load_f16_avx512(scales + head_dim + half + i);
+        }
+    }
+    for (int j = 0; j < n; j++) {
+        __m512 sum_x = partial[j], sum_y = _mm512_setzero_ps();
+        prefetch_next(group_of(unit, first + j, g0, head_dim, type), unit_bytes);
+        prefetch_next(group_of(unit, first + j, g0 + half / 32, head_dim, type), unit_bytes);
+        _Pragma("GCC unroll 2") for (int g = 0; g < n_g; g++) {
+            __m512 a[2], b[2];
+            load_group_avx512(group_of(unit, first + j, g0 + g, head_dim, type), a, type);
+            load_group_avx512(group_of(unit, first + j, g0 + g + half / 32, head_dim, type), b,
+                              type);
+            if (type == C_Q4_CH)
+                for (int v = 0; v < 2; v++) {
+                    a[v] = _mm512_add_ps(a[v], zx[2 * g + v]);
+                    b[v] = _mm512_add_ps(b[v], zy[2 * g + v]);
+                }
+            if (by_channel) {
+                sum_x = _mm512_fmadd_ps(a[0], x[2 * g], sum_x);
+                sum_y = _mm512_fmadd_ps(b[0], y[2 * g], sum_y);
+                sum_x = _mm512_fmadd_ps(a[1], x[2 * g + 1], sum_x);
+                sum_y = _mm512_fmadd_ps(b[1], y[2 * g + 1], sum_y);
+            } else {
+                const float *scale = slot_scales + (g0 + g) * SLOTS + j;
+                const __m512 of_x =
+                    _mm512_fmadd_ps(a[1], x[2 * g + 1], _mm512_mul_ps(a[0], x[2 * g]));
+                const __m512 of_y =
+                    _mm512_fmadd_ps(b[1], y[2 * g + 1], _mm512_mul_ps(b[0], y[2 * g]));
+                sum_x = _mm512_fmadd_ps(of_x, _mm512_set1_ps(scale[0]), sum_x);
+                sum_y = _mm512_fmadd_ps(of_y, _mm512_set1_ps(scale[half]), sum_y);
+            }
+        }
+        if (step)
+            FOR_EACH_VECTOR(v) {
+                dx[v] = _mm512_fnmadd_ps(bend[v], x[v], dx[v]);
+                dy[v] = _mm512_fnmadd_ps(bend[v], y[v], dy[v]);
+                x[v] = _mm512_add_ps(x[v], dx[v]);
+                y[v] = _mm512_add_ps(y[v], dy[v]);
+            }
+        partial[j] = _mm512_add_ps(sum_x, sum_y);
+    }
+}
+
+/* `step` is that of the RoPE table, NULL for keys that are rotated already. */
+ALWAYS_INLINE void unit_scores_avx512(const float *q, const void *unit, int first, int n,
+                                      int64_t head_dim, const float *step, float *s,
+                                      const int type) {
+    float slot_scales[SLOTS * MAX_HEAD_DIM / 32];
+    __m512 partial[SLOTS];
+    if (type < C_Q8_CH) slot_scales_avx512(unit, first, n, head_dim, NULL, slot_scales, type);
+    for (int j = 0; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
+    int64_t g = 0;
+    if (type != C_Q4_CH) /* whose z would not fit in the registers */
+        for (; g + 2 <= head_dim / 64; g += 2)
+            unit_groups_avx512(q, unit, first, n, head_dim, step, g, 2, slot_scales, partial, type);
+    for (; g < head_dim / 64; g++)
+        unit_groups_avx512(q, unit, first, n, head_dim, step, g, 1, slot_scales, partial, type);
+    _mm512_storeu_ps(s, sum_16_avx512(partial));
+    if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
+}
+
+/* n_g groups of 32 channels from g0 on */
+ALWAYS_INLINE void unit_weigh_groups_avx512(const float *s, const void *unit, int first, int n,
+                                            int64_t head_dim, int64_t g0, const int n_g,
+                                            const float *weights, float total, float *acc,
+                                            const int type) {
+    const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
+    __m512 sum[8];
+    FOR_EACH_VECTOR(v)
+        sum[v] = by_channel ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + 32 * g0 + 16 * v);
+    const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
+    for (int j = 0; j < n; j++)
+        _Pragma("GCC unroll 4") for (int g = 0; g < n_g; g++) {
+            __m512 x[2];
+            if (g % 2 == 0)
+                prefetch_next(group_of(unit, first + j, g0 + g, head_dim, type), unit_bytes);
+            load_group_avx512(group_of(unit, first + j, g0 + g, head_dim, type), x, type);
+            const __m512 weight =
+                _mm512_set1_ps(by_channel ? s[j] : weights[(g0 + g) * SLOTS + j]);
+            sum[2 * g] = _mm512_fmadd_ps(x[0], weight, sum[2 * g]);
+            sum[2 * g + 1] = _mm512_fmadd_ps(x[1], weight, sum[2 * g + 1]);
+        }
+    FOR_EACH_VECTOR(v) {
+        const int64_t i = 32 * g0 + 16 * v;
+        if (by_channel) {
+            const f16_t *scales = scales_of(unit, head_dim, type) + i;
+            prefetch_next(scales, unit_bytes);
+            if (type == C_Q4_CH) prefetch_next(scales + head_dim, unit_bytes);
+            if (type == C_Q4_CH)
+                sum[v] = _mm512_fmadd_ps(_mm512_set1_ps(total), load_f16_avx512(scales + head_dim),
+                                         sum[v]);
+            sum[v] = _mm512_fmadd_ps(sum[v], load_f16_avx512(scales), _mm512_loadu_ps(acc + i));
+        }
+        _mm512_storeu_ps(acc + i, sum[v]);
+    }
+}
+
+/* Bytes as whole numbers: weights, of which 32 channels of q8_0 have their own, become numbers of
+ * 16 bits in two bytes, and a 32-bit sum takes four positions of a channel at once. That is a third
+ * of the operations of float sums. A weight loses what is below 2^-17 of the largest. head_dim
+ * divides by 64. */
+ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int first, int n,
+                                           int64_t head_dim, float *acc, const int type) {
+    const int64_t n_groups = type == C_Q8_0 ? head_dim / 32 : 1;
+    const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
+    const f16_t *scales = scales_of(unit, head_dim, type);
+    float weights[SLOTS * MAX_HEAD_DIM / 32];
+    uint8_t high[SLOTS * MAX_HEAD_DIM / 32], low[SLOTS * MAX_HEAD_DIM / 32];
+    if (type == C_Q8_0) {
+        slot_scales_avx512(unit, first, n, head_dim, s, weights, type);
+    } else {
+        for (int j = 0; j < SLOTS; j += 16) {
+            const __mmask16 lanes = j < n ? first_lanes_avx512(n - j) : 0;
+            _mm512_storeu_ps(weights + j, _mm512_maskz_loadu_ps(lanes, s + j));
+        }
+    }
+    __m512 most_f32x16 = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n_groups * SLOTS; i += 16)
+        most_f32x16 = _mm512_max_ps(most_f32x16, _mm512_loadu_ps(weights + i));
+    const float most = _mm512_reduce_max_ps(most_f32x16);
+    if (!(most > 0)) return;
+    const __m512 inverse = _mm512_set1_ps(65535.0f / most);
+    for (int64_t i = 0; i < n_groups * SLOTS; i += 16) {
+        const __m512i w_u32x16 = _mm512_min_epu32(
+            _mm512_cvtps_epu32(_mm512_mul_ps(_mm512_loadu_ps(weights + i), inverse)),
+            _mm512_set1_epi32(65535));
+        _mm_storeu_si128((__m128i *)(high + i),
+                         _mm512_cvtepi32_epi8(_mm512_srli_epi32(w_u32x16, 8)));
+        _mm_storeu_si128((__m128i *)(low + i), _mm512_cvtepi32_epi8(w_u32x16));
+    }
+    const __m512 back = _mm512_set1_ps(most / 65535.0f);
+    for (int64_t i = 0; i < head_dim; i += 64) {
+        /* sum[x], 128 bits each: channels 4x.. of 16 l.., l = 0..3 */
+        __m512i sum_high[4], sum_low[4];
+        for (int x = 0; x < 4; x++) sum_high[x] = sum_low[x] = _mm512_setzero_si512();
+        for (int j = 0; j < n; j += 4) {
+            __m512i row[4], pair[4], four[4];
+            for (int r = 0; r < 4; r++) { /* rows behind the last one have no weight */
+                const int slot = first + j + r < SLOTS ? first + j + r : SLOTS - 1;
+                const uint8_t *p = (const uint8_t *)unit + slot * head_dim + i;
+                prefetch_next(p, unit_bytes);
+                row[r] = _mm512_loadu_si512(p);
+            }
+            for (int r = 0; r < 4; r += 2) {
+                pair[r] = _mm512_unpacklo_epi8(row[r], row[r + 1]);
+                pair[r + 1] = _mm512_unpackhi_epi8(row[r], row[r + 1]);
+            }
+            for (int x = 0; x < 2; x++) {
+                four[2 * x] = _mm512_unpacklo_epi16(pair[x], pair[2 + x]);
+                four[2 * x + 1] = _mm512_unpackhi_epi16(pair[x], pair[2 + x]);
+            }
+            const int64_t g0 = type == C_Q8_0 ? i / 32 * SLOTS + j : j;
+            const int64_t g1 = type == C_Q8_0 ? g0 + SLOTS : j;
+            int32_t h0, h1, l0, l1;
+            memcpy(&h0, high + g0, 4);
+            memcpy(&h1, high + g1, 4);
+            memcpy(&l0, low + g0, 4);
+            memcpy(&l1, low + g1, 4);
+            const __m512i w_high = _mm512_mask_set1_epi32(_mm512_set1_epi32(h0), 0xff00, h1);
+            const __m512i w_low = _mm512_mask_set1_epi32(_mm512_set1_epi32(l0), 0xff00, l1);
+            for (int x = 0; x < 4; x++) {
+                sum_high[x] = _mm512_dpbusd_epi32(sum_high[x], w_high, four[x]);
+                sum_low[x] = _mm512_dpbusd_epi32(sum_low[x], w_low, four[x]);
+            }
+        }
+        __m512 sum[4], mixed[4];
+        for (int x = 0; x < 4; x++)
+            sum[x] = _mm512_mul_ps(back, _mm512_cvtepi32_ps(_mm512_add_epi32(
+                                             _mm512_slli_epi32(sum_high[x], 8), sum_low[x])));
+        for (int x = 0; x < 4; x += 2) {
+            mixed[x] = _mm512_shuffle_f32x4(sum[x], sum[x + 1], 0x44);
+            mixed[x + 1] = _mm512_shuffle_f32x4(sum[x], sum[x + 1], 0xee);
+        }
+        for (int l = 0; l < 4; l++) { /* channels 16 l.. */
+            const __m512 of = l % 2 ? _mm512_shuffle_f32x4(mixed[l / 2], mixed[2 + l / 2], 0xdd)
+                                    : _mm512_shuffle_f32x4(mixed[l / 2], mixed[2 + l / 2], 0x88);
+            float *to = acc + i + 16 * l;
+            if (type == C_Q8_CH) {
+                prefetch_next(scales + i + 16 * l, unit_bytes);
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(of, load_f16_avx512(scales + i + 16 * l),
+                                                     _mm512_loadu_ps(to)));
+            } else {
+                _mm512_storeu_ps(to, _mm512_add_ps(of, _mm512_loadu_ps(to)));
+            }
+        }
+    }
+}
+
+ALWAYS_INLINE void unit_weigh_avx512(const float *s, const void *unit, int first, int n,
+                                     int64_t head_dim, float *acc, const int type) {
+    float weights[SLOTS * MAX_HEAD_DIM / 32], total = 0;
+    if ((type == C_Q8_0 || type == C_Q8_CH) && head_dim % 64 == 0) {
+        unit_weigh_bytes_avx512(s, unit, first, n, head_dim, acc, type);
+        return;
+    }
+    if (type < C_Q8_CH) slot_scales_avx512(unit, first, n, head_dim, s, weights, type);
+    for (int j = 0; j < n; j++) total += s[j];
+    int64_t g = 0;
+    for (; g + 4 <= head_dim / 32; g += 4)
+        unit_weigh_groups_avx512(s, unit, first, n, head_dim, g, 4, weights, total, acc, type);
+    for (; g < head_dim / 32; g++)
+        unit_weigh_groups_avx512(s, unit, first, n, head_dim, g, 1, weights, total, acc, type);
+}
+
+static void unit_scores_roped_q8_0_avx512(const float *q, const void *unit, int first, int n,
+                                          int64_t head_dim, const rope_t *rope UNUSED, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q8_0);
+}
+
+static void unit_scores_raw_q8_0_avx512(const float *q, const void *unit, int first, int n,
+                                        int64_t head_dim, const rope_t *rope, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q8_0);
+}
+
+static void unit_weigh_q8_0_avx512(const float *s, const void *unit, int first, int n,
+                                   int64_t head_dim, float *acc) {
+    unit_weigh_avx512(s, unit, first, n, head_dim, acc, C_Q8_0);
+}
+
+static void dequantize_q8_0_avx512(const void *unit, int first, int n, int64_t head_dim,
+                                   float *out) {
+    dequantize_avx512(unit, first, n, head_dim, out, C_Q8_0);
+}
+
+static void quantize_q8_0_avx512(const float *x, int slot, int64_t head_dim, void *unit) {
+    quantize_q8_0_in_c(x, slot, head_dim, unit);
+}
+
+static void unit_scores_roped_q4_0_avx512(const float *q, const void *unit, int first, int n,
+                                          int64_t head_dim, const rope_t *rope UNUSED, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q4_0);
+}
+
+static void unit_scores_raw_q4_0_avx512(const float *q, const void *unit, int first, int n,
+                                        int64_t head_dim, const rope_t *rope, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q4_0);
+}
+
+static void unit_weigh_q4_0_avx512(const float *s, const void *unit, int first, int n,
+                                   int64_t head_dim, float *acc) {
+    unit_weigh_avx512(s, unit, first, n, head_dim, acc, C_Q4_0);
+}
+
+static void dequantize_q4_0_avx512(const void *unit, int first, int n, int64_t head_dim,
+                                   float *out) {
+    dequantize_avx512(unit, first, n, head_dim, out, C_Q4_0);
+}
+
+static void quantize_q4_0_avx512(const float *x, int slot, int64_t head_dim, void *unit) {
+    quantize_q4_0_in_c(x, slot, head_dim, unit);
+}
+
+static void unit_scores_roped_q8_ch_avx512(const float *q, const void *unit, int first, int n,
+                                           int64_t head_dim, const rope_t *rope UNUSED, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q8_CH);
+}
+
+static void unit_scores_raw_q8_ch_avx512(const float *q, const void *unit, int first, int n,
+                                         int64_t head_dim, const rope_t *rope, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q8_CH);
+}
+
+static void unit_weigh_q8_ch_avx512(const float *s, const void *unit, int first, int n,
+                                    int64_t head_dim, float *acc) {
+    unit_weigh_avx512(s, unit, first, n, head_dim, acc, C_Q8_CH);
+}
+
+static void dequantize_q8_ch_avx512(const void *unit, int first, int n, int64_t head_dim,
+                                    float *out) {
+    dequantize_avx512(unit, first, n, head_dim, out, C_Q8_CH);
+}
+
+static void quantize_q8_ch_avx512(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
+    quantize_q8_ch_in_c(x, head_dim, unit);
+}
+
+static void unit_scores_roped_q4_ch_avx512(const float *q, const void *unit, int first, int n,
+                                           int64_t head_dim, const rope_t *rope UNUSED, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q4_CH);
+}
+
+static void unit_scores_raw_q4_ch_avx512(const float *q, const void *unit, int first, int n,
+                                         int64_t head_dim, const rope_t *rope, float *s) {
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q4_CH);
+}
+
+static void unit_weigh_q4_ch_avx512(const float *s, const void *unit, int first, int n,
+                                    int64_t head_dim, float *acc) {
+    unit_weigh_avx512(s, unit, first, n, head_dim, acc, C_Q4_CH);
+}
+
+static void dequantize_q4_ch_avx512(const void *unit, int first, int n, int64_t head_dim,
+                                    float *out) {
+    dequantize_avx512(unit, first, n, head_dim, out, C_Q4_CH);
+}
+
+static void quantize_q4_ch_avx512(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
+    quantize_q4_ch_in_c(x, head_dim, unit);
+}
+
+#endif
