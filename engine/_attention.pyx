@@ -228,8 +228,8 @@ def attend(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan 
     plan  filled with a batch of n_tokens when the step is run
     """
     cdef _Attend step = attention_step(pool, layer, q, plan, out)
-    # queries, sums, a block of keys and of keys or values as they were stored, scores; and for group
-    # attention queries, keys, rows of the table, scores
+    # queries, sums, a block of keys and of keys or values as they were stored, scores; and for
+    # group attention queries, keys, rows of the table, scores
     cdef int64_t rows = max(TILE_ROWS, step.a.group), d = max(step.a.dk, step.a.dv)
     step.n_work = rows * (step.a.dk + step.a.dv) + 2 * SLOTS * d + rows * (SLOTS + 2) + 64
     step.n_work += (rows + 2 * SLOTS) * step.a.dk + rows * SLOTS
