@@ -35,9 +35,9 @@ def _numbers(text: str) -> list[int]:
 
 def _fill(llm: LLM, rng: np.random.Generator) -> None:
     """Random keys and values in every slot of the cache."""
-    noise = rng.standard_normal(_NOISE, np.float32) * 0.5
-    for array in (llm._cache._k, llm._cache._v):
-        flat = array.reshape(-1)
+    noise = (rng.standard_normal(_NOISE, np.float32) * 0.5).astype(np.float16)
+    for part in llm._cache._memory.blocks:
+        flat = part.reshape(-1).view(np.float16)
         for at in range(0, len(flat), _NOISE):
             flat[at : at + _NOISE] = noise[: len(flat) - at]
 
