@@ -1,0 +1,33 @@
+"""What the commands say of a run: the engine that is at work, and how fast it was."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from engine.cli import console, model_file
+
+if TYPE_CHECKING:
+    from engine.llm import LLM
+
+
+def headline(llm: LLM, args: argparse.Namespace) -> str:
+    """The model and the engine's settings, in a line."""
+    from engine import _kernels
+
+    return (
+        f"lariat: {console.printable(model_file.shown(args.model))}, context {llm.n_ctx}, "
+        f"{args.cache} cache (keys {args.type_k}, values {args.type_v}), "
+        f"{_kernels.isa()}, threads {llm.n_threads} (prompt {llm.n_threads_batch})"
+    )
+
+
+def rate(n_tokens: int, seconds: float) -> str:
+    """Tokens, time, and one by the other."""
+    text = f"{n_tokens} tokens in {seconds * 1000:.1f} ms"
+    if n_tokens and seconds > 0:
+        text += (
+            f", {seconds * 1000 / n_tokens:.2f} ms per token, "
+            f"{n_tokens / seconds:.2f} tokens per second"
+        )
+    return text

@@ -1,0 +1,107 @@
+"""The flags of every command that writes text: how long, how tokens are chosen, where it ends."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from engine.cli import prompt
+from engine.cli.usage import Flag, add_flags, checked
+from engine.config import SamplingParams
+
+_LENGTH = (
+    Flag(
+        ("-n", "--predict", "--n-predict"),
+        "max_tokens",
+        int,
+        "N",
+        "tokens to write at most; -1: until the model ends or the context is full",
+    ),
+)
+_SAMPLING = (  # in the order in which it is done
+    Flag(
+        ("--repeat-penalty",),
+        "repeat_penalty",
+        float,
+        "X",
+        "above 1: make tokens that occurred less likely; 1: off",
+    ),
+    Flag(
+        ("--repeat-last-n",),
+        "repeat_last_n",
+        int,
+        "N",
+        "how many last tokens the penalties look at; 0: none, -1: the whole context",
+    ),
+    Flag(
+        ("--frequency-penalty",),
+        "frequency_penalty",
+        float,
+        "X",
+        "subtracted from a token's logit for each time it occurred; 0: off",
+    ),
+    Flag(
+        ("--presence-penalty",),
+        "presence_penalty",
+        float,
+        "X",
+        "subtracted from a token's logit if it occurred; 0: off",
+    ),
+    Flag(("--top-k",), "top_k", int, "K", "keep the K likeliest tokens; 0: all"),
+    Flag(("--typical",), "typical_p", float, "P", "locally typical sampling; 1: off"),
+    Flag(
+        ("--top-p",),
+        "top_p",
+        float,
+        "P",
+        "keep the likeliest tokens that make up P together; 1: all",
+    ),
+    Flag(("--min-p",), "min_p", float, "P", "keep tokens at least P times as likely as the best"),
+    Flag(("--temp",), "temperature", float, "T", "temperature; 0 always takes the likeliest token"),
+)
+
+
+def add_length(text: argparse._ArgumentGroup) -> None:
+    """Add the flags of where the text ends."""
+    add_flags(text, _LENGTH, SamplingParams)
+    text.add_argument(
+        "-r",
+        "--reverse-prompt",
+        dest="stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end where the model writes this text; may be given several times",
+    )
+    text.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="write on where the model would end",
+    )
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of sampling, a group of their own."""
+    sampling = parser.add_argument_group("sampling, in the order in which it is done")
+    add_flags(sampling, _SAMPLING, SamplingParams)
+    sampling.add_argument(
+        "-s",
+        "--seed",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="the same seed writes the same text; -1: another one each time (default: -1)",
+    )
+
+
+def params(args: argparse.Namespace, flags: tuple[Flag, ...] = (), **more: Any) -> SamplingParams:
+    """What they say, and `flags` of the command's own. UsageError names the flag at fault."""
+    return checked(
+        SamplingParams,
+        _LENGTH + flags + _SAMPLING,
+        args,
+        ignore_eos=args.ignore_eos,
+        stop=prompt.stop_texts(args),
+        seed=None if args.seed == -1 else args.seed,
+        **more,
+    )
