@@ -346,7 +346,7 @@ def rms_norm(const float[:, ::1] x, const float[::1] weight, float eps, float[:,
              Activations q8=None):
     """out = x / sqrt(mean(x^2) + eps) * weight, row by row (arXiv 1910.07467).
 
-    x float32 [n, dim]  # IN; weight float32 [dim]  # IN; out float32 [n, dim]  # OUT
+    x float32 [n, dim]  # IN; weight float32 [dim]  # IN; out float32 [n, dim]  # OUT, may be x
     q8  # OUT the same, quantized, if it is given
     """
     cdef Py_ssize_t n = x.shape[0], dim = x.shape[1]

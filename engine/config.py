@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from engine.architecture import ARCHITECTURES, LLAMA, Architecture
 from engine.errors import GGUFError, ModelError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _MAX_CTX = 1 << 27
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of a `llama` model, from the metadata of its GGUF file.
+    """Shape and constants of a model, from the metadata of its GGUF file.
 
     Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (section "LLM").
     """
@@ -47,6 +48,7 @@ class ModelConfig:
     rope_dim: int  # how many leading dims of a head are rotated
     rope: RopeConfig  # what the file says, complete
     rope_attn_factor: float = 1.0  # queries and keys are multiplied by it
+    architecture: Architecture = LLAMA
 
     @property
     def group(self) -> int:
@@ -57,16 +59,19 @@ class ModelConfig:
     def from_gguf(cls, gguf: GGUFFile) -> ModelConfig:
         """Read and check the metadata. Raises `GGUFError` or `ModelError`."""
         arch = gguf.get_str("general.architecture")
-        if arch != "llama":
+        if arch not in ARCHITECTURES:
             raise ModelError(
-                f"{gguf.path}: architecture {arch!r} is not supported, only 'llama' is"
+                f"{gguf.path}: architecture {arch!r} is not supported, "
+                f"only {', '.join(ARCHITECTURES)} are"
             )
 
         def whole(key: str, maximum: int, default: int | None = None, minimum: int = 1) -> int:
-            return gguf.get_int(f"llama.{key}", default=default, minimum=minimum, maximum=maximum)
+            return gguf.get_int(f"{arch}.{key}", default=default, minimum=minimum, maximum=maximum)
 
         if whole("expert_count", 1 << 16, 0, 0) > 0:
             raise ModelError(f"{gguf.path}: mixture-of-experts models are not supported")
+        if not gguf.get_bool(f"{arch}.attention.causal", default=True):
+            raise ModelError(f"{gguf.path}: models whose attention is not causal are not supported")
         dim = whole("embedding_length", _MAX_DIM)
         n_heads = whole("attention.head_count", _MAX_HEADS)
         n_kv_heads = whole("attention.head_count_kv", _MAX_HEADS, n_heads)
@@ -74,7 +79,7 @@ class ModelConfig:
             raise GGUFError(
                 f"{gguf.path}: {n_heads} query heads do not divide among {n_kv_heads} KV heads"
             )
-        if dim % n_heads and "llama.attention.key_length" not in gguf.metadata:
+        if dim % n_heads and f"{arch}.attention.key_length" not in gguf.metadata:
             raise GGUFError(
                 f"{gguf.path}: embedding length {dim} does not divide by {n_heads} heads"
             )
@@ -86,7 +91,7 @@ class ModelConfig:
         rope_dim = whole("rope.dimension_count", 4096, head_dim_k)
         if rope_dim % 2 or rope_dim > head_dim_k:
             raise GGUFError(
-                f"{gguf.path}: llama.rope.dimension_count is {rope_dim}, "
+                f"{gguf.path}: {arch}.rope.dimension_count is {rope_dim}, "
                 f"expected an even number of at most {head_dim_k}"
             )
         n_ctx_train = whole("context_length", _MAX_CTX)
@@ -101,13 +106,14 @@ class ModelConfig:
             head_dim_v=head_dim_v,
             n_ff=whole("feed_forward_length", _MAX_DIM),
             norm_eps=gguf.get_float(
-                "llama.attention.layer_norm_rms_epsilon", minimum=0.0, maximum=1.0
+                f"{arch}.attention.layer_norm_rms_epsilon", minimum=0.0, maximum=1.0
             ),
             rope_dim=rope_dim,
-            rope=_rope(gguf, n_ctx_train),
+            rope=_rope(gguf, f"{arch}.rope.", n_ctx_train),
             rope_attn_factor=gguf.get_float(
-                "llama.rope.scaling.attn_factor", default=1.0, minimum=1e-3, maximum=1e3
+                f"{arch}.rope.scaling.attn_factor", default=1.0, minimum=1e-3, maximum=1e3
             ),
+            architecture=ARCHITECTURES[arch],
         )
 
 
@@ -127,12 +133,11 @@ def _vocab_size(gguf: GGUFFile) -> int:
     return info.shape[0]
 
 
-def _rope(gguf: GGUFFile, n_ctx_train: int) -> RopeConfig:
+def _rope(gguf: GGUFFile, prefix: str, n_ctx_train: int) -> RopeConfig:
     """What the file says of RoPE, as llama.cpp reads it: a factor without a type is linear.
 
     Scaling methods that are not known are refused by name, not ignored.
     """
-    prefix = "llama.rope."
     kind = gguf.get_str(prefix + "scaling.type", default="linear") or "linear"
     if kind not in ("none", "linear", "yarn"):
         raise ModelError(

@@ -31,7 +31,7 @@ from engine.weights import load_weights
 class LLM:
     """A model ready to run.
 
-    model_path       a GGUF file of architecture `llama`
+    model_path       a GGUF file of an architecture in `engine.architecture`
     n_ctx            positions of the KV cache, shared by all sequences; 0: as many as the model
                      was trained on
     n_threads        threads for decoding; None: the physical cores this process may use

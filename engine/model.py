@@ -107,11 +107,13 @@ class Model:
         return recorded
 
     def _project(self, program: Program, i: int, layer: Layer, n: int) -> None:
-        """q, k, v = norm(x) times their matrices, rotated; k and v go into the cache"""
+        """q, k, v = norm(x) times their matrices; q and k rotated; k and v go into the cache"""
         c, b = self._config, self._buffers
         h, q, k, v = b.h[:n], b.q[:n], b.k[:n], b.v[:n]
         self._norm(program, b.x[:n], layer.attn_norm, h, layer.q, layer.k, layer.v)
         self._linear(program, (layer.q, h, q), (layer.k, h, k), (layer.v, h, v))
+        if layer.q_norm is not None and layer.k_norm is not None:
+            self._norm_heads(program, (layer.q_norm, q), (layer.k_norm, k))
         positions, slots = b.positions[:n], b.slots[:n]
         q_heads = q.reshape(n, c.n_heads, c.head_dim_k)
         k_heads = k.reshape(n, c.n_kv_heads, c.head_dim_k)
@@ -155,6 +157,11 @@ class Model:
     ) -> None:
         """h = norm(x), for these matrices to read"""
         program.then(rms_norm(x, weight, self._config.norm_eps, h, self._q8_for(*users)))
+
+    def _norm_heads(self, program: Program, *heads: tuple[np.ndarray, np.ndarray]) -> None:
+        """x = norm(x), head by head, for each (weight, x)"""
+        eps, each = self._config.norm_eps, [(w, x.reshape(-1, len(w))) for w, x in heads]
+        program.then(*[rms_norm(x, weight, eps, x) for weight, x in each])
 
     def _q8_for(self, *users: Linear) -> Activations | None:
         """Where to quantize what these matrices read, if any of them wants it."""

@@ -33,6 +33,8 @@ class Layer:
     q: Linear  # [n_heads * head_dim_k, dim], halves of each head split
     k: Linear  # [n_kv_heads * head_dim_k, dim], halves of each head split
     v: Linear  # [n_kv_heads * head_dim_v, dim]
+    q_norm: np.ndarray | None  # float32 [head_dim_k], halves split; of each head, before RoPE
+    k_norm: np.ndarray | None  # the same
     attn_output: Linear  # [dim, n_heads * head_dim_v]
     ffn_norm: np.ndarray  # float32 [dim]
     ffn_gate: Linear  # [n_ff, dim]
@@ -90,19 +92,18 @@ class _Loader:
         self._finished(name)
         return matrix
 
-    def vector(self, name: str, length: int) -> np.ndarray:
-        """Tensor `name` [length] as float32."""
+    def vector(self, name: str, length: int, order: np.ndarray | None = None) -> np.ndarray:
+        """Tensor `name` [length] as float32, in `order`."""
         info = self.checked(name, (length,))
         values = quants.dequantize(self.gguf.data(name), info.type).reshape(length)
         self._finished(name)
-        return np.ascontiguousarray(values, np.float32)
+        return np.ascontiguousarray(values if order is None else values[order], np.float32)
 
     def linear(self, name: str, shape: tuple[int, int], order: np.ndarray | None = None) -> Linear:
         """`name`.weight [n_out, n_in] and, where the file has it, `name`.bias [n_out]."""
         bias = None
         if f"{name}.bias" in self.gguf.tensors:
-            bias = self.vector(f"{name}.bias", shape[0])
-            bias = bias if order is None else bias[order]
+            bias = self.vector(f"{name}.bias", shape[0], order)
         return Linear(self.matrix(f"{name}.weight", shape, order), bias)
 
     def checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
@@ -133,13 +134,22 @@ def _is_matrix(info: TensorInfo) -> bool:
     return len(info.shape) == 2 and info.type in quants.SUPPORTED
 
 
-def split_halves(n_heads: int, head_dim: int) -> np.ndarray:
-    """Order of rows that brings pairs (2i, 2i + 1) of each head to (i, i + head_dim / 2).
+def split_halves(
+    n_heads: int, head_dim: int, rope_dim: int | None = None, neox: bool = False
+) -> np.ndarray:
+    """Order of rows that brings the dims of pair i of each head to i and i + head_dim / 2.
 
-    int64 [n_heads * head_dim]. GGUF's `llama` keeps pairs side by side; apart, they load as two
-    whole vectors. Queries and keys are permuted alike, so their products stay the same.
+    int64 [n_heads * head_dim]. GGUF's `llama` keeps pairs side by side, (2i, 2i + 1); with `neox`
+    they are half of the `rope_dim` leading dims apart. Half a head apart, they load as two whole
+    vectors. Queries and keys are permuted alike, so their products stay the same.
     """
-    within = np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
+    n_rot = head_dim if rope_dim is None else rope_dim
+
+    def pairs(first: int, end: int) -> np.ndarray:
+        dims = np.arange(first, end)
+        return dims.reshape(2, -1) if neox else dims.reshape(-1, 2).T
+
+    within = np.hstack([pairs(0, n_rot), pairs(n_rot, head_dim)]).reshape(-1)
     return (np.arange(n_heads)[:, None] * head_dim + within).reshape(-1).astype(np.int64)
 
 
@@ -149,7 +159,7 @@ def load_weights(
     n_threads: int,
     progress: Callable[[float], None] | None = None,
 ) -> Weights:
-    """Read all tensors of a `llama` model.
+    """Read all tensors of a model.
 
     Each matrix's pages of the file are released once it is interleaved, so that loading needs no
     more memory than the model. `progress` gets the share done, 0 to 1. Raises `GGUFError` and
@@ -161,10 +171,13 @@ def load_weights(
         c.n_kv_heads * c.head_dim_k,
         c.n_kv_heads * c.head_dim_v,
     )
-    q_order, k_order = (
-        split_halves(c.n_heads, c.head_dim_k),
-        split_halves(c.n_kv_heads, c.head_dim_k),
+    q_order, k_order, head_order = (
+        split_halves(n_heads, c.head_dim_k, c.rope_dim, c.architecture.rope_neox)
+        for n_heads in (c.n_heads, c.n_kv_heads, 1)
     )
+
+    def head_norm(name: str) -> np.ndarray | None:
+        return load.vector(name, c.head_dim_k, head_order) if c.architecture.qk_norm else None
 
     def layer(i: int) -> Layer:
         return Layer(
@@ -172,6 +185,8 @@ def load_weights(
             q=load.linear(f"blk.{i}.attn_q", (n_q, c.dim), q_order),
             k=load.linear(f"blk.{i}.attn_k", (n_k, c.dim), k_order),
             v=load.linear(f"blk.{i}.attn_v", (n_v, c.dim)),
+            q_norm=head_norm(f"blk.{i}.attn_q_norm.weight"),
+            k_norm=head_norm(f"blk.{i}.attn_k_norm.weight"),
             attn_output=load.linear(f"blk.{i}.attn_output", (c.dim, c.n_heads * c.head_dim_v)),
             ffn_norm=load.vector(f"blk.{i}.ffn_norm.weight", c.dim),
             ffn_gate=load.linear(f"blk.{i}.ffn_gate", (c.n_ff, c.dim)),

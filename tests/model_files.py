@@ -35,6 +35,7 @@ def write_llama(
     n_vocab: int = 288,
     n_ctx: int = 256,
     rope_dim: int | None = None,
+    arch: str = "llama",
     freq_base: float = 10000.0,
     rope_scale: float | None = None,
     rope_freqs: Sequence[float] | np.ndarray | None = None,
@@ -50,13 +51,14 @@ def write_llama(
     drop_tensors: Iterable[str] = (),
     extra_tensors: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a random LLaMA to `path` and return the path.
+    """Write a random LLaMA (or what `arch` says) to `path` and return the path.
 
     The same arguments give the same file; the same `seed` and shapes give the same weights before
     they are quantized, whatever the types are.
 
     - `head_dim`, `head_dim_v`: length of a key and of a value; None is dim / n_heads and leaves
       `attention.key_length` and `value_length` out of the metadata.
+    - `arch`: "qwen2" adds biases to q, k and v, "qwen3" norms for the heads of q and k.
     - `rope_scale`: linear scaling, positions are divided by it.
     - `rope_freqs` [rope_dim / 2]: goes to `rope_freqs.weight`, frequencies are divided by it.
     - `weight_type` is for all matrices, `output_type` for the output matrix (the embedding when
@@ -76,24 +78,24 @@ def write_llama(
     n_rot = key_dim if rope_dim is None else rope_dim
 
     keys: dict[str, Any] = {
-        "general.name": "random llama",
-        "llama.context_length": n_ctx,
-        "llama.embedding_length": dim,
-        "llama.block_count": n_layers,
-        "llama.feed_forward_length": n_ff,
-        "llama.attention.head_count": n_heads,
-        "llama.attention.head_count_kv": n_kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": float(norm_eps),
-        "llama.rope.dimension_count": n_rot,
-        "llama.rope.freq_base": float(freq_base),
-        "llama.vocab_size": n_vocab,
+        "general.name": f"random {arch}",
+        f"{arch}.context_length": n_ctx,
+        f"{arch}.embedding_length": dim,
+        f"{arch}.block_count": n_layers,
+        f"{arch}.feed_forward_length": n_ff,
+        f"{arch}.attention.head_count": n_heads,
+        f"{arch}.attention.head_count_kv": n_kv_heads,
+        f"{arch}.attention.layer_norm_rms_epsilon": float(norm_eps),
+        f"{arch}.rope.dimension_count": n_rot,
+        f"{arch}.rope.freq_base": float(freq_base),
+        f"{arch}.vocab_size": n_vocab,
     }
     if head_dim is not None or head_dim_v is not None:
-        keys["llama.attention.key_length"] = key_dim
-        keys["llama.attention.value_length"] = value_dim
+        keys[f"{arch}.attention.key_length"] = key_dim
+        keys[f"{arch}.attention.value_length"] = value_dim
     if rope_scale is not None:
-        keys["llama.rope.scaling.type"] = "linear"
-        keys["llama.rope.scaling.factor"] = float(rope_scale)
+        keys[f"{arch}.rope.scaling.type"] = "linear"
+        keys[f"{arch}.rope.scaling.factor"] = float(rope_scale)
     keys |= vocabulary_metadata(n_vocab)
     keys |= metadata or {}
 
@@ -120,12 +122,18 @@ def write_llama(
             add_matrix(name, values)
         else:
             tensors[name] = (values, "F32")
-    if biases:
+    if biases or arch == "qwen2":
         # Drawn after all weights, so that a model with biases has the weights of one without.
+        parts = ("blk.",) if biases else ("attn_q.", "attn_k.", "attn_v.")
         for name, values in weights.items():
-            if name.startswith("blk.") and values.ndim == 2:
+            if values.ndim == 2 and any(part in name for part in parts):
                 bias = 0.3 * rng.standard_normal(values.shape[0], dtype=np.float32)
                 tensors[name.removesuffix("weight") + "bias"] = (bias, "F32")
+    if arch == "qwen3":
+        for layer in range(n_layers):
+            for name in ("attn_q_norm", "attn_k_norm"):
+                norm = 1 + 0.5 * rng.standard_normal(key_dim, dtype=np.float32)
+                tensors[f"blk.{layer}.{name}.weight"] = (norm, "F32")
     if rope_freqs is not None:
         tensors["rope_freqs.weight"] = (np.asarray(rope_freqs, np.float32), "F32")
     for name in drop_tensors:
@@ -136,7 +144,7 @@ def write_llama(
         else:
             tensors[name] = (np.asarray(extra), np.asarray(extra).dtype.name.replace("float", "F"))
 
-    write_gguf(path, keys, tensors, version=version)
+    write_gguf(path, keys, tensors, version=version, arch=arch)
     return path
 
 

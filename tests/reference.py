@@ -1,8 +1,9 @@
-"""The judge: LLaMA in NumPy and float64, written to be read and not to be fast.
+"""The judge: LLaMA, Qwen 2 and Qwen 3 in NumPy and float64, written to be read, not to be fast.
 
 It shares no code with the engine: files are read and dequantized by the `gguf` package. Papers:
-LLaMA (arXiv 2302.13971), RoPE (2104.09864), grouped-query attention (2305.13245), YaRN (2309.00071,
-with the ramp over pairs that its code and llama.cpp have), Self-Extend (2401.01325).
+LLaMA (arXiv 2302.13971), Qwen 2 (2407.10671) and 3 (2505.09388), RoPE (2104.09864), grouped-query
+attention (2305.13245), YaRN (2309.00071, with the ramp over pairs that its code and llama.cpp
+have), Self-Extend (2401.01325).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _UNQUANTIZED = {
 
 
 class Reference:
-    """A LLaMA model in float64.
+    """A model in float64.
 
     `activations` rounds the input of every matmul whose weight is quantized to 8 bits, as the
     kernels do it; the remaining difference to the engine is then that of float32 sums, and a tight
@@ -47,6 +48,7 @@ class Reference:
         self._short_scale = activations == "q8_f16"
         reader = GGUFReader(path)
         self._fields = reader.fields
+        self.arch: str = reader.fields["general.architecture"].contents()
         self.weights: dict[str, np.ndarray] = {}  # float64, matrices are [n_rows, n_cols]
         self.rounded: set[str] = set()  # matrices that want a rounded input
         for tensor in reader.tensors:
@@ -74,11 +76,11 @@ class Reference:
         self.rope: dict[str, Any] = of_file | dict(rope or {})
 
     def _get(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(f"llama.{key}")
+        field = self._fields.get(f"{self.arch}.{key}")
         if field is not None:
             return field.contents()
         if default is None:
-            raise KeyError(f"llama.{key}")
+            raise KeyError(f"{self.arch}.{key}")
         return default
 
     def logits(
@@ -110,12 +112,15 @@ class Reference:
         q = self._linear(h, block + "attn_q").reshape(n, self.n_heads, self.head_dim)
         k = self._linear(h, block + "attn_k").reshape(n, self.n_kv_heads, self.head_dim)
         v = self._linear(h, block + "attn_v").reshape(n, self.n_kv_heads, self.head_dim_v)
+        if self.arch == "qwen3":
+            q, k = self._norm(q, block + "attn_q_norm"), self._norm(k, block + "attn_k_norm")
+        neox = self.arch != "llama"
         n_group, window = self.rope.get("grp_attn_n", 1), self.rope.get("grp_attn_w", 512)
         rows = np.arange(n)
-        far_q = rotate(q, *self._rope_table(rows // n_group + window - window // n_group))
-        far_k = rotate(k, *self._rope_table(rows // n_group))
+        far_q = rotate(q, *self._rope_table(rows // n_group + window - window // n_group), neox)
+        far_k = rotate(k, *self._rope_table(rows // n_group), neox)
         is_far = (rows[:, None] - rows >= window) & (n_group > 1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(q, cos, sin, neox), rotate(k, cos, sin, neox)
         future = np.triu(np.ones((n, n), bool), 1)
         out = np.empty((n, self.n_heads, self.head_dim_v))
         group = self.n_heads // self.n_kv_heads
@@ -175,14 +180,18 @@ class Reference:
         return np.cos(angle) * magnitude, np.sin(angle) * magnitude
 
 
-def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """RoPE: x [n, n_heads, head_dim], the leading pairs (2i, 2i + 1) turned by angle i of row n."""
-    n_rot = 2 * cos.shape[1]
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, neox: bool = False) -> np.ndarray:
+    """RoPE: x [n, n_heads, head_dim], pair i of the leading dims turned by angle i of row n.
+
+    Pairs are (2i, 2i + 1) in GGUF's `llama`; with `neox` (i, i + n_pairs), as in GPT-NeoX.
+    """
+    n_pairs = cos.shape[1]
     cos, sin = cos[:, None, :], sin[:, None, :]  # the same for every head
-    even, odd = x[..., 0:n_rot:2], x[..., 1:n_rot:2]
+    first = slice(0, n_pairs) if neox else slice(0, 2 * n_pairs, 2)
+    second = slice(n_pairs, 2 * n_pairs) if neox else slice(1, 2 * n_pairs, 2)
     out = x.copy()
-    out[..., 0:n_rot:2] = even * cos - odd * sin
-    out[..., 1:n_rot:2] = even * sin + odd * cos
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., first] * sin + x[..., second] * cos
     return out
 
 

@@ -22,7 +22,7 @@ COMPILED = (_attention, _cache, _kernels, _program)
 # The house of the design, from the ground up. A module imports only from levels below its own;
 # within cli/ all is one level. A new module has to find its place here.
 LEVELS = (
-    ("_program", "demo", "errors", "memory", "threads"),
+    ("_program", "architecture", "demo", "errors", "memory", "threads"),
     ("_kernels",),
     ("_cache", "_machine"),
     ("_attention",),

@@ -76,6 +76,13 @@ SHAPES = {
     "no-scaling": {"metadata": {**YARN, "llama.rope.scaling.type": "none"}},
     "odd-lengths": {"dim": 60, "n_heads": 3, "n_kv_heads": 3, "n_ff": 77, "n_vocab": 301},
     "tied-biases": {"tied": True, "biases": True},
+    "qwen2": {"arch": "qwen2"},
+    "qwen2-d6-tied": {"arch": "qwen2", "n_heads": 6, "n_kv_heads": 2, "head_dim": 6, "tied": True},
+    "qwen3-d80": {"arch": "qwen3", "n_heads": 6, "n_kv_heads": 1, "head_dim": 80, "freq_base": 1e6},
+    "qwen3-partial-rope": {
+        **{"arch": "qwen3", "head_dim": 26, "head_dim_v": 10, "rope_dim": 20, "biases": True},
+        "metadata": {key.replace("llama", "qwen3"): value for key, value in YARN.items()},
+    },
 }
 
 
@@ -97,7 +104,19 @@ def test_f32_follows_the_reference(tmp_path, shape, isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("shape", ["mha-d128", "gqa6-d80", "mha-d8", "gqa3-d6-v10", "partial-rope"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "mha-d128",
+        "gqa6-d80",
+        "mha-d8",
+        "gqa3-d6-v10",
+        "partial-rope",
+        "qwen2",
+        "qwen3-d80",
+        "qwen3-partial-rope",
+    ],
+)
 def test_decoding_token_by_token_follows_the_reference(tmp_path, shape, cache, isa):
     _kernels.use_isa(isa)
     path = write_llama(tmp_path / "m.gguf", **SHAPES[shape])
@@ -154,6 +173,8 @@ QUANTIZED = {
     "5 bits": {"weight_type": "Q5_K", "type_of": {"attn_k": "Q5_0", "ffn_up": "Q5_1"}},
     "2 and 3 bits": {"weight_type": "Q3_K", "type_of": {"ffn_": "Q2_K"}, "tied": True},
     "IQ4_NL": {"weight_type": "IQ4_NL"},
+    "qwen2": {"weight_type": "Q8_0", "arch": "qwen2"},
+    "qwen3": {"weight_type": "Q4_0", "arch": "qwen3", "tied": True, "output_type": "Q6_K"},
 }
 
 
@@ -187,10 +208,11 @@ def test_f16_cache(tmp_path, types, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("weight_type", ["F32", "Q4_0"])
-def test_n_threads_agnosticism(tmp_path, weight_type, isa):
+@pytest.mark.parametrize(("arch", "weight_type"), [("llama", "F32"), ("qwen3", "Q4_0")])
+def test_n_threads_agnosticism(tmp_path, arch, weight_type, isa):
     _kernels.use_isa(isa)
-    path = write_llama(tmp_path / "m.gguf", weight_type=weight_type, n_ctx=1024, n_ff=1024)
+    shape = {"arch": arch, "biases": arch != "llama", "n_ctx": 1024, "n_ff": 1024}
+    path = write_llama(tmp_path / "m.gguf", weight_type=weight_type, **shape)
     ids = ids_of(700)
     for cache, n_ubatch in itertools.product(CACHES, (512, 3)):
         results = []

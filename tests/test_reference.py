@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 from tests.model_files import encode, vocabulary, write_llama
-from tests.reference import Reference, relative_error, round_q8
+from tests.reference import Reference, relative_error, rotate, round_q8
 
 IDS = [1, 260, 275, 261, 262, 275, 287, 30, 260]
 
@@ -152,6 +152,48 @@ def test_key_and_value_lengths_of_their_own(tmp_path):
     assert (reference.head_dim, reference.head_dim_v, reference.rope_dim) == (10, 6, 4)
     assert reference.weights["blk.0.attn_output.weight"].shape == (64, 4 * 6)
     assert reference.logits(IDS).shape == (len(IDS), 288)
+
+
+def test_qwen2_is_llama_with_its_pairs_elsewhere(tmp_path):
+    """Rows of q and k in another order, and biases with them, make a `llama` of a `qwen2`."""
+    qwen2 = write_llama(tmp_path / "a.gguf", arch="qwen2")
+    tensors = {t.name: np.array(t.data) for t in GGUFReader(qwen2).tensors}
+    order = np.arange(16).reshape(2, 8).T.reshape(-1)  # of a head: 0, 8, 1, 9, ...
+    for name in tensors:
+        if "attn_q." in name or "attn_k." in name:
+            heads = tensors[name].reshape(-1, 16, *tensors[name].shape[1:])
+            tensors[name] = heads[:, order].reshape(tensors[name].shape)
+    llama = write_llama(tmp_path / "b.gguf", extra_tensors=tensors)
+    expected = Reference(llama).logits(IDS)
+    assert relative_error(Reference(qwen2).logits(IDS), expected) < 1e-13
+    no_bias = write_llama(tmp_path / "c.gguf", arch="qwen2", drop_tensors=["blk.1.attn_k.bias"])
+    assert relative_error(Reference(no_bias).logits(IDS), expected) > 1e-3
+
+
+def test_pairs_half_the_rotated_dims_apart_turn_like_complex_numbers():
+    x = np.random.default_rng(0).standard_normal((5, 3, 10))
+    angle = np.arange(5)[:, None] * np.array([1.0, 0.3, 0.01])
+    got = rotate(x, np.cos(angle), np.sin(angle), neox=True)
+    turned = (x[..., :3] + 1j * x[..., 3:6]) * np.exp(1j * angle)[:, None]
+    expected = np.concatenate([turned.real, turned.imag, x[..., 6:]], axis=-1)
+    assert relative_error(got, expected) < 1e-15
+
+
+def test_qwen3_norms_each_head_of_q_and_k(tmp_path):
+    """So the size of a head of Wq or Wk is lost, and the weight of the norm takes its place."""
+    shape = {"arch": "qwen3", "head_dim": 10, "norm_eps": 0.0}
+    path = write_llama(tmp_path / "a.gguf", **shape)
+    tensors = {t.name: np.array(t.data) for t in GGUFReader(path).tensors}
+    expected = Reference(path).logits(IDS)
+    q, k = (f"blk.0.attn_{name}.weight" for name in "qk")
+    scale = np.repeat([2, 0.25, 8, 1], 10)[:, None]  # one number a head of q
+    larger = {q: np.float32(scale * tensors[q]), k: 4 * tensors[k]}
+    path = write_llama(tmp_path / "b.gguf", **shape, extra_tensors=larger)
+    assert relative_error(Reference(path).logits(IDS), expected) < 1e-13
+    for name in ("q_norm", "k_norm"):
+        twice = {f"blk.0.attn_{name}.weight": 2 * tensors[f"blk.0.attn_{name}.weight"]}
+        path = write_llama(tmp_path / "c.gguf", **shape, extra_tensors=twice)
+        assert relative_error(Reference(path).logits(IDS), expected) > 1e-3
 
 
 # How far quantized weights are from what they were, for normally distributed weights.

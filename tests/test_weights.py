@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
-from engine import LLM, GGUFError, GGUFFile, ModelError, _kernels
+from engine import LLM, GGUFError, GGUFFile, LariatError, ModelError, _kernels
 from engine._program import run
 from engine.config import ModelConfig
 from engine.weights import Linear, Weights, load_weights, split_halves
@@ -62,22 +62,36 @@ def test_split_halves_brings_each_pair_half_a_head_apart(n_heads, head_dim):
         assert (first % 2 == 0).all()
 
 
+def test_split_halves_of_pairs_half_the_rotated_dims_apart():
+    assert split_halves(2, 6, 6, neox=True).tolist() == list(range(12))
+    assert split_halves(1, 10, 4, neox=True).tolist() == [0, 1, 4, 5, 6, 2, 3, 7, 8, 9]
+    assert split_halves(1, 6, 2).tolist() == split_halves(1, 6).tolist()
+
+
 SHAPE = {"dim": 40, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "head_dim_v": 10, "n_ff": 52}
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("biases", [False, True])
-@pytest.mark.parametrize("tied", [False, True])
-def test_each_tensor_arrives_where_it_belongs(tmp_path, tied, biases, n_threads):
-    path = write_llama(tmp_path / "m.gguf", tied=tied, biases=biases, n_vocab=275, **SHAPE)
+@pytest.mark.parametrize(("arch", "tied"), [("llama", False), ("llama", True), ("qwen3", True)])
+def test_each_tensor_arrives_where_it_belongs(tmp_path, arch, tied, biases, n_threads):
+    shape = {**SHAPE, "arch": arch, "rope_dim": 4}
+    path = write_llama(tmp_path / "m.gguf", tied=tied, biases=biases, n_vocab=275, **shape)
     source = tensors_of(path)
     weights, config = load(path, n_threads)
     assert len(weights.layers) == config.n_layers == 2
-    orders = {"attn_q": split_halves(4, 6), "attn_k": split_halves(2, 6)}
-    names = {"q": "attn_q", "k": "attn_k", "v": "attn_v"}
+    within = [0, 1, 4, 2, 3, 5] if arch == "qwen3" else [0, 2, 4, 1, 3, 5]
+    of_heads = [[6 * head + dim for head in range(n) for dim in within] for n in (4, 2)]
+    orders = dict(zip(("attn_q", "attn_k"), of_heads, strict=True))
+    names = {name: f"attn_{name}" for name in ("q", "k", "v", "q_norm", "k_norm")}
     for i, layer in enumerate(weights.layers):
         for field, value in vars(layer).items():
             name = names.get(field, field)
+            if name in ("attn_q_norm", "attn_k_norm"):
+                expected = source.get(f"blk.{i}.{name}.weight")
+                assert (value is None) == (expected is None) == (arch == "llama")
+                assert value is None or np.array_equal(value, expected[within])
+                continue
             if not isinstance(value, Linear):
                 assert value.dtype == np.float32
                 assert np.array_equal(value, source[f"blk.{i}.{name}.weight"])
@@ -150,6 +164,40 @@ def test_a_missing_tensor_is_named(tmp_path, name):
         LLM(path)
     assert str(path) in str(error.value)
     assert f"'{name}' is missing" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["attn_q_norm", "attn_k_norm"])
+def test_the_norms_of_qwen3_are_needed_and_as_long_as_a_head(tmp_path, name):
+    tensor, path = f"blk.1.{name}.weight", tmp_path / "m.gguf"
+    write_llama(path, arch="qwen3", drop_tensors=[tensor])
+    with pytest.raises(GGUFError, match=f"'{tensor}' is missing"):
+        LLM(path)
+    write_llama(path, arch="qwen3", extra_tensors={tensor: np.ones(64, np.float32)})
+    with pytest.raises(GGUFError, match=rf"'{tensor}' has shape \[64\], expected \[16\]"):
+        LLM(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"general.architecture": "qwen3moe"}, "'qwen3moe' is not .*only llama, qwen2, qwen3 are"),
+        ({"qwen3.expert_count": 8}, "mixture-of-experts models are not supported"),
+        ({"qwen3.attention.causal": False}, "not causal"),
+        ({"qwen3.embedding_length": None}, "qwen3.embedding_length is missing"),
+        ({"qwen3.rope.dimension_count": 18}, "qwen3.rope.dimension_count is 18"),
+        ({"qwen3.rope.scaling.type": "su"}, "RoPE scaling 'su' is not supported"),
+    ],
+)
+def test_metadata_is_looked_for_under_the_name_of_the_architecture(tmp_path, metadata, words):
+    path = write_llama(tmp_path / "m.gguf", arch="qwen3", metadata=metadata)
+    with pytest.raises(LariatError, match=words):
+        LLM(path)
+
+
+def test_mixtral_is_refused_by_what_it_is(tmp_path):
+    path = write_llama(tmp_path / "m.gguf", metadata={"llama.expert_count": 8})
+    with pytest.raises(ModelError, match="mixture-of-experts models are not supported"):
+        LLM(path)
 
 
 WRONG = {

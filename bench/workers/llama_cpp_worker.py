@@ -17,7 +17,14 @@ class LlamaCpp:
     """Sequence 0 filled to a depth, and others for batches; a cache for all of them."""
 
     def __init__(
-        self, model: str, n_ctx: int, n_seqs: int, n_batch: int, n_ubatch: int, flash: bool
+        self,
+        model: str,
+        n_ctx: int,
+        n_seqs: int,
+        n_batch: int,
+        n_ubatch: int,
+        flash: bool,
+        f32_cache: bool = False,
     ) -> None:
         llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -30,6 +37,8 @@ class LlamaCpp:
         params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, n_seqs, True
         params.n_batch, params.n_ubatch = n_batch, n_ubatch
         params.flash_attn_type = 1 if flash else 0
+        if f32_cache:
+            params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise RuntimeError("llama.cpp makes no context")
@@ -106,6 +115,17 @@ class LlamaCpp:
             self._run([(found[-1], n_prompt + i, 0, True)])
         self._clear()
         return found
+
+    def logits(self, n: int, path: str) -> None:
+        """Write those after each of n tokens to a file: float32 [n, n_vocab]. Empties the cache."""
+        self._clear()
+        ids = protocol.tokens(n, self._n_vocab, 6)
+        self._run([(token, i, 0, True) for i, token in enumerate(ids)])
+        with open(path, "wb") as file:
+            for i in range(n):
+                row = llama_cpp.llama_get_logits_ith(self._context, i)
+                file.write(ctypes.string_at(row, 4 * self._n_vocab))
+        self._clear()
 
     def memory(self) -> dict[str, int]:
         """See `protocol.memory`."""
