@@ -16,6 +16,7 @@ from engine.batch import Chunk, make_batch, split
 from engine.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
 from engine.context import Context
 from engine.errors import ContextError, LariatError
+from engine.file_sampling import FileSampling
 from engine.gguf import GGUFFile
 from engine.kv_cache import SPARE_BLOCKS, STRATEGIES, check_types
 from engine.model import Model
@@ -82,6 +83,7 @@ class LLM:
             self.config = ModelConfig.from_gguf(self._gguf)
             check_types(self.config, type_k, type_v)
             self.tokenizer = Tokenizer.from_gguf(self._gguf)
+            self.sampling = FileSampling.from_gguf(self._gguf)  # where a prompt has no params
             self.n_ctx = n_ctx or self.config.n_ctx_train
             with threads.forward_pass():
                 weights = load_weights(self._gguf, self.config, self.n_threads_batch, progress)
@@ -164,10 +166,11 @@ class LLM:
 
         `prompt` is text, or token ids as they are. The iterator's `completion` tells the state at
         any time. Several streams may be open at once; each step computes all of them together.
+        Without `params` it is sampled as the model's file asks for, see `sampling`.
         `prompt_progress` is called with prompt tokens done and their total. A `context` gets the
         prompt and what is written, and takes no other edit until the stream is over.
         """
-        params = params or SamplingParams()
+        params = params or self.sampling.params
         return Stream(self, self._sequence(prompt, params, prompt_progress, context), context)
 
     @overload
@@ -193,7 +196,7 @@ class LLM:
 
         `context` is for a single prompt, see `stream`.
         """
-        params = params or SamplingParams()
+        params = params or self.sampling.params
         is_one = isinstance(prompt, str) or (
             len(prompt) > 0 and not isinstance(prompt[0], (str, list, tuple, np.ndarray))
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from engine.cli.usage import Flag, UsageError, add_flags, checked
 from engine.config import (
@@ -60,7 +61,7 @@ _THREADS = (
 )
 
 
-def add(parser: argparse.ArgumentParser, **defaults: int | str) -> None:
+def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Add them; `defaults` go before those of `EngineConfig`."""
     group = parser.add_argument_group("engine")
     for names, dest, what in _THREADS:

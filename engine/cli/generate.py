@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     with console.Bar("loading", enabled=not args.quiet) as bar:
         llm = LLM(args.model, **vars(config), progress=bar, overrides=overrides)
     with llm:
+        params = sampling_flags.with_file(params, llm.sampling, args)
         return _generate(llm, text, params, args)
 
 

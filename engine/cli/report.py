@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from engine.cli import console, model_file
+from engine.cli import console, model_file, sampling_flags
 
 if TYPE_CHECKING:
     from engine.llm import LLM
 
 
 def headline(llm: LLM, args: argparse.Namespace) -> str:
-    """The model and the engine's settings, in a line."""
+    """The model and the engine's settings, in a line; a second one if its file has others."""
     from engine import _kernels
 
-    return (
+    line = (
         f"lariat: {console.printable(model_file.shown(args.model))}, context {llm.n_ctx}, "
         f"{args.cache} cache (keys {args.type_k}, values {args.type_v}), "
         f"{_kernels.isa()}, threads {llm.n_threads} (prompt {llm.n_threads_batch})"
     )
+    return "\n".join(filter(None, (line, sampling_flags.note(llm.sampling, args))))
 
 
 def rate(n_tokens: int, seconds: float) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from engine.cli import prompt
 from engine.cli.usage import Flag, add_flags, checked
 from engine.config import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.file_sampling import FileSampling
 
 _LENGTH = (
     Flag(
@@ -83,7 +87,7 @@ def add_length(text: argparse._ArgumentGroup) -> None:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of sampling, a group of their own."""
     sampling = parser.add_argument_group("sampling, in the order in which it is done")
-    add_flags(sampling, _SAMPLING, SamplingParams)
+    add_flags(sampling, _SAMPLING, SamplingParams, of_file=True)
     sampling.add_argument(
         "-s",
         "--seed",
@@ -95,7 +99,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def params(args: argparse.Namespace, flags: tuple[Flag, ...] = (), **more: Any) -> SamplingParams:
-    """What they say, and `flags` of the command's own. UsageError names the flag at fault."""
+    """What they say, and `flags` of the command's own. UsageError names the flag at fault.
+
+    Once the model is open, `with_file` has the rest.
+    """
     return checked(
         SamplingParams,
         _LENGTH + flags + _SAMPLING,
@@ -105,3 +112,24 @@ def params(args: argparse.Namespace, flags: tuple[Flag, ...] = (), **more: Any) 
         seed=None if args.seed == -1 else args.seed,
         **more,
     )
+
+
+def with_file(
+    params: SamplingParams, of_file: FileSampling, args: argparse.Namespace
+) -> SamplingParams:
+    """`params`, with what the model's file asks for where no flag says otherwise."""
+    return replace(params, **_from_file(of_file, args))
+
+
+def note(of_file: FileSampling, args: argparse.Namespace) -> str:
+    """What `with_file` takes from the file and what it cannot, in a line; "" if that is nothing."""
+    names = {flag.field: flag.names[0].lstrip("-") for flag in _SAMPLING}
+    taken = ", ".join(f"{names[f]} {v:.6g}" for f, v in _from_file(of_file, args).items())
+    ignored = ", ".join(of_file.ignored)
+    parts = [taken, f"not supported and ignored: {ignored}" if ignored else ""]
+    text = "; ".join(part for part in parts if part)
+    return text and f"lariat: sampling of the model's file: {text}"
+
+
+def _from_file(of_file: FileSampling, args: argparse.Namespace) -> dict[str, Any]:
+    return {field: v for field, v in of_file.asked.items() if getattr(args, field) is None}

@@ -37,12 +37,22 @@ class Flag(NamedTuple):
 
 
 def add_flags(
-    group: argparse._ArgumentGroup, flags: tuple[Flag, ...], config: type[Any], **defaults: Any
+    group: argparse._ArgumentGroup,
+    flags: tuple[Flag, ...],
+    config: type[Any],
+    *,
+    of_file: bool = False,
+    **defaults: Any,
 ) -> None:
-    """Add flags whose defaults are those given by field name, else those of the class `config`."""
+    """Add flags whose defaults are those given by field name, else those of the class `config`.
+
+    With `of_file` a model's file may have others, so a flag that is not given is None.
+    """
     for flag in flags:
         default = defaults.get(flag.field, getattr(config, flag.field))
         shown = "" if default is None else f" (default: {default})"
+        if of_file:
+            shown, default = f" (default: the file's, or {default})", None
         group.add_argument(
             *flag.names,
             dest=flag.field,
@@ -56,11 +66,14 @@ def add_flags(
 def checked(
     config: type[_Config], flags: tuple[Flag, ...], args: argparse.Namespace, **more: Any
 ) -> _Config:
-    """An instance of `config` from the flags and `more`. UsageError names the flag at fault."""
-    values = {flag.field: getattr(args, flag.field) for flag in flags}
+    """An instance of `config` from the flags and `more`. UsageError names the flag at fault.
+
+    A flag that is None was not given: the default of `config` holds.
+    """
+    values = {f.field: getattr(args, f.field) for f in flags if getattr(args, f.field) is not None}
     for flag in flags:
         try:
-            config(**{flag.field: values[flag.field]})
+            config(**{name: value for name, value in values.items() if name == flag.field})
         except ValueError as error:
             raise UsageError(f"argument {'/'.join(flag.names)}: {error}") from None
     try:
