@@ -20,7 +20,7 @@ from engine import _kernels, threads
 from engine.batch import Chunk, make_batch, split
 from engine.cases import Case, Cost, ModelFacts, Result, check_fits
 from engine.config import ModelConfig
-from engine.gguf import GGUFFile
+from engine.gguf_parts import GGUFModel
 from engine.kv_cache import STRATEGIES
 from engine.machine import Pins, Probe, peak_memory, reset_peak_memory
 from engine.model import Model
@@ -60,7 +60,7 @@ class Benchmark:
         self._caches: dict[tuple[str, str, str], _Cache] = {}
         self._rng = np.random.default_rng(0)
         reset_peak_memory()
-        self._gguf = GGUFFile(path)
+        self._gguf = GGUFModel(path)
         try:
             self._config = ModelConfig.from_gguf(self._gguf)
             for case in cases:

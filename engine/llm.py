@@ -17,7 +17,7 @@ from engine.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
 from engine.context import Context
 from engine.errors import ContextError, LariatError
 from engine.file_sampling import FileSampling
-from engine.gguf import GGUFFile
+from engine.gguf_parts import GGUFModel
 from engine.kv_cache import SPARE_BLOCKS, STRATEGIES, check_types
 from engine.model import Model
 from engine.prefixes import PrefixCache
@@ -32,7 +32,8 @@ from engine.weights import load_weights
 class LLM:
     """A model ready to run.
 
-    model_path       a GGUF file of an architecture in `engine.architecture`
+    model_path       a GGUF file of an architecture in `engine.architecture`, or the first of the
+                     parts that it was split into
     n_ctx            positions of the KV cache, shared by all sequences; 0: as many as the model
                      was trained on
     n_threads        threads for decoding; None: the physical cores this process may use
@@ -78,7 +79,7 @@ class LLM:
         self.n_threads_batch = threads.resolve(
             self.n_threads if n_threads_batch is None else n_threads_batch, "n_threads_batch"
         )
-        self._gguf = GGUFFile(model_path, overrides)
+        self._gguf = GGUFModel(model_path, overrides)
         try:
             self.config = ModelConfig.from_gguf(self._gguf)
             check_types(self.config, type_k, type_v)

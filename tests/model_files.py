@@ -47,6 +47,7 @@ def write_llama(
     norm_eps: float = 1e-5,
     seed: int = 0,
     version: int = 3,
+    split: int = 0,
     metadata: Mapping[str, Any] | None = None,
     drop_tensors: Iterable[str] = (),
     extra_tensors: Mapping[str, Any] | None = None,
@@ -69,6 +70,7 @@ def write_llama(
       that it does not know either gets random bytes, good only to be refused.
     - `metadata`: values that replace or add to the metadata; None removes the key; a pair
       (value, GGUFValueType) states the type.
+    - `split`: most tensors of a file, see `write_gguf`.
     - `drop_tensors`: whole names of tensors to leave out. `extra_tensors` adds or replaces: name ->
       array (its dtype is the type), or (float array, type name).
     """
@@ -144,8 +146,7 @@ def write_llama(
         else:
             tensors[name] = (np.asarray(extra), np.asarray(extra).dtype.name.replace("float", "F"))
 
-    write_gguf(path, keys, tensors, version=version, arch=arch)
-    return path
+    return write_gguf(path, keys, tensors, version=version, arch=arch, split=split)
 
 
 def _random_weights(
@@ -201,13 +202,15 @@ def write_gguf(
     *,
     version: int = 3,
     arch: str = "llama",
+    split: int = 0,
 ) -> Path:
     """Write any GGUF file: metadata as in `write_llama`, tensors as name -> (array, type name).
 
-    `metadata` may replace `general.architecture` or, with None, remove it.
+    `metadata` may replace `general.architecture` or, with None, remove it. With `split` it becomes
+    several files of that many tensors at most, and the path of the first is returned.
     """
     path = Path(path)
-    writer = GGUFWriter(path, arch)
+    writer = GGUFWriter(path, arch, split_max_tensors=split)
     for key, value in metadata.items():
         if value is None:
             writer.kv_data[0].pop(key, None)
@@ -225,6 +228,8 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if split and len(writer.tensors) > 1:
+        path = writer.format_shard_names(path)[0]
     if version != 3:
         # Little-endian files of version 2 and 3 differ in nothing but this number.
         with path.open("r+b") as file:

@@ -28,7 +28,7 @@ LEVELS = (
     ("_attention",),
     ("config", "quants", "machine", "segments"),
     ("gguf", "rope", "batch", "sampler", "sequence", "cache_memory"),
-    ("context_file", "file_sampling", "vocabulary", "weights", "prefixes"),
+    ("context_file", "file_sampling", "gguf_parts", "vocabulary", "weights", "prefixes"),
     ("chunk_file",),
     ("kv_cache",),
     ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases"),

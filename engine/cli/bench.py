@@ -379,10 +379,10 @@ def _check_models(paths: Sequence[str], cases: Sequence[Case]) -> None:
     """Refuse what can be refused before the first model runs for an hour."""
     from engine.cases import check_fits
     from engine.config import ModelConfig
-    from engine.gguf import GGUFFile
+    from engine.gguf_parts import GGUFModel
 
     for path in paths:
-        with GGUFFile(Path(path)) as gguf:
+        with GGUFModel(Path(path)) as gguf:
             config = ModelConfig.from_gguf(gguf)
             for case in cases:
                 check_fits(case, config, path)

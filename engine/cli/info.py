@@ -12,7 +12,7 @@ from engine.cli.usage import Flag, add_flags, checked
 from engine.config import CACHE_TYPES, EngineConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from engine.gguf import GGUFFile
+    from engine.gguf_parts import GGUFModel
 
 _FLAGS = (
     Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "context to count memory for; 0: as trained"),
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
 
     from engine import _kernels, threads
-    from engine.gguf import GGUFFile
+    from engine.gguf_parts import GGUFModel
 
-    with GGUFFile(args.model, overrides) as gguf:
+    with GGUFModel(args.model, overrides) as gguf:
         lines = [*_file(gguf), "", *_metadata(gguf), "", *_tensors(gguf)]
         lines += [
             "",
@@ -64,14 +64,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _file(gguf: GGUFFile) -> Iterator[str]:
+def _file(gguf: GGUFModel) -> Iterator[str]:
     yield "file"
     yield f"  path     {console.printable(str(gguf.path))}"
     yield f"  size     {_size(gguf.n_bytes)}"
     yield f"  version  {gguf.version}"
+    if len(gguf.parts) > 1:
+        yield f"  parts    {len(gguf.parts)}, to {console.printable(gguf.parts[-1].name)}"
 
 
-def _metadata(gguf: GGUFFile) -> Iterator[str]:
+def _metadata(gguf: GGUFModel) -> Iterator[str]:
     yield f"metadata ({len(gguf.metadata)} entries)"
     width = max(map(len, gguf.metadata), default=0)
     for key, value in gguf.metadata.items():
@@ -92,7 +94,7 @@ def _value(value: Any) -> str:
     return f"[{', '.join(items)}{more}] ({len(value)} elements)"
 
 
-def _tensors(gguf: GGUFFile) -> Iterator[str]:
+def _tensors(gguf: GGUFModel) -> Iterator[str]:
     n_tensors: Counter[str] = Counter()
     n_bytes: Counter[str] = Counter()
     for tensor in gguf.tensors.values():
@@ -104,7 +106,7 @@ def _tensors(gguf: GGUFFile) -> Iterator[str]:
         yield f"  {name:8} {n:5}  {_size(n_bytes[name])}"
 
 
-def _memory(gguf: GGUFFile, model: ModelConfig, n_ctx: int) -> Iterator[str]:
+def _memory(gguf: GGUFModel, model: ModelConfig, n_ctx: int) -> Iterator[str]:
     """Weights and cache; buffers for the computation come on top, and are small beside them."""
     from engine.kv_cache import cache_bytes
 

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
-    from engine.gguf import GGUFFile
+    from engine.gguf_parts import GGUFModel
     from engine.tokenizer import Tokenizer
 
-    with GGUFFile(args.model, overrides) as gguf:
+    with GGUFModel(args.model, overrides) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)
         ids = tokenizer.encode(text, add_bos=not args.no_bos, parse_special=args.parse_special)
         if args.ids:
