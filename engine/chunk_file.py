@@ -25,7 +25,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from engine.context_file import VERSION, check_kind, written_beside
-from engine.errors import ContextError
+from engine.errors import ContextError, quote
 from engine.segments import SLOTS
 
 _FORMAT = "lariat-chunk"
@@ -132,7 +132,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, 
             metadata = checked.metadata() or {}
             found = sorted(checked.keys())
     except (SafetensorError, ValueError) as error:
-        raise ContextError(f"{path}: is damaged, or no chunk: {error}") from error
+        raise ContextError(f"{path}: is damaged, or no chunk: {quote(str(error), 200)}") from error
     n = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(n))
     fits = found == sorted(_TENSORS) and all(header[k]["dtype"] in _DTYPES for k in found)

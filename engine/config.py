@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.architecture import ARCHITECTURES, LLAMA, Architecture
-from engine.errors import GGUFError, ModelError
+from engine.errors import GGUFError, ModelError, quote
 
 if TYPE_CHECKING:
     from engine.gguf import GGUFFile
@@ -61,7 +61,7 @@ class ModelConfig:
         arch = gguf.get_str("general.architecture")
         if arch not in ARCHITECTURES:
             raise ModelError(
-                f"{gguf.path}: architecture {arch!r} is not supported, "
+                f"{gguf.path}: architecture {quote(arch)} is not supported, "
                 f"only {', '.join(ARCHITECTURES)} are"
             )
 
@@ -141,7 +141,8 @@ def _rope(gguf: GGUFFile, prefix: str, n_ctx_train: int) -> RopeConfig:
     kind = gguf.get_str(prefix + "scaling.type", default="linear") or "linear"
     if kind not in ("none", "linear", "yarn"):
         raise ModelError(
-            f"{gguf.path}: RoPE scaling {kind!r} is not supported, only none, linear and yarn are"
+            f"{gguf.path}: RoPE scaling {quote(kind)} is not supported, "
+            f"only none, linear and yarn are"
         )
     key = prefix + "scaling.factor"
     if key not in gguf.metadata:

@@ -213,7 +213,7 @@ class Context:
         version, and where it does not fit; OSError if there is no such file.
         """
         saved = context_file.load(path, self._llm.cache_kind)
-        ids = self._llm._checked_ids(saved.tokens.tolist()) if len(saved.tokens) else []
+        ids = self._ids_of(path, saved.tokens.tolist())
         cache = self._llm._cache
         with self._editing():
             self._check_length(len(ids))
@@ -317,11 +317,12 @@ class Context:
         if recompute is not None and recompute < 0:
             raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
         chunk.check_kind(self._llm.cache_kind)
+        whole = self._ids_of(chunk.path, [*chunk.sink, *chunk.tokens])
         with self._editing():
             self._settle()
             n = len(self._ids)
             self._check_place(at, n)
-            ids = chunk.tokens if n else [*chunk.sink, *chunk.tokens]
+            ids = whole[len(chunk.sink) :] if n else whole
             self._check_length(n + len(ids))
             is_there = self._ids[:at] in ([], chunk.sink)  # where it was computed
             n_first = len(ids) if recompute is None else 0 if is_there else min(recompute, len(ids))
@@ -368,6 +369,15 @@ class Context:
             return edit()
         except IndexError:
             raise ContextError(_NO_ROOM) from None
+
+    def _ids_of(self, path: str | os.PathLike[str], ids: list[int]) -> list[int]:
+        """Token ids that a file holds, checked."""
+        try:
+            return self._llm._checked_ids(ids) if ids else []
+        except ContextError:
+            raise
+        except ValueError as error:
+            raise ContextError(f"{path}: is damaged: {error}") from None
 
     def _check_length(self, n: int) -> None:
         if n > self._llm.n_ctx:

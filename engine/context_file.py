@@ -112,7 +112,8 @@ def load(path: str | os.PathLike[str], kind: Mapping[str, str]) -> Saved:
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, ContextError):
             raise
-        raise ContextError(f"{path}: is damaged, or no saved context: {error}") from error
+        reason = quote(str(error), 200)
+        raise ContextError(f"{path}: is damaged, or no saved context: {reason}") from error
     if metadata.get("checksum") != _checksum(what):
         raise ContextError(f"{path}: is damaged: its contents do not give its checksum")
     _check_shapes(path, what)

@@ -15,3 +15,8 @@ class ModelError(LariatError, ValueError):
 
 class ContextError(LariatError, ValueError):
     """A prompt does not fit into the context."""
+
+
+def quote(text: str, limit: int = 64) -> str:
+    """Text from a file, safe to print: control characters escaped, cut after `limit` characters."""
+    return repr(text) if len(text) <= limit else repr(text[:limit]) + "..."

@@ -29,7 +29,7 @@ from typing import Any, NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import GGUFError
+from engine.errors import GGUFError, quote
 from engine.quants import BLOCK, REMOVED_TYPES, GGMLType, row_bytes
 
 # Limits far above what real files hold (a vocabulary of 256k tokens with its merges takes 12 MiB),
@@ -288,11 +288,6 @@ class GGUFFile:
         else:
             expected = f"{minimum} to {maximum}"
         raise GGUFError(f"{self.path}: {key} is {value}, expected {expected}")
-
-
-def quote(text: str, limit: int = 64) -> str:
-    """Text from a file, safe to print: control characters escaped, cut after `limit` characters."""
-    return repr(text) if len(text) <= limit else repr(text[:limit]) + "..."
 
 
 def _describe(value: Any) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 
 from engine.chunk_file import ONLY_RAW, StoredChunk, save
 from engine.context_file import written_beside
-from engine.errors import ContextError
+from engine.errors import ContextError, quote
 from engine.segments import SLOTS
 
 if TYPE_CHECKING:
@@ -67,15 +67,16 @@ class ChunkLibrary:
         """Open a chunk, for `Context.append` and `Context.insert`."""
         entry = self._read_index().get(name)
         if entry is None:
-            raise ContextError(f"{self.folder}: has no chunk named {name!r}")
+            raise ContextError(f"{self.folder}: has no chunk named {quote(name)}")
         if entry.content not in self._open:
             try:
                 self._open[entry.content] = StoredChunk(self._path(entry.content))
             except OSError as error:
                 if self._read_index().get(name) not in (None, entry):
                     return self[name]  # replaced just now
+                path = self._path(entry.content)
                 raise ContextError(
-                    f"{self._path(entry.content)}: chunk {name!r} cannot be read: {error.strerror}"
+                    f"{path}: chunk {quote(name)} cannot be read: {error.strerror}"
                 ) from error
         return self._open[entry.content]
 
@@ -120,7 +121,7 @@ class ChunkLibrary:
         """Forget a chunk. Contexts that hold it keep it."""
         with self._changing() as index:
             if name not in index:
-                raise ContextError(f"{self.folder}: has no chunk named {name!r}")
+                raise ContextError(f"{self.folder}: has no chunk named {quote(name)}")
             del index[name]
 
     # ---- below: the folder -------------------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.batch import Chunk, split
-from engine.errors import LariatError
+from engine.errors import LariatError, quote
 from engine.llm import LLM
 
 Ids = npt.NDArray[np.int32]
@@ -254,15 +254,14 @@ class Base:
                 if metadata.get("format") != _FORMAT:
                     raise LariatError(f"{self._name} is no file of predictions")
                 if metadata.get("version") != _VERSION:
-                    raise LariatError(
-                        f"{self._name} has version {metadata.get('version')}, this reads {_VERSION}"
-                    )
+                    version = quote(str(metadata.get("version")))
+                    raise LariatError(f"{self._name} has version {version}, this reads {_VERSION}")
                 self.chunks: Ids = file.get_tensor("tokens")
                 self._ranges: Floats = file.get_tensor("ranges")
                 shape = tuple(file.get_slice("log_probs").get_shape())
                 dtype = file.get_slice("log_probs").get_dtype()
         except SafetensorError as error:
-            raise LariatError(f"{self._name} is damaged: {error}") from None
+            raise LariatError(f"{self._name} is damaged: {quote(str(error), 200)}") from None
         n, n_ctx = self.chunks.shape if self.chunks.ndim == 2 else (0, 0)
         if (
             not n

@@ -382,11 +382,12 @@ def test_info(run: Run, model: str) -> None:
 
 def test_info_describes_a_model_that_cannot_run(run: Run, tmp_path: Path) -> None:
     name = "evil\x1b[31m\nname"
-    keys = {"general.architecture": "gpt2", "general.name": name}
+    keys = {"general.architecture": "gpt2", "general.name": name, "general.x": [[1, 2], [3]]}
     path = str(write_llama(tmp_path / "model.gguf", metadata=keys))
     code, out, err = run("info", "-m", path)
     assert code == 1
     assert r"evil\x1b[31m\nname" in out
+    assert "[[1, 2] (2 elements), [3] (1 elements)] (2 elements)" in out
     assert err.startswith("lariat: error: ")
     assert "'gpt2'" in err
     assert err.count("\n") == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import LLM, SamplingParams, _kernels
+from engine import LLM, SamplingParams, _kernels, context_file
 from engine.config import CACHE_TYPES
 from engine.context import Context
 from engine.errors import ContextError, LariatError
@@ -480,6 +480,12 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_lost(deep, path, tmp_p
             refused("damaged")
         file.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
         refused("checksum")
+        file.write_bytes(whole)
+        saved = context_file.load(file, {})
+        for forged in (-1, llm.n_vocab, 2**31 - 1):  # the checksum is right
+            tokens = np.append(saved.tokens[:-1], np.int32(forged))
+            context_file.save(file, llm.cache_kind, saved._replace(tokens=tokens))
+            refused("damaged: token id .* out of range")
         with pytest.raises(FileNotFoundError):
             context.load(tmp_path / "none")
         with pytest.raises(ContextError, match="cannot be written"):

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import LLM, ChunkLibrary, ContextError, SamplingParams, _kernels, library, memory
+from engine import (
+    LLM,
+    ChunkLibrary,
+    ContextError,
+    SamplingParams,
+    _kernels,
+    chunk_file,
+    library,
+    memory,
+)
 from engine.cli.main import main
 from engine.context import Context
 from tests.model_files import write_llama
@@ -335,7 +344,7 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(deep, paths, s
     assert [e.name for e in shelf.entries()] == ["a"]
 
 
-def test_damaged_files_are_refused(deep, shelf):
+def test_damaged_files_are_refused(deep, shelf, tmp_path):
     with load(deep) as llm, llm.context() as context:
         path = shelf.add(llm, "a", A).path
         whole = path.read_bytes()
@@ -360,6 +369,16 @@ def test_damaged_files_are_refused(deep, shelf):
             refused(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :], "checksum")
         refused(whole.replace(b"lariat-chunk", b"lariat-other"), "no lariat-chunk")
         refused(whole.replace(b'"version": "1"', b'"version": "0"'), "another format version")
+        header = b'{"\\u001b[2J":{"dtype":"U8","shape":[1],"data_offsets":[0,9]}}'
+        refused(len(header).to_bytes(8, "little") + header, r"or no chunk: '[ -~]+'$")
+        path.unlink()
+        path.write_bytes(whole)
+        chunk = ChunkLibrary(shelf.folder)["a"]
+        for forged in (-1, llm.n_vocab):  # the checksum is right
+            arrays = {n: getattr(chunk, n) for n in ("keys", "values", "segments")}
+            tokens = {"tokens": np.int32([*chunk.tokens[1:], forged]), "sink": np.int32(chunk.sink)}
+            chunk_file.save(tmp_path / "forged", llm.cache_kind, arrays | tokens)
+            refused((tmp_path / "forged").read_bytes(), "damaged: token id .* out of range")
         refused(whole + b"x")
         # It is computed again when it is added again.
         assert shelf.add(llm, "a", A).path.read_bytes() == whole

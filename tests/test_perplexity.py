@@ -222,7 +222,7 @@ def rewrite(path: Path, change) -> None:
     ("change", "message"),
     [
         (lambda h: h["__metadata__"].update(format="x"), "is no file of predictions"),
-        (lambda h: h["__metadata__"].update(version="9"), "has version 9"),
+        (lambda h: h["__metadata__"].update(version="9"), "has version .9"),
         (lambda h: h.pop("__metadata__"), "is no file of predictions"),
         (lambda h: h["tokens"].update(shape=[1, 120]), "do not fit each other"),
         (lambda h: h["ranges"].update(dtype="U32"), "do not fit each other"),

@@ -181,6 +181,8 @@ def test_the_norms_of_qwen3_are_needed_and_as_long_as_a_head(tmp_path, name):
     ("metadata", "words"),
     [
         ({"general.architecture": "qwen3moe"}, "'qwen3moe' is not .*only llama, qwen2, qwen3 are"),
+        ({"general.architecture": "x" * 5000}, "'x{64}'... is not supported"),
+        ({"qwen3.rope.scaling.type": "x" * 5000}, "'x{64}'... is not supported"),
         ({"qwen3.expert_count": 8}, "mixture-of-experts models are not supported"),
         ({"qwen3.attention.causal": False}, "not causal"),
         ({"qwen3.embedding_length": None}, "qwen3.embedding_length is missing"),

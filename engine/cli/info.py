@@ -89,9 +89,10 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return f"{value:.7g}" if isinstance(value, float) else str(value)
-    items = [_value(getattr(item, "item", lambda item=item: item)()) for item in value[:_MAX_ITEMS]]
+    first = value[:_MAX_ITEMS]
+    items = ", ".join(map(_value, first.tolist() if hasattr(first, "tolist") else first))
     more = ", ..." if len(value) > _MAX_ITEMS else ""
-    return f"[{', '.join(items)}{more}] ({len(value)} elements)"
+    return f"[{items}{more}] ({len(value)} elements)"
 
 
 def _tensors(gguf: GGUFModel) -> Iterator[str]:
