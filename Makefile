@@ -7,6 +7,7 @@ MODEL  ?=
 PROMPT ?= Once upon a time
 N      ?= 400
 MODELS ?= 15m 110m 1b 7b4l
+FUZZ_SECONDS ?= 300
 # What pyproject.toml asks for in [build-system]; a test holds the two together.
 BUILD_REQUIRES := "setuptools>=77" "Cython>=3.0,<4"
 KERNEL_SOURCES := $(wildcard engine/*.pyx engine/*.pxd engine/simd/*.h)
@@ -16,13 +17,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-compare bench-models lint build dist clean
+.PHONY: help demo test fuzz bench bench-compare bench-models lint build dist clean
 
 help:
 	@echo "make demo     a story, with both cache strategies: [MODEL=file.gguf] [PROMPT='text'] [N=400]"
 	@echo "make test     the test suite           make bench    the benchmarks, saved in .benchmarks"
 	@echo "make bench-compare                     the benchmarks beside the last saved run"
 	@echo "make bench-models [MODELS='110m 7b']   synthetic models for lariat bench, in .bench-models"
+	@echo "make fuzz [FUZZ_SECONDS=300]           changed files and texts, until one does harm"
 	@echo "make lint     ruff, mypy, cython-lint  make build    compile the kernels in place"
 	@echo "make dist     wheel and sdist in dist/ make clean    remove all of it, .venv too"
 
@@ -55,6 +57,16 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
 
+# The corpus stays, so that the next run goes on from it. `make fuzz` ends with an error, and the
+# input in .fuzz, if one does harm.
+fuzz: $(VENV)/.built $(VENV)/.fuzz
+	@mkdir -p .fuzz/corpus
+	$(BIN)/python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ -print_final_stats=1 .fuzz/corpus
+
+$(VENV)/.fuzz: $(VENV)/.installed
+	LARIAT_SKIP_KERNELS=1 $(BIN)/python -m pip install -q --no-build-isolation -e '.[fuzz]'
+	@touch $@
+
 # Two cores need some two minutes. The last table has what pytest-benchmark's own leaves out.
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -q --benchmark-quiet --benchmark-autosave
@@ -78,5 +90,5 @@ dist: $(VENV)/.built
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info engine/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf $(VENV) build dist *.egg-info engine/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis .fuzz
 	find engine tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

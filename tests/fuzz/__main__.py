@@ -1,0 +1,48 @@
+"""Run libFuzzer: `python -m tests.fuzz [-option=value ...] CORPUS`, or an input to repeat.
+
+The corpus is a folder, which gets the seeds first; what opens new ways through the engine is added.
+Options are libFuzzer's, https://llvm.org/docs/LibFuzzer.html.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+import atheris
+
+# Modules that the engine imports only when it needs them would otherwise not be measured.
+with atheris.instrument_imports(include=["engine"]):
+    import engine
+
+    for found in pkgutil.walk_packages(engine.__path__, "engine."):
+        if found.name != "engine.__main__":
+            import_module(found.name)
+
+from tests.fuzz import mutate, seeds, targets
+
+# Seconds are of the clock, and other programs may use the processor: what is slow by the
+# processor's time is found in `targets`.
+_OPTIONS = ["-timeout=120", "-rss_limit_mb=1024", "-max_len=65536", "-len_control=0"]
+
+
+def main() -> None:
+    """Never returns: libFuzzer ends the process."""
+    with tempfile.TemporaryDirectory(prefix="lariat-fuzz-") as folder:
+        for argument in sys.argv[1:]:
+            if not argument.startswith("-") and Path(argument).is_dir():
+                seeds.write_all(Path(argument), Path(folder))
+                break
+        run = targets.Targets(Path(folder))
+
+        def mutator(data: bytes, max_size: int, seed: int) -> bytes:
+            return mutate.mutate(data, max_size, seed, atheris.Mutate)
+
+        atheris.Setup([sys.argv[0], *_OPTIONS, *sys.argv[1:]], run, custom_mutator=mutator)
+        atheris.Fuzz()
+
+
+main()

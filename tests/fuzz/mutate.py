@@ -1,0 +1,50 @@
+"""Changes inputs along their structure: by its first byte, an input is a file or a text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from tests.fuzz import mutate_gguf, mutate_safetensors
+from tests.fuzz.targets import KINDS
+
+Raw = Callable[[bytes, int], bytes]  # changes bytes to at most so many, without a plan
+
+_FRAGMENTS = (
+    *("▁", "\ufffe", "\ufffd", "\0", "<s>", "</s>", "<|im_start|>", "<0x0A>", "<unk>", "\u2028"),
+    *(" ", "\n", "\r\n", "\t", "'s", "'LL", "é", "e\u0301", "日本", "ſ", "ß", "½", "１", "\u3000"),
+    *("the", " The", "123", "١٢٣", "👩\u200d🚀", "﷽", "\u200b", "\U0010ffff", "[]{}", "a" * 400),
+)
+_WORDS = (
+    *('"doc"', '"\\ud800"', "null", "true", "1e400", "-1", "[]", "{}", '"../../x"', '"\\u0000"'),
+    *('"name"', '"content"', "[" * 2000, "9" * 5000, '"/dev/zero"', ",", "NaN"),
+)
+
+
+def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
+    """Return another input of the same kind, of at most `max_size` bytes; the seed decides all but
+    what `raw` does."""
+    rng = random.Random(seed)
+    if not data:
+        return bytes([rng.randrange(len(KINDS))])
+    kind = KINDS[data[0] % len(KINDS)]
+    head, body = data[:1], data[1:]
+    size = max_size - 1
+    if kind in ("context", "chunk"):
+        # The byte that says which cache it is for, which seldom changes.
+        which = body[:1] if body and rng.random() < 0.95 else bytes([rng.randrange(4)])
+        head, body = head + which, body[1:]
+        size -= 1
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        if kind == "model" and rng.random() < 0.9:
+            body = mutate_gguf.mutate(body, rng)
+        elif kind in ("context", "chunk", "base") and rng.random() < 0.9:
+            body = mutate_safetensors.mutate(body, kind, rng)
+        elif kind in ("text", "index") and rng.random() < 0.5:
+            words = _FRAGMENTS if kind == "text" else _WORDS
+            at = rng.randrange(len(body) + 1)
+            end = at if rng.random() < 0.5 else min(len(body), at + rng.randrange(8))
+            body = body[:at] + rng.choice(words).encode() + body[end:]
+        else:
+            body = raw(body, max(size, 1))
+    return (head + body)[:max_size]

@@ -1,0 +1,98 @@
+"""The first inputs of a corpus: small files of every kind that the engine itself accepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.library import ChunkLibrary
+from engine.llm import LLM
+from engine.perplexity import BaseWriter, cut, measure
+from tests.fuzz.targets import CACHES, KINDS, N_TOKENIZERS, write_judge
+from tests.model_files import write_llama
+
+_SMALL = {"dim": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "n_ff": 32, "n_vocab": 40}
+# Q4_K and its kin have blocks of 256, which are the rows of most matrices here.
+_WIDE = {"dim": 256, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 32, "n_ff": 32}
+_WIDE |= {"n_vocab": 16, "type_of": {"attn_output": "Q4_0", "ffn_down": "Q4_0"}}
+_HALF = {"rope_scale": 2.0, "weight_type": "Q8_0"}
+_BYTES = {**_SMALL, "n_vocab": 288, "weight_type": "Q8_0"}  # a vocabulary with all bytes
+_MODELS: dict[str, dict[str, Any]] = {
+    "f32": {**_SMALL, "biases": True},
+    "f16-tied": {**_SMALL, "weight_type": "F16", "tied": True, "version": 2},
+    "q4_0": {**_BYTES, "weight_type": "Q4_0", "rope_freqs": [1.0, 2.0, 4.0, 8.0, 8, 8, 8, 8]},
+    "q8_0": _BYTES,
+    "yarn": {
+        **_SMALL,
+        "rope_dim": 8,
+        "metadata": {
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 4.0,
+            "llama.rope.scaling.original_context_length": 64,
+            "general.alignment": 64,
+        },
+    },
+    "heads": {**_SMALL, "n_heads": 6, "n_kv_heads": 2, "head_dim": 32, **_HALF},
+    "qwen2": {**_SMALL, "arch": "qwen2", "weight_type": "Q8_0"},
+    "qwen3": {**_SMALL, "arch": "qwen3", "weight_type": "Q8_0", "tied": True},
+    "values": {**_SMALL, "head_dim": 16, "head_dim_v": 32},
+}
+_MODELS |= {
+    kind: {**_SMALL, "weight_type": kind} for kind in ("BF16", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
+}
+_MODELS |= {
+    kind: {**_WIDE, "weight_type": kind} for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+}
+_TEXTS = (
+    "Once upon a time, there was a 1234 year old tree. It's <s> here</s>!\n\n  日本→é\t\x00",
+    "▁▁ a\u0301 👩\u200d🚀 ﷽ <0x0A> I'll  we'VE \r\n\r\n 1e10 ½ <|im_start|>user\u2028",
+)
+
+
+def write_all(corpus: Path, scratch: Path) -> None:
+    """Write the seeds of every kind into a corpus; what is there already stays."""
+
+    def write(kind: str, name: str, data: bytes) -> None:
+        (corpus / f"seed-{kind}-{name}").write_bytes(bytes([KINDS.index(kind)]) + data)
+
+    for name, shape in _MODELS.items():
+        write("model", name, write_llama(scratch / "seed.gguf", **shape).read_bytes())
+    write("model", "bpe", _bpe_model(scratch / "seed.gguf"))
+    for i in range(N_TOKENIZERS):
+        for j, text in enumerate(_TEXTS):
+            write("text", f"{i}-{j}", bytes([i]) + text.encode())
+    judge = write_judge(scratch)
+    for i, options in enumerate(CACHES):
+        with LLM(judge, n_ctx=128, n_threads=1, **options) as llm, llm.context() as context:
+            context.append(list(range(3, 39)))
+            context.append(list(range(3, 39)))
+            context.delete(20, 50)
+            context.save(scratch / "seed.context")
+            write("context", str(i), bytes([i]) + (scratch / "seed.context").read_bytes())
+            if options["cache"] == "raw":
+                folder = scratch / f"seed-{i}"
+                path = ChunkLibrary(folder).add(llm, "doc", list(range(3, 39))).path
+                write("chunk", str(i), bytes([i]) + path.read_bytes())
+                write("index", str(i), (folder / "index.json").read_bytes())
+            if i == 0:
+                ids = cut(llm, "the rain in the sea and on a tree " * 3, 16, 2)
+                with BaseWriter(scratch / "seed.base", ids, llm.n_vocab) as base:
+                    measure(llm, ids, base=base)
+                write("base", "0", (scratch / "seed.base").read_bytes())
+
+
+def _bpe_model(path: Path) -> bytes:
+    """A model with a byte-level vocabulary, the second kind of tokenizer."""
+    tokens = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ", "Ġt", "he", "Ġthe", "<|end|>", "<0x41>"]
+    shape = {**_SMALL, "n_vocab": len(tokens)}
+    scores = dict.fromkeys(("tokenizer.ggml.scores", "tokenizer.ggml.unknown_token_id"))
+    types = [1] * (len(tokens) - 2) + [3, 6]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": ["Ġ t", "h e", "Ġt he", "i n"],
+        "tokenizer.ggml.eos_token_id": len(tokens) - 2,
+    }
+    return write_llama(path, **shape, metadata=scores | metadata).read_bytes()

@@ -1,0 +1,242 @@
+"""What is done with an input: all that a user would do with such a file or text.
+
+Anything but the documented errors ends the run, and so does what takes too long, leaves blocks of
+the cache taken, comes back as another text, or says something that a terminal should not print.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.cli.main import main as cli
+from engine.config import SamplingParams
+from engine.errors import ContextError, LariatError
+from engine.gguf import GGUFFile
+from engine.library import ChunkLibrary
+from engine.llm import LLM
+from engine.perplexity import Base, compare
+from engine.tokenizer import Tokenizer
+from engine.tokenizer_bpe import _SCHEMES
+from tests.model_files import vocabulary_metadata, write_gguf, write_llama
+
+KINDS = ("model", "text", "context", "chunk", "index", "base")
+CACHES: tuple[dict[str, Any], ...] = (
+    {"cache": "roped"},
+    {"cache": "raw"},
+    {"cache": "raw", "type_k": "q8_ch", "type_v": "q4_ch"},
+    {"cache": "roped", "type_k": "q8_0", "type_v": "q4_0"},
+)
+_MARK = "<|im_start|>"  # a special token that is always found in text
+N_TOKENIZERS = 1 + len(_SCHEMES)
+_MAX_SECONDS = 2.0  # of the processor, for one input
+_MAX_MESSAGE = 700  # characters; a sentence, a path and what is cut out of a file
+_GREEDY = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+_DRAWN = SamplingParams(
+    max_tokens=4, seed=1, typical_p=0.9, repeat_penalty=1.1, frequency_penalty=0.1, stop=("the",)
+)
+
+
+class Targets:
+    """Takes one input after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is for files; it must be empty, or what an earlier one has left."""
+        self._folder = folder
+        self.refused: list[str] = []  # what the engine said of the last input
+        judge = write_judge(folder)
+        self._llms = [LLM(judge, n_ctx=128, n_threads=1, **options) for options in CACHES]
+        self._tokenizers = list(_tokenizers(folder))
+        self._run: dict[str, Callable[[bytes], None]] = {
+            "model": self._model,
+            "text": self._text,
+            "context": self._context,
+            "chunk": self._chunk,
+            "index": self._index,
+            "base": self._base,
+        }
+
+    def __call__(self, data: bytes) -> None:
+        """Try an input; returns where all is well."""
+        if not data or data[0] >= len(KINDS):
+            return
+        self.refused.clear()
+        start = time.process_time()
+        self._run[KINDS[data[0]]](data[1:])
+        seconds = time.process_time() - start
+        assert seconds < _MAX_SECONDS, f"took {seconds:.1f} seconds of the processor"
+
+    @contextmanager
+    def _documented(self) -> Iterator[None]:
+        """Only the engine's own errors, and each a sentence that can be printed."""
+        try:
+            yield
+        except LariatError as error:
+            text = str(error)
+            self.refused.append(text)
+            assert text.isprintable(), ascii(text)
+            assert len(text) <= _MAX_MESSAGE, f"a message of {len(text)} characters: {text[:200]}"
+
+    def _file(self, data: bytes, name: str) -> Path:
+        """A fresh file: the one before may still be mapped, and must not change."""
+        path = self._folder / name
+        beside = path.with_suffix(".part")
+        beside.write_bytes(data)
+        os.replace(beside, path)
+        return path
+
+    def _model(self, data: bytes) -> None:
+        path = self._file(data, "input.gguf")
+        _info(path)
+        for options in CACHES[:3]:
+            with self._documented(), LLM(path, n_ctx=64, n_threads=1, **options) as llm:
+                prompt = "Once <s> upon é"
+                ids = llm.tokenize(prompt, parse_special=True)[:40] or [0]
+                llm.detokenize(llm.tokenize(prompt))
+                llm.logits(ids)
+                for params in (_GREEDY, _DRAWN):
+                    with self._documented():
+                        done = llm.generate(ids, params)
+                        assert all(0 <= i < llm.n_vocab for i in done.token_ids)
+
+    def _text(self, data: bytes) -> None:
+        if not data:
+            return
+        tokenizer = self._tokenizers[data[0] % N_TOKENIZERS]
+        text = data[1:].decode("utf-8", "replace")
+        damaged = data[1:].decode("utf-8", "surrogateescape")
+        if damaged != text:
+            with contextlib.suppress(ValueError):
+                tokenizer.encode(damaged)
+                raise AssertionError("a lone surrogate was taken for text")
+        ids = tokenizer.encode(text, add_bos=False)
+        assert tokenizer.decode(ids) == _as_decoded(tokenizer, text)
+        _check_stream(tokenizer, ids)
+        tokenizer.decode(tokenizer.encode(text, parse_special=True))
+        _check_stream(tokenizer, [byte % tokenizer.n_vocab for byte in data])
+
+    def _context(self, data: bytes) -> None:
+        with self._llm(data) as llm, llm.context() as context:
+            context.load(self._file(data[1:], "input.context"))
+            kept = context.tokens
+            context.append([3, 4])
+            context.logits([5])
+            again = self._folder / "again.context"
+            context.save(again)
+            with llm.context() as other:
+                other.load(again)
+                assert other.tokens == [*kept, 3, 4]
+            context.compact()
+            with contextlib.suppress(ContextError):  # a roped cache by channel refuses
+                context.delete(0, len(context) // 2)
+            llm.generate([6], _GREEDY, context=context)
+
+    def _chunk(self, data: bytes) -> None:
+        with self._llm(data) as llm, llm.context() as context:
+            folder = self._folder / "library"
+            folder.mkdir(exist_ok=True)
+            entry = {"name": "doc", "content": "0" * 32, "n_tokens": 1, "n_bytes": 1}
+            entry |= {"model": "", "type_k": "", "type_v": ""}
+            self._file(json.dumps([entry]).encode(), "library/index.json")
+            self._file(data[1:], f"library/{entry['content']}.safetensors")
+            chunk = ChunkLibrary(folder)["doc"]
+            context.append([1, 5, 6])
+            context.append(chunk, recompute=2)
+            context.append(chunk)
+            context.logits([5])
+
+    def _index(self, data: bytes) -> None:
+        folder = self._folder / "index"
+        folder.mkdir(exist_ok=True)
+        self._file(data, "index/index.json")
+        with self._documented():
+            for entry in ChunkLibrary(folder).entries():
+                with self._documented():
+                    ChunkLibrary(folder)[entry.name]
+
+    def _base(self, data: bytes) -> None:
+        llm = self._llms[0]
+        with self._documented():
+            base = Base(self._file(data, "input.base"))
+            base.check(llm, None)
+            if base.chunks.shape[1] <= 64 and base.chunks.size <= 256:
+                compare(llm, base)
+
+    @contextmanager
+    def _llm(self, data: bytes) -> Iterator[LLM]:
+        """The LLM that the first byte names; it must have all its blocks back afterwards."""
+        llm = self._llms[data[0] % len(CACHES) if data else 0]
+        with self._documented():
+            yield llm
+        pool = llm._cache.pool
+        assert pool.n_free == pool.n_blocks, f"{pool.n_blocks - pool.n_free} blocks are lost"
+
+
+def write_judge(folder: Path) -> Path:
+    """A small model for files that need one: the same bytes, and fingerprint, whenever written."""
+    path = folder / "judge.gguf"
+    if not path.exists():
+        write_llama(path, dim=64, n_layers=2, n_heads=2, n_kv_heads=1, n_ff=32, n_vocab=320)
+    return path
+
+
+def _tokenizers(folder: Path) -> Iterator[Tokenizer]:
+    """One of sentencepiece, and one of every way to cut words; all have every byte."""
+    path = folder / "vocabulary.gguf"
+    metadata = vocabulary_metadata(320)
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:-1], _MARK]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"][:-1], 4]
+    with GGUFFile(write_gguf(path, metadata)) as gguf:
+        yield Tokenizer.from_gguf(gguf)
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    pairs = ["t h", "th e", "Ġ the", "1 2", "Ġ Ġ", "Ċ Ċ", "a t"]
+    tokens = [*letters, *(pair.replace(" ", "") for pair in pairs), "<s>", "</s>", _MARK]
+    for pre in _SCHEMES:
+        metadata = {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": pre,
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": [1] * (len(tokens) - 3) + [3, 3, 4],
+            "tokenizer.ggml.merges": pairs,
+            "tokenizer.ggml.bos_token_id": len(tokens) - 3,
+            "tokenizer.ggml.eos_token_id": len(tokens) - 2,
+        }
+        with GGUFFile(write_gguf(path, metadata)) as gguf:
+            yield Tokenizer.from_gguf(gguf)
+
+
+def _as_decoded(tokenizer: Tokenizer, text: str) -> str:
+    """What comes back of a text: all of it, but sentencepiece writes spaces as "▁", and puts one
+    before what follows a special token."""
+    if not tokenizer.add_space_prefix:
+        return text
+    first, *others = text.replace("▁", " ").split(_MARK)
+    return first + "".join(_MARK + (" " + other if other else "") for other in others)
+
+
+def _check_stream(tokenizer: Tokenizer, ids: list[int]) -> None:
+    """Ids that come one at a time give the bytes of all of them."""
+    decoder = tokenizer.decoder()
+    pieces = [decoder.feed(i) for i in ids]
+    data = b"".join(tokenizer.decode_token(i) for i in ids)
+    assert "".join(pieces) + decoder.flush() == data.decode("utf-8", "replace")
+
+
+def _info(path: Path) -> None:
+    """What the command line prints of a file: lines, and nothing that moves a cursor."""
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli(["info", "-m", str(path)])
+    shown = out.buffer.getvalue().decode() + err.getvalue()
+    assert code in (0, 1), f"exit code {code}"
+    assert all(c.isprintable() or c == "\n" for c in shown), ascii(shown)
+    assert code == 0 or err.getvalue().count("\n") == 1, err.getvalue()
