@@ -16,7 +16,8 @@ The way of a token, top to bottom; imports point downwards too:
     kv_cache    weights     roped or raw keys in blocks (cache_memory); matrices interleaved at load
      |           |
     segments    gguf, quants, tokenizer      what the file holds (vocabulary, tokenizer_spm, _bpe;
-     |                                       config, architecture, gguf_parts, file_sampling)
+     |                                       config, architecture, gguf_parts, file_sampling,
+     |                                       check_tensors)
      |
     rope                    cos/sin tables
      |

@@ -253,6 +253,7 @@ class EngineConfig:
     type_v: str = "f16"
     seed: int | None = None
     rope: RopeConfig = RopeConfig()
+    check_tensors: bool = False
 
     def __post_init__(self) -> None:
         _check_whole("n_ctx", self.n_ctx, 0, _MAX_CTX)

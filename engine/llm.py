@@ -13,6 +13,7 @@ import numpy as np
 
 from engine import context_file, sampler, threads
 from engine.batch import Chunk, make_batch, split
+from engine.check_tensors import check_tensors as check
 from engine.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
 from engine.context import Context
 from engine.errors import ContextError, LariatError
@@ -45,7 +46,8 @@ class LLM:
     prefix_sharing   whether prompts that begin alike share the cache of what they have in common
     rope             `RopeConfig`: other angles than the model's file asks for, see `set_rope`
     seed             of sampling where `SamplingParams` has none; None: from the system
-    progress         is called with the share loaded, 0 to 1
+    check_tensors    whether all weights are looked at first: NaN or Inf is a `GGUFError`
+    progress         is called with the share checked and loaded, 0 to 1
     overrides        metadata to replace or add: keys to str, int, float or bool
 
     Raises `GGUFError` or `ModelError` for files it cannot run, ValueError for bad parameters,
@@ -67,6 +69,7 @@ class LLM:
         seed: int | None = None,
         prefix_sharing: bool = True,
         rope: RopeConfig | None = None,
+        check_tensors: bool = False,
         progress: Callable[[float], None] | None = None,
         overrides: Mapping[str, str | int | float | bool] | None = None,
     ) -> None:
@@ -86,6 +89,8 @@ class LLM:
             self.tokenizer = Tokenizer.from_gguf(self._gguf)
             self.sampling = FileSampling.from_gguf(self._gguf)  # where a prompt has no params
             self.n_ctx = n_ctx or self.config.n_ctx_train
+            if check_tensors:
+                check(self._gguf, self.n_threads_batch, progress)
             with threads.forward_pass():
                 weights = load_weights(self._gguf, self.config, self.n_threads_batch, progress)
             self._rope = RopeTable(self.config, self.n_ctx + 32, weights.rope_factors, e.rope)

@@ -67,6 +67,9 @@ def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     for names, dest, what in _THREADS:
         group.add_argument(*names, dest=dest, type=int, metavar="N", help=what)
     add_flags(group, _FLAGS, EngineConfig, **defaults)
+    group.add_argument(
+        "--check-tensors", action="store_true", help="first look for NaN and Inf in all weights"
+    )
     group = parser.add_argument_group("positions (where nothing is given: as the file says)")
     add_flags(group, _ROPE, RopeConfig)
     group.add_argument(_FREQ_SCALE, type=float, metavar="X", help="1 / X is --rope-scale")
@@ -84,7 +87,7 @@ def config(args: argparse.Namespace) -> EngineConfig:
         args.scale = 1 / args.rope_freq_scale
     values = checked(
         EngineConfig, _FLAGS, args, n_threads=args.n_threads, n_threads_batch=args.n_threads_batch,
-        rope=checked(RopeConfig, _ROPE, args),
+        rope=checked(RopeConfig, _ROPE, args), check_tensors=args.check_tensors,
     )  # fmt: skip
     for names, dest, _ in _THREADS:
         try:
