@@ -2,9 +2,9 @@
 
 A file that was damaged on its way, or whose training or quantization went wrong, holds NaN or Inf
 in its weights or in the scales of its blocks. Nothing but reading all of them tells; the integers
-of a block can be anything. The work is NumPy's: bits are compared with those of infinity, in pieces
-that stay in the cache, by several threads: 9 GB/s here of a file that is in the system's cache, most
-of which goes to mapping its pages.
+of a block can be anything. The work is NumPy's: bits are compared with those of infinity, in
+pieces that stay in the cache, by several threads. A file that is in the system's cache takes 9 GB/s
+here, most of which goes to mapping its pages.
 """
 
 from __future__ import annotations
