@@ -8,6 +8,7 @@ PROMPT ?= Once upon a time
 N      ?= 400
 MODELS ?= 15m 110m 1b 7b4l
 FUZZ_SECONDS ?= 300
+SHAPES ?= 3
 # What pyproject.toml asks for in [build-system]; a test holds the two together.
 BUILD_REQUIRES := "setuptools>=77" "Cython>=3.0,<4"
 KERNEL_SOURCES := $(wildcard engine/*.pyx engine/*.pxd engine/simd/*.h)
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz bench bench-compare bench-models lint build dist clean
+.PHONY: help demo test fuzz check-kernels bench bench-compare bench-models lint build dist clean
 
 help:
 	@echo "make demo     a story, with both cache strategies: [MODEL=file.gguf] [PROMPT='text'] [N=400]"
@@ -25,6 +26,7 @@ help:
 	@echo "make bench-compare                     the benchmarks beside the last saved run"
 	@echo "make bench-models [MODELS='110m 7b']   synthetic models for lariat bench, in .bench-models"
 	@echo "make fuzz [FUZZ_SECONDS=300]           changed files and texts, until one does harm"
+	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
 	@echo "make lint     ruff, mypy, cython-lint  make build    compile the kernels in place"
 	@echo "make dist     wheel and sdist in dist/ make clean    remove all of it, .venv too"
 
@@ -56,6 +58,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
+
+check-kernels: $(VENV)/.built
+	$(BIN)/python -m bench.check_kernels --shapes $(SHAPES)
 
 # The corpus stays, so that the next run goes on from it. `make fuzz` ends with an error, and the
 # input in .fuzz, if one does harm.

@@ -11,34 +11,20 @@ import pytest
 
 from engine import _kernels, quants
 from engine._program import run
-from engine.memory import allocate
 from engine.quants import GGMLType
-from tests.reference import relative_error, round_q8
+from tests.kernel_cases import (
+    FLOAT_TYPES,
+    QUANT_TYPES,
+    SCALES,
+    SMALL_SCALES,
+    expected_product,
+    multiply,
+    pack,
+    raw_weights,
+)
+from tests.reference import relative_error
 
 ISAS = _kernels.supported_isas()
-FLOAT_TYPES = ("F32", "F16", "BF16")
-# Where the blocks hold scales: f16, which are given sane values, and what belongs to them.
-SCALES = {
-    "Q4_0": [slice(0, 2)],
-    "Q4_1": [slice(0, 2), slice(2, 4)],
-    "Q5_0": [slice(0, 2)],
-    "Q5_1": [slice(0, 2), slice(2, 4)],
-    "Q8_0": [slice(0, 2)],
-    "Q2_K": [slice(80, 82), slice(82, 84)],
-    "Q3_K": [slice(108, 110)],
-    "Q4_K": [slice(0, 2), slice(2, 4)],
-    "Q5_K": [slice(0, 2), slice(2, 4)],
-    "Q6_K": [slice(208, 210)],
-    "IQ4_NL": [slice(0, 2)],
-}
-SMALL_SCALES = {
-    "Q2_K": slice(0, 16),
-    "Q3_K": slice(96, 108),
-    "Q4_K": slice(4, 16),
-    "Q5_K": slice(4, 16),
-    "Q6_K": slice(192, 208),
-}
-QUANT_TYPES = tuple(SCALES)
 BOUND = 1e-6
 
 
@@ -88,39 +74,6 @@ def test_best_level_is_the_default():
 
 
 # ---- matrix multiplication -------------------------------------------------------------------
-
-
-def raw_weights(type_name: str, n_rows: int, n_cols: int, rng) -> np.ndarray:
-    """uint8 [n_rows, row_bytes] with every bit pattern of the integers, and sane scales."""
-    t = GGMLType[type_name]
-    if type_name in FLOAT_TYPES:
-        return quants.quantize(rng.standard_normal((n_rows, n_cols)).astype(np.float32), t)
-    per_block, n_bytes = quants.BLOCK[t]
-    blocks = rng.integers(0, 256, (n_rows, n_cols // per_block, n_bytes), dtype=np.uint8)
-    for at in SCALES[type_name]:
-        values = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
-        blocks[:, :, at] = values.view(np.uint8).reshape(*blocks.shape[:2], 2)
-    return blocks.reshape(n_rows, -1)
-
-
-def pack(data: np.ndarray, type_name: str, n_cols: int, order=None, n_threads=2):
-    out = allocate(_kernels.packed_bytes(type_name, len(data), n_cols))
-    return _kernels.Matrix(data, type_name, n_cols, out, order, n_threads)
-
-
-def multiply(matrix, x: np.ndarray, n_threads: int = 2, start: np.ndarray | None = None):
-    q8 = _kernels.Activations(*x.shape)
-    if matrix.quantized:
-        run(_kernels.quantize(x, q8), n_threads=n_threads)
-    out = np.full((len(x), matrix.n_rows), np.nan, np.float32) if start is None else start.copy()
-    run(_kernels.matmul(matrix, x, q8, out, start is not None), n_threads=n_threads)
-    return out
-
-
-def expected_product(data: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray:
-    w = quants.dequantize(data, GGMLType[type_name]).astype(np.float64)
-    x = round_q8(x, short_scale=True) if type_name in QUANT_TYPES else x.astype(np.float64)
-    return x @ w.T
 
 
 @pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])
