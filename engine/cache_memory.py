@@ -231,9 +231,10 @@ class CacheMemory:
     def fits(self, n_tokens: int, n_blocks: int, stored: Stored) -> bool:
         """Whether `write` can take this for so many tokens in so many blocks."""
         n_marked = n_blocks if self.by_channel else 0
-        if stored.open.shape != (n_marked,) or stored.open.dtype != np.uint8:
+        marks = stored.open
+        if marks.shape != (n_marked,) or marks.dtype != np.uint8 or (marks > 1).any():
             return False
-        n_open = int((stored.open == 1).sum())
+        n_open = int(marks.sum())
         return all(
             array.shape == side.shape(n_tokens, n_open, n_blocks - n_open)
             and array.dtype == (np.uint8 if side.by_channel else side._slots[0].dtype)

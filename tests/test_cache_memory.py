@@ -125,6 +125,7 @@ def test_what_is_read_can_be_written_and_copied(type, sealed):
     assert memory.fits(64, 2, stored)
     assert not memory.fits(63, 2, stored) or type in CHANNEL_TYPES
     assert not memory.fits(64, 2, stored._replace(keys=stored.keys[..., :-1]))
+    assert not memory.fits(64, 2, stored._replace(open=np.full(2, 2, np.uint8)))
     for layer in range(N_LAYERS):
         before = values(memory, "k", type, layer), values(memory, "v", type, layer)
         copy = pool.allocate()
