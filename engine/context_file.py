@@ -36,6 +36,7 @@ VERSION = "1"
 _FORMAT = "lariat-context"
 _SAMPLE = 4096  # bytes of each tensor that go into a model's fingerprint
 _TENSORS = ("tokens", "segments", "keys", "values", "open")
+_DTYPES = {"I32", "F16", "F32", "U8"}
 
 
 class Saved(NamedTuple):
@@ -108,6 +109,9 @@ def load(path: str | os.PathLike[str], kind: Mapping[str, str]) -> Saved:
             check_kind(path, metadata, kind, _FORMAT)
             if sorted(file.keys()) != sorted(_TENSORS):
                 raise ContextError(f"{path}: is damaged: it holds other tensors than a context has")
+            # Of types that NumPy has not, the library cannot even make an error.
+            if not {file.get_slice(name).get_dtype() for name in _TENSORS} <= _DTYPES:
+                raise ContextError(f"{path}: is damaged: its tensors are of other types")
             what = Saved(*(file.get_tensor(name) for name in _TENSORS))
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, ContextError):

@@ -225,7 +225,8 @@ def rewrite(path: Path, change) -> None:
         (lambda h: h["__metadata__"].update(version="9"), "has version .9"),
         (lambda h: h.pop("__metadata__"), "is no file of predictions"),
         (lambda h: h["tokens"].update(shape=[1, 120]), "do not fit each other"),
-        (lambda h: h["ranges"].update(dtype="U32"), "do not fit each other"),
+        (lambda h: h["ranges"].update(dtype="U32"), "of other types"),
+        (lambda h: h["tokens"].update(dtype="F8_E5M2", shape=[2, 4 * 60]), "of other types"),
         (lambda h: h["tokens"].update(data_offsets=[0, 10**12]), "is damaged"),
     ],
 )
