@@ -13,7 +13,7 @@ import numpy as np
 from engine import _kernels, quants
 from engine.config import ModelConfig
 from engine.errors import GGUFError, ModelError
-from engine.gguf import GGUFFile, TensorInfo
+from engine.gguf import GGUFFile, TensorInfo, quote
 from engine.memory import Arena
 
 
@@ -72,6 +72,7 @@ class _Loader:
         self, gguf: GGUFFile, n_threads: int, progress: Callable[[float], None] | None
     ) -> None:
         self.gguf = gguf
+        self._unread = dict(gguf.tensors)
         self._n_threads = n_threads
         self._progress = progress
         self._total = max(1, sum(info.n_bytes for info in gguf.tensors.values()))  # bytes
@@ -108,6 +109,7 @@ class _Loader:
 
     def checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.gguf.tensors.get(name)
+        self._unread.pop(name, None)
         if info is None:
             raise GGUFError(f"{self.gguf.path}: tensor {name!r} is missing")
         if info.shape != shape:
@@ -122,6 +124,14 @@ class _Loader:
                 f"which is not supported (supported: {known})"
             )
         return info
+
+    def check_all_read(self) -> None:
+        """A tensor that nobody asked for means that the model computes something else."""
+        for name in self._unread:
+            arch = self.gguf.get_str("general.architecture")
+            raise ModelError(
+                f"{self.gguf.path}: tensor {quote(name)} has no place in a {arch!r} model"
+            )
 
     def _finished(self, name: str) -> None:
         self.gguf.release(name)
@@ -206,6 +216,7 @@ def load_weights(
             raise GGUFError(
                 f"{gguf.path}: tensor 'rope_freqs.weight' holds a factor that is not > 0"
             )
+    load.check_all_read()
     if progress:
-        progress(1.0)  # whatever the file holds beside them is not read
+        progress(1.0)  # an embedding that is no output matrix has not been read
     return Weights(Embedding(gguf, "token_embd.weight"), layers, output_norm, output, factors)

@@ -94,6 +94,7 @@ def test_the_signatures_are_those_agreed():
         ("seed", "K", None),
         ("prefix_sharing", "K", True),
         ("rope", "K", None),
+        ("check_tensors", "K", False),
     ]
     assert (progress, overrides) == (("progress", "K", None), ("overrides", "K", None))
     tokenize = [("text", "P", required), ("add_bos", "P", True), ("parse_special", "P", False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_the_norms_of_qwen3_are_needed_and_as_long_as_a_head(tmp_path, name):
 def test_metadata_is_looked_for_under_the_name_of_the_architecture(tmp_path, metadata, words):
     path = write_llama(tmp_path / "m.gguf", arch="qwen3", metadata=metadata)
     with pytest.raises(LariatError, match=words):
+        LLM(path)
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q_norm.weight", "blk.2.ffn_up.weight", "x\ny"])
+def test_a_tensor_without_a_place_is_named(tmp_path, name):
+    """Left out, it would make another model."""
+    path = write_llama(tmp_path / "m.gguf", extra_tensors={name: np.ones(16, np.float32)})
+    expected = f"tensor {name!r} has no place in a 'llama' model"
+    with pytest.raises(ModelError, match=re.escape(expected)):
         LLM(path)
 
 
