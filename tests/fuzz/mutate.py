@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
 
 from tests.fuzz import mutate_gguf, mutate_safetensors
@@ -36,7 +37,9 @@ def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
         head, body = head + which, body[1:]
         size -= 1
     for _ in range(rng.choice((1, 1, 2, 4))):
-        if kind == "model" and rng.random() < 0.9:
+        if kind == "parts" and rng.random() < 0.9:
+            body = _one_of_two(body, rng)
+        elif kind == "model" and rng.random() < 0.9:
             body = mutate_gguf.mutate(body, rng)
         elif kind in ("context", "chunk", "base") and rng.random() < 0.9:
             body = mutate_safetensors.mutate(body, kind, rng)
@@ -48,3 +51,12 @@ def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
         else:
             body = raw(body, max(size, 1))
     return (head + body)[:max_size]
+
+
+def _one_of_two(data: bytes, rng: random.Random) -> bytes:
+    """Change one of two files; the length of the first stands before it."""
+    n = 4 + int.from_bytes(data[:4], "little")
+    parts = [data[4:n], data[n:]]
+    which = rng.randrange(2)
+    parts[which] = mutate_gguf.mutate(parts[which], rng)
+    return struct.pack("<I", len(parts[0])) + b"".join(parts)

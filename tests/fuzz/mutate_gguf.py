@@ -28,7 +28,16 @@ _FLOATS = (
 _TEXTS = (
     *(b"", b"\0", b"A", b"llama", b"gpt2", b"qwen2", b"default", b"llama-bpe", b"yarn", b"none"),
     *(b"\x1b[31m", b"line\nline", b"\xff\xfe", b"\xed\xa0\x80", b"<0x-1>", b"<0x41>", b"<0x0G>"),
-    *(b"\xe2\x96\x81", b" ", b"a b", b"A" * 4096, b"%s%n{0}", "\u202egnp".encode(), b"</s>"),
+    *(
+        b"\xe2\x96\x81",
+        b" ",
+        b"a b",
+        b"A" * 4096,
+        b"top_k;temperature",
+        b"%s%n{0}",
+        "\u202egnp".encode(),
+        b"</s>",
+    ),
 )
 _KEYS = (
     *(b"general.alignment", b"general.architecture", b"general.name", b"llama.block_count"),
@@ -43,8 +52,10 @@ _KEYS = (
     *(b"tokenizer.ggml.merges", b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.eos_token_id"),
     *(b"tokenizer.ggml.unknown_token_id", b"tokenizer.ggml.eot_token_id"),
     *(b"tokenizer.ggml.add_bos_token", b"tokenizer.ggml.add_eos_token"),
-    *(b"tokenizer.ggml.add_space_prefix", b"tokenizer.ggml.fim_pre_token_id", b"split.count"),
+    *(b"tokenizer.ggml.add_space_prefix", b"tokenizer.ggml.fim_pre_token_id"),
     *(b"tokenizer.chat_template", b"general.sampling.temp", b"general.sampling.top_k"),
+    *(b"general.sampling.sequence", b"general.sampling.top_p", b"general.sampling.mirostat"),
+    *(b"split.no", b"split.count", b"split.tensors.count", b"general.sampling.penalty_repeat"),
 )
 _NAMES = (
     *(b"token_embd.weight", b"output.weight", b"output_norm.weight", b"rope_freqs.weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ def write_all(corpus: Path, scratch: Path) -> None:
     for name, shape in _MODELS.items():
         write("model", name, write_llama(scratch / "seed.gguf", **shape).read_bytes())
     write("model", "bpe", _bpe_model(scratch / "seed.gguf"))
+    first = write_llama(scratch / "seed.gguf", **_SMALL, weight_type="Q8_0", split=6)
+    part = first.read_bytes()
+    second = first.with_name("seed-00002-of-00002.gguf").read_bytes()
+    write("parts", "2", struct.pack("<I", len(part)) + part + second)
     for i in range(N_TOKENIZERS):
         for j, text in enumerate(_TEXTS):
             write("text", f"{i}-{j}", bytes([i]) + text.encode())

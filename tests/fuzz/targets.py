@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from engine.tokenizer import Tokenizer
 from engine.tokenizer_bpe import _SCHEMES
 from tests.model_files import vocabulary_metadata, write_gguf, write_llama
 
-KINDS = ("model", "text", "context", "chunk", "index", "base")
+KINDS = ("model", "text", "context", "chunk", "index", "base", "parts")
 CACHES: tuple[dict[str, Any], ...] = (
     {"cache": "roped"},
     {"cache": "raw"},
@@ -61,6 +62,7 @@ class Targets:
             "chunk": self._chunk,
             "index": self._index,
             "base": self._base,
+            "parts": self._parts,
         }
 
     def __call__(self, data: bytes) -> None:
@@ -93,15 +95,25 @@ class Targets:
         return path
 
     def _model(self, data: bytes) -> None:
-        path = self._file(data, "input.gguf")
+        self._open(self._file(data, "input.gguf"), len(data))
+
+    def _parts(self, data: bytes) -> None:
+        """A model in two files; the length of the first stands before it."""
+        n = 4 + int.from_bytes(data[:4], "little")
+        self._file(data[n:], "input-00002-of-00002.gguf")
+        self._open(self._file(data[4:n], "input-00001-of-00002.gguf"), len(data))
+
+    def _open(self, path: Path, seed: int) -> None:
         _info(path)
         for options in CACHES[:3]:
-            with self._documented(), LLM(path, n_ctx=64, n_threads=1, **options) as llm:
+            checks = {"check_tensors": seed % 2 == 0, "n_ctx": 64, "n_threads": 1}
+            with self._documented(), LLM(path, **checks, **options) as llm:
                 prompt = "Once <s> upon é"
                 ids = llm.tokenize(prompt, parse_special=True)[:40] or [0]
                 llm.detokenize(llm.tokenize(prompt))
                 llm.logits(ids)
-                for params in (_GREEDY, _DRAWN):
+                asked_for = replace(llm.sampling.params, max_tokens=4, seed=seed)
+                for params in (_GREEDY, _DRAWN, asked_for):
                     with self._documented():
                         done = llm.generate(ids, params)
                         assert all(0 <= i < llm.n_vocab for i in done.token_ids)
