@@ -122,7 +122,7 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path, cap
     silent = str(write_llama(tmp_path / "silent.gguf"))
 
     def run(model: str, *flags: str) -> tuple[str, str]:
-        always = ("-p", TEXT, "-n", "20", "--ignore-eos", "-s", "3")
+        always = ("-p", TEXT, "-n", "20", "--ignore-eos", "-s", "3", "-t", "1")
         assert main(["generate", "-m", model, *always, *flags]) == 0
         out, err = capsys.readouterr()
         return out, "".join(line for line in err.splitlines() if "sampling" in line)

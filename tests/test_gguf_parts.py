@@ -192,7 +192,7 @@ def test_the_command_line(tmp_path, capsys):
     assert "tensors (12, " in out
     texts = []
     for path in (whole, parts[0]):
-        flags = ["-p", "the", "-n", "10", "--temp", "0", "--ignore-eos", "-q"]
+        flags = ["-p", "the", "-n", "10", "--temp", "0", "--ignore-eos", "-q", "-t", "1"]
         assert main(["generate", "-m", str(path), *flags]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
