@@ -31,6 +31,8 @@ _CFLAGS = [
     "-Wno-unused-parameter",
     "-Wno-missing-field-initializers",
 ]
+# Blocks are to have the bits of ggml's reference, which rounds every product and every sum.
+_MORE_CFLAGS = {"_quantize": ["-ffp-contract=off"]}
 _DIRECTIVES = {
     "language_level": "3",
     "boundscheck": False,
@@ -106,7 +108,12 @@ setup(
             sources=[pyx],
             depends=[*sorted(glob("engine/simd/*.h")), "setup.py"],
             include_dirs=["engine"],
-            extra_compile_args=[*_CFLAGS, *_OPENMP, *_EXTRA],
+            extra_compile_args=[
+                *_CFLAGS,
+                *_MORE_CFLAGS.get(Path(pyx).stem, ()),
+                *_OPENMP,
+                *_EXTRA,
+            ],
             extra_link_args=[*_OPENMP, *_EXTRA],
         )
         for pyx in sorted(glob("engine/*.pyx"))

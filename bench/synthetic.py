@@ -3,9 +3,9 @@
     python -m bench.synthetic 110m 1b        # or: make bench-models
     python -m bench.synthetic --type Q4_K 1b
 
-Linear layers and embedding are Q4_0 or what --type says (Q4_0 where their rows do not divide), the
-output Q6_K where the row length divides by 256 (else Q8_0, as llama.cpp's quantizer falls back),
-norms F32. Scales are chosen so that activations keep
+Linear layers and embedding are Q4_0 or what --type says (Q4_0 where their rows do not divide). So is
+the output if that is F16 or BF16; else it is Q6_K where the row length divides by 256 (else Q8_0, as
+llama.cpp's quantizer falls back). Norms are F32. Scales are chosen so that activations keep
 their size from layer to layer and logits stay finite. The vocabulary is made up. llama.cpp loads
 the files too.
 """
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import quantize
 from tqdm import tqdm
 
 N_VOCAB = 32000
@@ -59,8 +60,10 @@ class _Tensor:
     kind: GGMLQuantizationType
 
 
-_F32, _Q4_0, _Q6_K, _Q8_0 = (
+_F32, _F16, _BF16, _Q4_0, _Q6_K, _Q8_0 = (
     GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
     GGMLQuantizationType.Q4_0,
     GGMLQuantizationType.Q6_K,
     GGMLQuantizationType.Q8_0,
@@ -78,6 +81,10 @@ class _Blocks(NamedTuple):
 
 _BLOCKS = {
     _Q4_0: _Blocks(0, 4.6),
+    GGMLQuantizationType.Q4_1: _Blocks(0, 4.6, 2, -7.5),
+    GGMLQuantizationType.Q5_0: _Blocks(0, 9.25),
+    GGMLQuantizationType.Q5_1: _Blocks(0, 9.23, 2, -15.5),
+    GGMLQuantizationType.IQ4_NL: _Blocks(0, 67.4),
     _Q8_0: _Blocks(0, 73.9),
     GGMLQuantizationType.Q2_K: _Blocks(80, 13.1, 82, 1.5),
     GGMLQuantizationType.Q3_K: _Blocks(108, 18.5 * 2.3),
@@ -85,7 +92,7 @@ _BLOCKS = {
     GGMLQuantizationType.Q5_K: _Blocks(0, 525.0, 2, 15.5),
     _Q6_K: _Blocks(208, 18.5 * 73.9),
 }
-TYPES = tuple(kind.name for kind in _BLOCKS)
+TYPES = ("F16", "BF16", *(kind.name for kind in _BLOCKS))
 
 
 def model_path(name: str, type_name: str = "Q4_0") -> Path:
@@ -144,12 +151,15 @@ def _write_data(writer: GGUFWriter, tensors: list[_Tensor], name: str) -> None:
 def _random_rows(t: _Tensor, n_rows: int, rng: np.random.Generator) -> np.ndarray:
     if t.kind == _F32:
         return np.ones((n_rows, t.n_cols), np.float32)
+    # Outputs of unit size for inputs of unit size; the embedding's rows have unit entries.
+    size = 1.0 if t.name == "token_embd.weight" else t.n_cols**-0.5
+    if t.kind in (_F16, _BF16):
+        values = np.float32(size) * rng.standard_normal((n_rows, t.n_cols), np.float32)
+        return quantize(values, t.kind)
     per_block, n_bytes = GGML_QUANT_SIZES[t.kind]
     n_blocks = n_rows * t.n_cols // per_block
     blocks = np.frombuffer(bytearray(rng.bytes(n_blocks * n_bytes)), np.uint8)
     blocks = blocks.reshape(n_blocks, n_bytes)
-    # Outputs of unit size for inputs of unit size; the embedding's rows have unit entries.
-    size = 1.0 if t.name == "token_embd.weight" else t.n_cols**-0.5
     fields = _BLOCKS[t.kind]
     for at, number in ((fields.scale_at, 1.0), (fields.min_at, fields.mean)):
         if at is not None:
@@ -184,7 +194,10 @@ def _tensors(s: Shape, wanted: GGMLQuantizationType) -> Iterator[_Tensor]:
         yield linear(f"blk.{i}.ffn_up.weight", s.n_ff, s.dim)
         yield linear(f"blk.{i}.ffn_down.weight", s.dim, s.n_ff)
     yield _Tensor("output_norm.weight", 1, s.dim, _F32)
-    yield _Tensor("output.weight", N_VOCAB, s.dim, _Q6_K if s.dim % 256 == 0 else _Q8_0)
+    if wanted in (_F16, _BF16):
+        yield linear("output.weight", N_VOCAB, s.dim)
+    else:
+        yield _Tensor("output.weight", N_VOCAB, s.dim, _Q6_K if s.dim % 256 == 0 else _Q8_0)
 
 
 def _metadata(writer: GGUFWriter, name: str, s: Shape, type_name: str) -> None:

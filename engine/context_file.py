@@ -14,10 +14,8 @@ and, as metadata, what a cache must have in common with the one that wrote them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from engine import files
 from engine.errors import ContextError
 from engine.gguf import GGUFFile, StringArray, quote
 from engine.segments import SLOTS
@@ -78,25 +77,13 @@ def save(path: str | os.PathLike[str], kind: Mapping[str, str], what: Saved) -> 
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` when it is written; removed if that fails.
-
-    Raises `ContextError` if the file cannot be written.
-    """
-    # A name of its own, beside the file so that the last step is a rename within one file system.
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    """As `files.written_beside`, but raises `ContextError` if the file cannot be written."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a directory")
-        yield beside
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with files.written_beside(path) as beside:
+            yield beside
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ContextError(f"{path}: cannot be written: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def load(path: str | os.PathLike[str], kind: Mapping[str, str]) -> Saved:

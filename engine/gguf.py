@@ -167,7 +167,7 @@ class GGUFFile:
             self.n_bytes = len(self._mapping)
             cursor = _Cursor(self.path, self._mapping)
             self.version, n_tensors, n_entries = _read_start(cursor)
-            metadata = _read_metadata(cursor, n_entries)
+            metadata, self._entries = _read_metadata(cursor, n_entries)
             self.alignment = _alignment(cursor, metadata)
             tensors = _read_tensors(cursor, n_tensors, self.alignment)
         except BaseException:
@@ -185,6 +185,12 @@ class GGUFFile:
         info, mapping = self._find(name)
         flat = np.frombuffer(mapping, np.uint8, info.n_bytes, info.offset)
         return flat.reshape(math.prod(info.shape[:-1]), -1)
+
+    def entries(self) -> Iterator[tuple[str, bytes]]:
+        """Keys of the metadata, and the bytes of key, type and value as the open file has them."""
+        assert self._mapping is not None
+        for key, (start, end) in self._entries.items():
+            yield key, self._mapping[start:end]
 
     def release(self, name: str) -> None:
         """Let the system take back the pages that lie wholly inside a tensor.
@@ -500,19 +506,25 @@ def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     return version, n_tensors, n_entries
 
 
-def _read_metadata(cursor: _Cursor, n_entries: int) -> dict[str, Any]:
+def _read_metadata(
+    cursor: _Cursor, n_entries: int
+) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """Values by key, and from where to where each entry stands in the file."""
     metadata: dict[str, Any] = {}
+    entries: dict[str, tuple[int, int]] = {}
     for i in range(n_entries):
+        start = cursor.position
         key = cursor.identifier(f"the key of metadata entry {i}", _MAX_KEY_BYTES)
         if key in metadata:
             cursor.fail(f"metadata key {quote(key)} is there twice, expected once")
         what = f"metadata entry {quote(key)}"
         kind = cursor.u32(what)
         metadata[key] = cursor.value(kind, what)
+        entries[key] = (start, cursor.position)
         # Checked here, where the type is still known: a wrong alignment would shift all tensors.
         if key == "general.alignment" and kind != _UINT32:
             cursor.fail(f"general.alignment is of type {_VALUE_TYPES[kind]}, expected uint32")
-    return metadata
+    return metadata, entries
 
 
 def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:

@@ -161,7 +161,7 @@ def dequantize(data: U8, type: GGMLType) -> F32:
 
 
 def quantize(x: npt.ArrayLike, type: GGMLType) -> U8:
-    """Rows of blocks from weights, rounded as ggml's reference does (Q6_K: see `_encode_q6_k`).
+    """Rows of blocks from weights, rounded as ggml's reference does.
 
     x: float32 [n_rows, n_cols]; returns uint8 [n_rows, row_bytes].
     ValueError if the type is not in `QUANTIZABLE`, the rows are not whole blocks, or a block format
@@ -450,29 +450,61 @@ def _decode_q6_k(blocks: U8) -> F32:
     return weights.reshape(n_blocks, 256)
 
 
-def _encode_q6_k(weights: F32) -> U8:
-    """A plain valid encoding, without ggml's search for the scale of least squared error.
+def _nearest(x: F32) -> npt.NDArray[np.int32]:
+    """Whole numbers, halves to even, as ggml makes them: the sum has no room for a fraction."""
+    return ((x + np.float32(12582912)).view(np.int32) & 0x7FFFFF) - 0x400000
 
-    In each group of 16 the weight of largest magnitude becomes -32 steps, and the largest of the
-    16 steps becomes -128 d, so both ranges are used to their longer end.
+
+def _search_q6_k(groups: F32) -> tuple[npt.NDArray[np.int32], F32]:
+    """[n_blocks, 16, 16] weights -> steps -32 to 31 of each, and scale of each group.
+
+    Of 19 scales around -32 steps for the largest weight, the one of least squared error, each error
+    weighed by its weight squared. Sums are made weight by weight in float32, as ggml makes them.
     """
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)
+
+    def steps(factor: F32) -> npt.NDArray[np.int32]:
+        return np.clip(_nearest(factor * groups), -32, 31)
+
+    best_factor = scale = best = np.zeros_like(largest[:, :, 0])
+    for i in (0, *range(-9, 0), *range(1, 10)):
+        factor = -(np.float32(32) + np.float32(0.1) * np.float32(i)) / largest
+        q = steps(factor).astype(np.float32)
+        sum_xq, sum_qq = np.zeros_like(scale), np.zeros_like(scale)
+        for k in range(16):
+            x = groups[:, :, k]
+            sum_xq += x * x * x * q[:, :, k]
+            sum_qq += x * x * q[:, :, k] * q[:, :, k]
+        better = (sum_qq > 0) & (sum_xq * sum_xq > best * sum_qq) | (i == 0)
+        fit = np.where(sum_qq != 0, sum_xq / sum_qq, np.float32(0))
+        best_factor = np.where(better, factor[:, :, 0], best_factor)
+        scale = np.where(better, fit, scale)
+        best = np.where(better, fit * sum_xq, best)
+    empty = np.abs(largest) < np.float32(1e-15)
+    q_best = np.where(empty, -32, steps(best_factor[:, :, None]))
+    return q_best, np.where(empty[:, :, 0], np.float32(0), scale)
+
+
+def _encode_q6_k(weights: F32) -> U8:
+    """The largest scale of a block becomes -128 d; steps are then chosen for what was stored."""
     n_blocks = weights.shape[0]
     groups = weights.reshape(n_blocks, 16, 16)
-    largest = np.abs(groups).argmax(axis=2)[:, :, None]
-    steps = np.take_along_axis(groups, largest, axis=2)[:, :, 0] / np.float32(-32)
-    widest = np.abs(steps).argmax(axis=1)[:, None]
-    d = np.take_along_axis(steps, widest, axis=1) / np.float32(-128)
-    stored_d = _bytes(d, "<f2")
-    d = _f16(stored_d)  # what a reader will multiply with
-    scales = np.clip(np.rint(steps * _inverse(d)), -128, 127)
-    q = np.rint(groups * _inverse(d * scales)[:, :, None])
-    # Overflow of d to Inf leaves NaN here; such a block decodes to NaN whatever q is.
-    q = (np.clip(np.nan_to_num(q), -32, 31) + 32).astype(np.uint8).reshape(n_blocks, 2, 4, 32)
-    low = (q & 15).reshape(n_blocks, 2, 2, 64)
-    ql = (low[:, :, 0] | (low[:, :, 1] << 4)).reshape(n_blocks, 128)
+    steps, scale = _search_q6_k(groups)
+    widest = np.take_along_axis(scale, np.abs(scale).argmax(axis=1)[:, None], axis=1)
+    inverse = np.float32(-128) / widest
+    stored_d = _bytes(1 / inverse, "<f2")
+    scales = np.minimum(_nearest(inverse * scale), 127).astype(np.int8)
+    d = (_f16(stored_d) * scales.astype(np.float32))[:, :, None]
+    # A group whose scale was rounded to zero keeps the steps of the search.
+    q = np.where(d != 0, np.clip(_nearest(groups / d), -32, 31), steps)
+    q = (q + 32).astype(np.uint8).reshape(n_blocks, 2, 4, 32)
+    ql = (q[:, :, :2] & 15) | (q[:, :, 2:] << 4)
     high = (q >> 4) << np.array([0, 2, 4, 6], np.uint8)[:, None]
-    qh = np.bitwise_or.reduce(high, axis=2).reshape(n_blocks, 64)
-    return np.concatenate([ql, qh, _bytes(np.nan_to_num(scales), "i1"), stored_d], axis=1)
+    qh = np.bitwise_or.reduce(high, axis=2)
+    fields = (ql.reshape(n_blocks, 128), qh.reshape(n_blocks, 64), scales.view(np.uint8), stored_d)
+    blocks = np.concatenate(fields, axis=1)
+    blocks[np.abs(widest[:, 0]) < 1e-15] = 0
+    return blocks
 
 
 _DECODERS: dict[GGMLType, _Decode] = {

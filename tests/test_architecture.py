@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine import _attention, _cache, _kernels, _program
+from engine import _attention, _cache, _kernels, _program, _quantize
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "engine"
-COMPILED = (_attention, _cache, _kernels, _program)
+COMPILED = (_attention, _cache, _kernels, _program, _quantize)
 
 # The house of the design, from the ground up. A module imports only from levels below its own;
 # within cli/ all is one level. A new module has to find its place here.
 LEVELS = (
-    ("_program", "architecture", "demo", "errors", "memory", "threads"),
+    ("_program", "_quantize", "architecture", "demo", "errors", "files", "memory", "threads"),
     ("_kernels",),
     ("_cache", "_machine"),
     ("_attention",),
@@ -39,7 +39,7 @@ LEVELS = (
     ),
     ("chunk_file",),
     ("kv_cache",),
-    ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases"),
+    ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases", "quantize"),
     ("tokenizer",),
     ("llm", "benchmark", "library", "plots", "prompt_cache"),
     ("perplexity",),

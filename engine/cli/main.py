@@ -24,6 +24,7 @@ _COMMANDS = (
     "generate",
     "info",
     "perplexity",
+    "quantize",
     "tokenize",
 )
 
