@@ -3,11 +3,11 @@
     python -m bench.synthetic 110m 1b        # or: make bench-models
     python -m bench.synthetic --type Q4_K 1b
 
-Linear layers and embedding are Q4_0 or what --type says (Q4_0 where their rows do not divide). So is
-the output if that is F16 or BF16; else it is Q6_K where the row length divides by 256 (else Q8_0, as
-llama.cpp's quantizer falls back). Norms are F32. Scales are chosen so that activations keep
-their size from layer to layer and logits stay finite. The vocabulary is made up. llama.cpp loads
-the files too.
+Linear layers and embedding are Q4_0 or what --type says (Q4_0 where their rows do not divide). The
+output is of that type too if it is F16 or BF16; else it is Q6_K where the row length divides by 256
+(else Q8_0, as llama.cpp's quantizer falls back). Norms are F32. Scales are chosen so that
+activations keep their size from layer to layer and logits stay finite. The vocabulary is made up.
+llama.cpp loads the files too.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ The way of a token, top to bottom; imports point downwards too:
      |           |
     segments    gguf, quants, tokenizer      what the file holds (vocabulary, tokenizer_spm, _bpe;
      |                                       config, architecture, gguf_parts, file_sampling,
-     |                                       check_tensors)
+     |                                       check_tensors; quantize writes one anew)
      |
     rope                    cos/sin tables
      |

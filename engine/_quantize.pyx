@@ -6,7 +6,8 @@ from libc.stdint cimport int64_t, uint8_t
 cdef extern from "simd/quantize.h" nogil:
     enum: FROM_F32, FROM_F16, FROM_BF16, TO_F16, TO_Q4_0, TO_Q8_0, TO_Q6_K
     enum: NOT_FINITE, TOO_LARGE
-    ctypedef int (*quantize_weights_fn)(const uint8_t *, int, int64_t, int, uint8_t *) noexcept nogil
+    ctypedef int (*quantize_weights_fn)(const uint8_t *, int, int64_t, int,
+                                        uint8_t *) noexcept nogil
     quantize_weights_fn quantizer_of(int) noexcept
 
 cdef enum:

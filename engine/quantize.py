@@ -1,8 +1,8 @@
 """A model's file with weights in fewer bits: which tensor gets which type, and the new file.
 
 The file is the one that llama.cpp's llama-quantize writes without an importance matrix, byte for
-byte: its choice of types (src/llama-quant.cpp), its rounding (`_quantize`), its order of tensors and
-of metadata. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+byte: its choice of types (src/llama-quant.cpp), its rounding (`_quantize`), its order of tensors
+and of metadata. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -50,8 +51,8 @@ _AT_ONCE = 16 << 20  # bytes of weights between two looks for Ctrl-C; memory sta
 class QuantizeConfig:
     """What is to become of a model. Types are names in `TYPES`; ValueError names them.
 
-    As of llama-quantize: matrices get `type`, but the output matrix Q6_K unless that is Q8_0 or F16;
-    the embedding, where it is the output matrix too, likewise. Vectors and norms stay.
+    As of llama-quantize: matrices get `type`, but the output matrix Q6_K unless that is Q8_0 or
+    F16; the embedding, where it is the output matrix too, likewise. Vectors and norms stay.
     """
 
     type: str
@@ -73,7 +74,7 @@ class Report(NamedTuple):
     n_bytes_before: int  # of all tensors
     n_bytes: int
     n_weights: int
-    n_tensors: dict[str, int]  # type -> tensors that have it now
+    n_tensors: Mapping[str, int]  # type -> tensors that have it now
 
 
 def quantize_file(
@@ -104,13 +105,11 @@ def quantize_file(
                 _write_tensors(gguf, plan, file, n_threads, progress)
         except OSError as error:  # knows the other name, or none
             raise OSError(error.errno, error.strerror or str(error), str(target)) from error
-    report = Report(0, 0, 0, {})
-    for info, kind in plan:
-        report.n_tensors[kind.name] = report.n_tensors.get(kind.name, 0) + 1
-    return report._replace(
+    return Report(
         n_bytes_before=sum(info.n_bytes for info, _ in plan),
         n_bytes=sum(_new_bytes(info, kind) for info, kind in plan),
         n_weights=sum(math.prod(info.shape) for info, _ in plan),
+        n_tensors=Counter(kind.name for _, kind in plan),
     )
 
 
@@ -164,8 +163,8 @@ def _check_convertible(
         raise ModelError(f"{what} is of type {info.type.name}, which cannot be read here")
     if info.type not in _FLOATS and not config.allow_requantize:
         raise ModelError(
-            f"{what} is {info.type.name}, which was rounded once already: start from the F16 or F32 "
-            "file, or accept the loss with --allow-requantize"
+            f"{what} is {info.type.name}, which was rounded once already: start from the F16 or "
+            "F32 file, or accept the loss with --allow-requantize"
         )
     if info.shape[-1] % BLOCK[kind][0]:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Checkpoint and tokenizer to GGUF files, in F16 and Q4_0.
+"""Checkpoint and tokenizer to GGUF files, in F16 and Q4_0, by way of one in F32.
 
     python -m models.export --train build/train --out build/models
 
@@ -9,36 +9,42 @@ keeps it wide as well, and it is an eighth of the file. Norms are F32.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
-from gguf.quants import quantize
+from gguf import GGUFWriter, LlamaFileType, TokenType
 from sentencepiece import SentencePieceProcessor
 
-import engine.quants
+from engine.quantize import QuantizeConfig, quantize_file
 
 NAME = "Lariat demo"
 
 
-def write(
-    path: Path, state: dict[str, Any], tokenizer: bytes, type_name: str, embedding_type: str
-) -> None:
-    """One GGUF file.
+def write_all(folder: Path, state: dict[str, Any], tokenizer: bytes) -> list[Path]:
+    """Write demo-f16.gguf and demo-q4_0.gguf, and return their paths.
 
     state: "shape" (see `network.Shape`) and "network": name -> float32 array, names as in
     `network.Network`. tokenizer: a sentencepiece model.
     """
+    paths = []
+    with tempfile.TemporaryDirectory() as scratch:
+        exact = Path(scratch) / "demo-f32.gguf"
+        _write_f32(exact, state, tokenizer)
+        for config in (QuantizeConfig("F16"), QuantizeConfig("Q4_0", token_embedding_type="Q8_0")):
+            paths.append(folder / f"demo-{config.type.lower()}.gguf")
+            quantize_file(exact, paths[-1], config, force=True)
+    return paths
+
+
+def _write_f32(path: Path, state: dict[str, Any], tokenizer: bytes) -> None:
     shape = state["shape"]
     writer = GGUFWriter(path, "llama")
     writer.add_name(NAME)
     writer.add_description("Tells stories of a small world and recalls facts; see models/README.md")
     writer.add_license("MIT")
-    writer.add_file_type(
-        LlamaFileType.MOSTLY_F16 if type_name == "F16" else LlamaFileType.MOSTLY_Q4_0
-    )
-    writer.add_quantization_version(2)
+    writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_vocab_size(shape["n_vocab"])
     writer.add_context_length(shape["n_ctx"])
     writer.add_embedding_length(shape["dim"])
@@ -53,28 +59,11 @@ def write(
     writer.add_layer_norm_rms_eps(shape["norm_eps"])
     _add_vocabulary(writer, tokenizer)
     for name, values in state["network"].items():
-        kind = embedding_type if name == "token_embd" else type_name
-        if values.ndim == 1:
-            kind = "F32"
-        writer.add_tensor(
-            name + ".weight", encode(values, kind), raw_dtype=GGMLQuantizationType[kind]
-        )
+        writer.add_tensor(name + ".weight", np.ascontiguousarray(values, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def encode(values: np.ndarray, type_name: str) -> np.ndarray:
-    """float32 [n_rows, n_cols] in a GGML type, by `gguf` or, where it cannot, by the engine."""
-    if type_name == "F32":
-        return np.ascontiguousarray(values, np.float32)
-    if type_name == "F16":
-        return np.ascontiguousarray(values, np.float16)
-    try:
-        return quantize(np.ascontiguousarray(values, np.float32), GGMLQuantizationType[type_name])
-    except NotImplementedError:
-        return engine.quants.quantize(values, engine.quants.GGMLType[type_name])
 
 
 def _add_vocabulary(writer: GGUFWriter, tokenizer: bytes) -> None:
@@ -116,9 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     state["network"] = {name: w.float().numpy() for name, w in state["network"].items()}
     tokenizer = (args.train / "tokenizer.model").read_bytes()
     args.out.mkdir(parents=True, exist_ok=True)
-    for type_name, embedding_type in (("F16", "F16"), ("Q4_0", "Q8_0")):
-        path = args.out / f"demo-{type_name.lower()}.gguf"
-        write(path, state, tokenizer, type_name, embedding_type)
+    for path in write_all(args.out, state, tokenizer):
         print(f"{path}: {path.stat().st_size:,} bytes, step {state['step']}")
 
 

@@ -275,10 +275,7 @@ def files(
     state: dict[str, Any], tokenizer: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("demo")
-    paths = {"F16": folder / "f16.gguf", "Q4_0": folder / "q4_0.gguf"}
-    export.write(paths["F16"], state, tokenizer, "F16", "F16")
-    export.write(paths["Q4_0"], state, tokenizer, "Q4_0", "Q8_0")
-    return paths
+    return dict(zip(("F16", "Q4_0"), export.write_all(folder, state, tokenizer), strict=True))
 
 
 def test_tokenizer_is_the_same_twice(tokenizer: bytes) -> None:

@@ -5,6 +5,7 @@ Judges: the `gguf` package and the NumPy reference for blocks, llama.cpp's own f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import resource
@@ -80,7 +81,7 @@ def test_blocks_are_those_of_the_reference(source: str, target: str, isa: str) -
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zeros_are_ggmls(zero: float, isa: str) -> None:
-    """Whose scale of Q4_0 is -0 whatever their sign; the `gguf` package has +0 for zeros below 0."""
+    """Whose scale of Q4_0 is -0 whatever their sign; in the `gguf` package theirs decides."""
     x = np.full((1, 256), zero, np.float32)
     assert rounded(x, "F32", "Q4_0", isa)[:18].tobytes() == b"\0\x80" + b"\x88" * 16
     assert not rounded(x, "F32", "Q8_0", isa).any()
@@ -238,6 +239,18 @@ def test_what_is_written_can_be_read_by_others_and_run(
         np.testing.assert_array_equal(found[t.name].data.view(np.uint8).reshape(-1), expected)
     with LLM(tmp_path / "q.gguf") as llm:
         assert np.isfinite(llm.logits([1, 5, 9])).all()
+
+
+def test_parts_become_one_file(tmp_path: Path) -> None:
+    whole = write_llama(tmp_path / "whole.gguf", weight_type="F16")
+    first = write_llama(tmp_path / "m.gguf", weight_type="F16", split=5)
+    assert first.name.endswith("-00001-of-00005.gguf")
+    second = first.with_name(first.name.replace("00001", "00002"))
+    with pytest.raises(LariatError, match="the input itself"):
+        quantize_file(first, second, QuantizeConfig("Q8_0"), force=True)
+    for source, target in ((whole, "a"), (first, "b")):
+        quantize_file(source, tmp_path / target, QuantizeConfig("Q8_0"))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_a_second_rounding_has_to_be_asked_for(model: Write, tmp_path: Path) -> None:
@@ -432,7 +445,7 @@ def test_a_bar_on_a_terminal_only(tmp_path: Path) -> None:
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
-        with pytest.raises(OSError):  # EIO: the other end is closed
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
             while piece := os.read(ours, 4096):
                 shown += piece
         assert process.stdout
