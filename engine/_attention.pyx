@@ -339,7 +339,7 @@ cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *se
     # several share them as float.
     cdef bint v_in_units = a.group == 1, k_in_units = v_in_units and a.dk % 64 == 0 and not is_far
     cdef int type_k, type_v, slot = seg[1] + first
-    cdef int64_t position = seg[3] + first, turn = position, head, row, i
+    cdef int64_t position = seg[3] + first, turn = position, head, row
     cdef int n_q
     cdef rope_t rope
     cdef const float *q
@@ -359,9 +359,7 @@ cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *se
             n_q = <int>min(SCORE_ROWS, (head + 1) * a.group - row)
             q = a.q + (task.token * a.n_heads + row) * a.dk
             if a.raw:
-                for i in range(n_q):
-                    KERNELS.rotate_back(q + i * a.dk, a.rope.rows + turn * a.dk, a.dk // 2,
-                                        turned + i * a.dk)
+                KERNELS.rotate_back(q, n_q, a.rope.rows + turn * a.dk, a.dk // 2, turned)
                 q = turned
             if type_k < N_FLOAT_TYPES:
                 KERNELS.scores[a.raw][type_k](q, n_q, k, n, a.dk, &rope, s)
@@ -443,7 +441,7 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
             memcpy(q + row * a.dk, a.q + token_row * a.dk, a.dk * sizeof(float))
             if far - (n_t - 1 - t) > 0:
                 turn = far_turn(a.rope, task.n_visible - 1 + t)
-                KERNELS.rotate_back(q + row * a.dk, a.rope.rows + turn * a.dk, a.dk // 2,
+                KERNELS.rotate_back(q + row * a.dk, 1, a.rope.rows + turn * a.dk, a.dk // 2,
                                     far_q + row * a.dk)
             elif far > 0:
                 memset(far_q + row * a.dk, 0, a.dk * sizeof(float))  # its scores are not used

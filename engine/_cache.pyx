@@ -211,7 +211,7 @@ cdef void shift_task(const void *args, int64_t task, float *work) noexcept nogil
                 KERNELS.rope_head(work, row, d // 2, 1)
                 store_row(work, unit, type, slot, d)
             else:
-                KERNELS.rotate_back(work, row, d // 2, work + d)
+                KERNELS.rotate_back(work, 1, row, d // 2, work + d)
                 store_row(work + d, unit, type, slot, d)
 
 

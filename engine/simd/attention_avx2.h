@@ -49,19 +49,24 @@ ALWAYS_INLINE __m256 sum_8_avx2(const __m256 p_f32x8[8]) {
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
-static void rotate_back_avx2(const float *x, const float *row, int64_t half, float *out) {
+static void rotate_back_avx2(const float *x, int n, const float *row, int64_t half, float *out) {
     int64_t i = 0;
     for (; i + 8 <= half; i += 8) {
-        const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + half + i);
         const __m256 cosine = _mm256_loadu_ps(row + i), sine = _mm256_loadu_ps(row + half + i);
-        _mm256_storeu_ps(out + i, _mm256_fmadd_ps(a, cosine, _mm256_mul_ps(b, sine)));
-        _mm256_storeu_ps(out + half + i, _mm256_fmsub_ps(b, cosine, _mm256_mul_ps(a, sine)));
+        for (int h = 0; h < n; h++) {
+            const float *from = x + 2 * half * h + i;
+            float *to = out + 2 * half * h + i;
+            const __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + half);
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(a, cosine, _mm256_mul_ps(b, sine)));
+            _mm256_storeu_ps(to + half, _mm256_fmsub_ps(b, cosine, _mm256_mul_ps(a, sine)));
+        }
     }
-    for (; i < half; i++) {
-        const float a = x[i], b = x[half + i];
-        out[i] = a * row[i] + b * row[half + i];
-        out[half + i] = b * row[i] - a * row[half + i];
-    }
+    for (; i < half; i++)
+        for (int h = 0; h < n; h++) {
+            const float a = x[2 * half * h + i], b = x[2 * half * h + half + i];
+            out[2 * half * h + i] = a * row[i] + b * row[half + i];
+            out[2 * half * h + half + i] = b * row[i] - a * row[half + i];
+        }
 }
 
 /* Keys as they are, or (rows not NULL) key j turned by j with table row j; n_q is 1, 2 or 4. */

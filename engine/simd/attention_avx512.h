@@ -80,17 +80,20 @@ ALWAYS_INLINE void transpose_avx512(__m512 rows_f32x16[16]) {
     }
 }
 
-static void rotate_back_avx512(const float *x, const float *row, int64_t half, float *out) {
+static void rotate_back_avx512(const float *x, int n, const float *row, int64_t half, float *out) {
     for (int64_t i = 0; i < half; i += 16) {
         const __mmask16 lanes = first_lanes_avx512(half - i);
-        const __m512 a = _mm512_maskz_loadu_ps(lanes, x + i);
-        const __m512 b = _mm512_maskz_loadu_ps(lanes, x + half + i);
         const __m512 cosine = _mm512_maskz_loadu_ps(lanes, row + i);
         const __m512 sine = _mm512_maskz_loadu_ps(lanes, row + half + i);
-        _mm512_mask_storeu_ps(out + i, lanes,
-                              _mm512_fmadd_ps(a, cosine, _mm512_mul_ps(b, sine)));
-        _mm512_mask_storeu_ps(out + half + i, lanes,
-                              _mm512_fmsub_ps(b, cosine, _mm512_mul_ps(a, sine)));
+        for (int h = 0; h < n; h++) {
+            const float *from = x + 2 * half * h + i;
+            float *to = out + 2 * half * h + i;
+            const __m512 a = _mm512_maskz_loadu_ps(lanes, from);
+            const __m512 b = _mm512_maskz_loadu_ps(lanes, from + half);
+            _mm512_mask_storeu_ps(to, lanes, _mm512_fmadd_ps(a, cosine, _mm512_mul_ps(b, sine)));
+            _mm512_mask_storeu_ps(to + half, lanes,
+                                  _mm512_fmsub_ps(b, cosine, _mm512_mul_ps(a, sine)));
+        }
     }
 }
 
@@ -147,36 +150,41 @@ ALWAYS_INLINE void turn_keys_avx512(const void *k, int j, const int n_k, int n, 
     }
 }
 
-/* Several queries: turn key j by j (table row j), then as above, but two keys at a time, so that a
- * query's numbers are loaded once for both. */
+/* Adds to the sums of each query and of the keys j to j + 3 the products of dims i.. of both halves. */
+ALWAYS_INLINE void add_turned_avx512(const float *q, const int n_q, const void *k, int j, int n,
+                                     int64_t head_dim, int64_t i, const float *rows,
+                                     __m512 sum[4][4], const int f32, const int masked) {
+    const int64_t half = head_dim / 2;
+    const __mmask16 lanes = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
+    __m512 x[4], y[4];
+    turn_keys_avx512(k, j, 4, n, head_dim, i, rows, x, y, f32, masked);
+    FOR_EACH_QUERY {
+        const float *qr = q + r * head_dim + i;
+        const __m512 qx = _mm512_maskz_loadu_ps(lanes, qr);
+        const __m512 qy = _mm512_maskz_loadu_ps(lanes, qr + half);
+        for (int o = 0; o < 4; o++) sum[r][o] = _mm512_fmadd_ps(x[o], qx, sum[r][o]);
+        for (int o = 0; o < 4; o++) sum[r][o] = _mm512_fmadd_ps(y[o], qy, sum[r][o]);
+    }
+}
+
+/* Several queries: turn key j by j (table row j), then as above, but four keys at a time, so that a
+ * query's numbers are loaded once for them. */
 ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const void *k, int n,
                                         int64_t head_dim, const float *rows, float *s,
                                         const int f32) {
-    const int64_t half = head_dim / 2;
+    const int64_t half = head_dim / 2, whole = half & ~(int64_t)15;
     for (int j0 = 0; j0 < n; j0 += 16) {
         __m512 partial[4][16];
-        for (int j = 0; j < 16; j += 2) {
-            __m512 sum[4][2];
-            FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-            if (j0 + j < n)
-                for (int64_t i = 0; i < half; i += 16) {
-                    const __mmask16 lanes = first_lanes_avx512(half - i);
-                    __m512 x[2], y[2];
-                    turn_keys_avx512(k, j0 + j, 2, n, head_dim, i, rows, x, y, f32, 1);
-                    FOR_EACH_QUERY {
-                        const float *qr = q + r * head_dim + i;
-                        const __m512 qx = _mm512_maskz_loadu_ps(lanes, qr);
-                        const __m512 qy = _mm512_maskz_loadu_ps(lanes, qr + half);
-                        sum[r][0] = _mm512_fmadd_ps(x[0], qx, sum[r][0]);
-                        sum[r][1] = _mm512_fmadd_ps(x[1], qx, sum[r][1]);
-                        sum[r][0] = _mm512_fmadd_ps(y[0], qy, sum[r][0]);
-                        sum[r][1] = _mm512_fmadd_ps(y[1], qy, sum[r][1]);
-                    }
-                }
-            FOR_EACH_QUERY {
-                partial[r][j] = sum[r][0];
-                partial[r][j + 1] = sum[r][1];
+        for (int j = 0; j < 16; j += 4) {
+            __m512 sum[4][4];
+            FOR_EACH_QUERY for (int o = 0; o < 4; o++) sum[r][o] = _mm512_setzero_ps();
+            if (j0 + j < n) {
+                for (int64_t i = 0; i < whole; i += 16)
+                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, i, rows, sum, f32, 0);
+                if (whole < half)
+                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, whole, rows, sum, f32, 1);
             }
+            FOR_EACH_QUERY for (int o = 0; o < 4; o++) partial[r][j + o] = sum[r][o];
         }
         FOR_EACH_QUERY
             _mm512_storeu_ps(s + r * SLOTS + j0, sum_16_avx512(partial[r]));
@@ -224,10 +232,12 @@ ALWAYS_INLINE void scores_transposed_avx512(const float *q, const void *k, int n
     }
 }
 
-/* One query: step it instead, 16 * n_v pairs from pair i0 on. Adds to what `partial` holds. */
+/* One query: step it instead, 16 * n_v pairs from pair i0 on. The first pairs set `partial`, the
+ * others add to it. */
 ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64_t head_dim,
                                      const float *step, int64_t i0, const int n_v,
-                                     __m512 partial[SLOTS], const int f32, const int masked) {
+                                     __m512 partial[SLOTS], const int first, const int f32,
+                                     const int masked) {
     const int64_t half = head_dim / 2;
     __m512 x[4], y[4], dx[4], dy[4], bend[4];
     __mmask16 lanes[4];
@@ -244,7 +254,7 @@ ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64
         dy[v] = _mm512_fmsub_ps(half_bend, y[v], _mm512_mul_ps(sine, x[v]));
     }
     for (int j = 0; j < n; j++) {
-        __m512 sum_x = partial[j], sum_y = _mm512_setzero_ps();
+        __m512 sum_x = first ? _mm512_setzero_ps() : partial[j], sum_y = _mm512_setzero_ps();
         FOR_EACH_VECTOR(v) {
             const int64_t at = j * head_dim + i0 + 16 * v;
             const __m512 a = masked ? load_lanes_avx512(k, at, lanes[v], f32)
@@ -266,11 +276,23 @@ ALWAYS_INLINE void scores_stepped_avx512(const float *q, const void *k, int n, i
                                          const float *step, float *s, const int f32) {
     const int64_t half = head_dim / 2;
     __m512 partial[SLOTS];
-    for (int j = 0; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
+    for (int j = n; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
     int64_t i = 0;
-    for (; i + 64 <= half; i += 64) step_query_avx512(q, k, n, head_dim, step, i, 4, partial, f32, 0);
-    for (; i + 32 <= half; i += 32) step_query_avx512(q, k, n, head_dim, step, i, 2, partial, f32, 0);
-    for (; i < half; i += 16) step_query_avx512(q, k, n, head_dim, step, i, 1, partial, f32, 1);
+    if (half >= 64) {
+        step_query_avx512(q, k, n, head_dim, step, 0, 4, partial, 1, f32, 0);
+        i = 64;
+    } else if (half >= 32) {
+        step_query_avx512(q, k, n, head_dim, step, 0, 2, partial, 1, f32, 0);
+        i = 32;
+    } else {
+        step_query_avx512(q, k, n, head_dim, step, 0, 1, partial, 1, f32, 1);
+        i = 16;
+    }
+    for (; i + 64 <= half; i += 64)
+        step_query_avx512(q, k, n, head_dim, step, i, 4, partial, 0, f32, 0);
+    for (; i + 32 <= half; i += 32)
+        step_query_avx512(q, k, n, head_dim, step, i, 2, partial, 0, f32, 0);
+    for (; i < half; i += 16) step_query_avx512(q, k, n, head_dim, step, i, 1, partial, 0, f32, 1);
     _mm512_storeu_ps(s, sum_16_avx512(partial));
     if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
 }

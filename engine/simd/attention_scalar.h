@@ -19,13 +19,14 @@ ALWAYS_INLINE float load_scalar(const void *p, int64_t i, const int f32) {
     return f32 ? ((const float *)p)[i] : f16_to_f32(((const f16_t *)p)[i]);
 }
 
-/* out = x rotated by minus the angles of one table row */
-static void rotate_back_scalar(const float *x, const float *row, int64_t half, float *out) {
-    for (int64_t i = 0; i < half; i++) {
-        const float a = x[i], b = x[half + i];
-        out[i] = a * row[i] + b * row[half + i];
-        out[half + i] = b * row[i] - a * row[half + i];
-    }
+/* out = n heads x rotated by minus the angles of one table row */
+static void rotate_back_scalar(const float *x, int n, const float *row, int64_t half, float *out) {
+    for (int h = 0; h < n; h++, x += 2 * half, out += 2 * half)
+        for (int64_t i = 0; i < half; i++) {
+            const float a = x[i], b = x[half + i];
+            out[i] = a * row[i] + b * row[half + i];
+            out[half + i] = b * row[i] - a * row[half + i];
+        }
 }
 
 ALWAYS_INLINE void scores_in_c(const float *q, int n_q, const void *k, int n, int64_t head_dim,

@@ -41,7 +41,7 @@ typedef struct {
     void (*silu_mul)(float *gate, const float *up, int64_t n);
     void (*to_f16)(const float *x, int64_t n, f16_t *out);
     void (*to_f32)(const f16_t *x, int64_t n, float *out);
-    void (*rotate_back)(const float *x, const float *row, int64_t half, float *out);
+    void (*rotate_back)(const float *x, int n, const float *row, int64_t half, float *out);
     scores_fn scores[2][N_FLOAT_TYPES]; /* [roped, raw] */
     keys_fn keys[N_FLOAT_TYPES];
     void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, float *s);
