@@ -23,6 +23,7 @@ cdef extern from "simd/kernels.h" nogil:
     kernels_t KERNELS
     int supported_level() noexcept
     void select_level(int) noexcept
+    void map_pages(const uint8_t *, int64_t) noexcept
     void pack_q4_0(const uint8_t *const *, int64_t, void *) noexcept
     void pack_q4_1(const uint8_t *const *, int64_t, void *) noexcept
     void pack_q8_0(const uint8_t *const *, int64_t, void *) noexcept
@@ -133,9 +134,24 @@ cdef class Matrix:
         cdef int64_t row_bytes = rows.shape[1], n_r = self.n_rows, n_c = n_cols
         cdef int64_t group_bytes = self.group_bytes
         cdef int kind_c = kind
-        cdef Py_ssize_t g
-        for g in prange(n_groups, nogil=True, schedule="static", num_threads=n_threads):
-            pack_group(kind_c, source, row_bytes, n_r, n_c, order_p, g, target + g * group_bytes)
+        cdef Py_ssize_t n_runs = (n_groups + RUN_GROUPS - 1) // RUN_GROUPS, run
+        for run in prange(n_runs, nogil=True, schedule="static", num_threads=n_threads):
+            pack_run(kind_c, source, row_bytes, n_r, n_c, order_p, run * RUN_GROUPS,
+                     min(n_groups, (run + 1) * RUN_GROUPS), target, group_bytes)
+
+
+cdef enum:
+    RUN_GROUPS = 8  # of a matrix, whose part of the file is mapped at once
+
+
+cdef void pack_run(int kind, const uint8_t *source, int64_t row_bytes, int64_t n_rows,
+                   int64_t n_cols, const int64_t *order, int64_t group, int64_t end,
+                   uint8_t *out, int64_t group_bytes) noexcept nogil:
+    cdef int64_t first = group * GROUP_ROWS, last = min(n_rows, end * GROUP_ROWS)
+    map_pages(source + first * row_bytes, (last - first) * row_bytes)
+    while group < end:
+        pack_group(kind, source, row_bytes, n_rows, n_cols, order, group, out + group * group_bytes)
+        group += 1
 
 
 cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t n_rows,

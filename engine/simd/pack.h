@@ -1,7 +1,7 @@
 /* Interleaves one group of up to 16 rows as a GGUF file stores them into the layouts of layout.h.
  *
- * Runs once, at load, and is bound by memory, so there is one portable version. Rows that are
- * missing in the last group (source NULL) become zero weights.
+ * Runs once, at load, and is bound by memory, so there is one version for any x86-64 processor and
+ * one for others. Rows that are missing in the last group (source NULL) become zero weights.
  * Source formats: ggml's block_q4_0 and so on (src/ggml-common.h).
  */
 #ifndef LARIAT_PACK_H
@@ -9,55 +9,142 @@
 
 #include "layout.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+/* Has the system map all pages of n bytes that are about to be read, at once: one fault a page costs
+ * more than reading it. What cannot be had so is still read page by page. */
+static inline void map_pages(const uint8_t *p, int64_t n) {
+#if defined(__linux__)
+    enum { POPULATE_READ = 22 }; /* MADV_POPULATE_READ, since Linux 5.14 */
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)p & ~(page - 1);
+    madvise((void *)start, (uintptr_t)p + (uintptr_t)n - start, POPULATE_READ);
+#else
+    (void)p, (void)n;
+#endif
+}
+
+/* 16 bytes of a row, which are 4 columns each of 4 vectors */
+typedef uint8_t bytes16_t __attribute__((vector_size(16)));
+
+static inline bytes16_t load16(const void *src) {
+    bytes16_t x;
+    memcpy(&x, src, 16);
+    return x;
+}
+
+/* Bytes 4v.. of x[r] to row r of vector v */
+static inline void put_vectors(const bytes16_t x[16], uint8_t q[4][64]) {
+#ifdef __SSE2__
+    for (int r = 0; r < 16; r += 4) {
+        const __m128i *row = (const __m128i *)x + r;
+        const __m128i low01 = _mm_unpacklo_epi32(row[0], row[1]);
+        const __m128i low23 = _mm_unpacklo_epi32(row[2], row[3]);
+        const __m128i high01 = _mm_unpackhi_epi32(row[0], row[1]);
+        const __m128i high23 = _mm_unpackhi_epi32(row[2], row[3]);
+        _mm_storeu_si128((__m128i *)&q[0][4 * r], _mm_unpacklo_epi64(low01, low23));
+        _mm_storeu_si128((__m128i *)&q[1][4 * r], _mm_unpackhi_epi64(low01, low23));
+        _mm_storeu_si128((__m128i *)&q[2][4 * r], _mm_unpacklo_epi64(high01, high23));
+        _mm_storeu_si128((__m128i *)&q[3][4 * r], _mm_unpackhi_epi64(high01, high23));
+    }
+#else
+    for (int r = 0; r < 16; r++)
+        for (int v = 0; v < 4; v++) memcpy(&q[v][4 * r], (const uint8_t *)&x[r] + 4 * v, 4);
+#endif
+}
+
+/* The nibbles of part `high` (0: the lower four bits, 1: the upper) of 32 bytes, as in Q4_0: those
+ * of the first 16 bytes below those of the last */
+static inline bytes16_t nibbles_of(const uint8_t *src, int high) {
+    const bytes16_t a = load16(src), b = load16(src + 16);
+    return high ? a >> 4 | (b & 0xf0) : (a & 0x0f) | b << 4;
+}
+
+/* The rows of a group follow each other in the file, and so do groups: ask for the bytes that stand
+ * as far into the next group as the block, of n_bytes for all rows, does in this one. */
+static inline void fetch_next_group(const uint8_t *const rows[16], int64_t row_bytes, int64_t block,
+                                    int n_bytes) {
+    if (!rows[15]) return;
+    const uint8_t *next = rows[15] + row_bytes + block * n_bytes;
+    for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
 static void pack_q4_0(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[18] = {0, 0, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88,
+                                        0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88};
     q4_0_x16 *w = out;
-    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++)
+    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++) {
+        bytes16_t x[16];
+        fetch_next_group(rows, n_cols / BLOCK * 18, b, 16 * 18);
         for (int r = 0; r < 16; r++) {
-            const uint8_t *src = rows[r] ? rows[r] + b * 18 : NULL;
-            if (src) memcpy(&w->d[r], src, 2);
-            else w->d[r] = 0;
-            for (int v = 0; v < 4; v++) {
-                if (src) memcpy(&w->q[v][4 * r], src + 2 + 4 * v, 4);
-                else memset(&w->q[v][4 * r], 0x88, 4);
-            }
+            const uint8_t *src = rows[r] ? rows[r] + b * 18 : nothing;
+            memcpy(&w->d[r], src, 2);
+            x[r] = load16(src + 2);
         }
+        put_vectors(x, w->q);
+    }
 }
 
 static void pack_q4_1(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     q4_1_x16 *w = out;
-    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++)
+    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++) {
+        bytes16_t x[16];
+        fetch_next_group(rows, n_cols / BLOCK * 20, b, 16 * 20);
         for (int r = 0; r < 16; r++) {
             static const uint8_t nothing[20];
             const uint8_t *src = rows[r] ? rows[r] + b * 20 : nothing;
             memcpy(&w->d[r], src, 2);
             memcpy(&w->m[r], src + 2, 2);
-            for (int v = 0; v < 4; v++) memcpy(&w->q[v][4 * r], src + 4 + 4 * v, 4);
+            x[r] = load16(src + 4);
         }
+        put_vectors(x, w->q);
+    }
 }
 
 static void pack_q8_0(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     q8_0_x16 *w = out;
-    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++)
+    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++) {
+        bytes16_t x[2][16];
+        fetch_next_group(rows, n_cols / BLOCK * 34, b, 16 * 34);
         for (int r = 0; r < 16; r++) {
             static const uint8_t nothing[34];
             const uint8_t *src = rows[r] ? rows[r] + b * 34 : nothing;
             memcpy(&w->d[r], src, 2);
-            for (int v = 0; v < 8; v++)
-                for (int j = 0; j < 4; j++) w->q[v][4 * r + j] = src[2 + 4 * v + j] ^ 0x80;
+            x[0][r] = load16(src + 2) ^ 0x80;
+            x[1][r] = load16(src + 18) ^ 0x80;
         }
+        put_vectors(x[0], w->q);
+        put_vectors(x[1], w->q + 4);
+    }
 }
 
-/* 4 columns of a row at once: 4 bytes of the file, of which some bits are wanted. */
-static inline uint32_t four_bytes(const uint8_t *src) {
-    uint32_t four;
-    memcpy(&four, src, 4);
-    return four;
+/* The nibbles of 32 bytes of each block to a plane of 4 bits */
+static inline void put_parts(const uint8_t *const block[16], int at, int high, uint8_t q[4][64]) {
+    bytes16_t x[16];
+    for (int r = 0; r < 16; r++) x[r] = nibbles_of(block[r] + at, high);
+    put_vectors(x, q);
 }
 
-/* Puts 4 numbers of `bits` bits, each in a byte, to vector v of row r in a plane of zeros. */
-static inline void put(uint8_t plane[][64], int bits, int v, int r, uint32_t four) {
-    uint32_t word = four_bytes(&plane[v % bits][4 * r]) | four << (bits * (v / bits));
-    memcpy(&plane[v % bits][4 * r], &word, 4);
+/* Bits 2 p and 2 p + 1 of 32 bytes to row r of a plane of 2 bits */
+static inline void put_pairs(const uint8_t *src, int p, int r, uint8_t q[2][64]) {
+    uint64_t eight[4], both = 0;
+    memcpy(eight, src, 32);
+    for (int i = 0; i < 4; i++) both |= (eight[i] >> (2 * p) & 0x0303030303030303u) << (2 * i);
+    memcpy(&q[0][4 * r], &both, 4);
+    memcpy(&q[1][4 * r], (const uint8_t *)&both + 4, 4);
+}
+
+/* Bit `part` of 32 bytes to row r of a plane of 1 bit */
+static inline void put_bits(const uint8_t *src, int part, int r, uint8_t q[64]) {
+    uint32_t four[8], all = 0;
+    memcpy(four, src, 32);
+    for (int v = 0; v < 8; v++) all |= (four[v] >> part & 0x01010101u) << v;
+    memcpy(&q[4 * r], &all, 4);
 }
 
 /* Row r has byte i of `src` at [i][r] */
@@ -65,155 +152,164 @@ static inline void put_scales(uint8_t scales[][16], int n, int r, const uint8_t 
     for (int i = 0; i < n; i++) scales[i][r] = src[i];
 }
 
-enum { FOUR_1 = 0x01010101, FOUR_2 = 0x03030303, FOUR_4 = 0x0f0f0f0f };
-
 /* block_q5_0 and block_q5_1: f16 d, f16 m if `w_m`, bits 4 of 32 columns, nibbles as Q4_0's */
-static inline void pack_5_bits(const uint8_t *block, int r, f16_t *d, f16_t *m, uint8_t q[4][64],
-                               uint8_t qh[64]) {
-    memcpy(&d[r], block, 2);
-    if (m) memcpy(&m[r], block + 2, 2);
-    const uint8_t *high = block + (m ? 4 : 2), *nibbles = high + 4;
-    for (int v = 0; v < 8; v++) {
-        put(q, 4, v, r, four_bytes(nibbles + 4 * (v % 4)) >> (4 * (v / 4)) & FOUR_4);
-        /* bits 0..3 to bytes 0..3 */
-        put((uint8_t(*)[64])qh, 1, v, r, (high[v / 2] >> (4 * (v % 2)) & 15) * 0x204081u & FOUR_1);
+static inline void pack_5_bits(const uint8_t *const rows[16], int64_t b, int n_bytes, f16_t *d,
+                               f16_t *m, uint8_t q[4][64], uint8_t qh[64]) {
+    static const uint8_t nothing[24];
+    bytes16_t x[16];
+    for (int r = 0; r < 16; r++) {
+        const uint8_t *block = rows[r] ? rows[r] + b * n_bytes : nothing;
+        memcpy(&d[r], block, 2);
+        if (m) memcpy(&m[r], block + 2, 2);
+        uint32_t bits, high = 0;
+        memcpy(&bits, block + (m ? 4 : 2), 4);
+        for (int v = 0; v < 8; v++) /* bits 4v to 4v + 3 to bytes 0 to 3 */
+            high |= ((bits >> (4 * v) & 15) * 0x204081u & 0x01010101u) << v;
+        memcpy(&qh[4 * r], &high, 4);
+        x[r] = load16(block + (m ? 8 : 6));
     }
+    put_vectors(x, q);
 }
 
 static void pack_q5_0(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     q5_0_x16 *w = out;
-    memset(w, 0, n_cols / BLOCK * sizeof *w);
-    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++)
-        for (int r = 0; r < 16; r++)
-            if (rows[r]) pack_5_bits(rows[r] + b * 22, r, w->d, NULL, w->q, w->qh);
+    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++) {
+        fetch_next_group(rows, n_cols / BLOCK * 22, b, 16 * 22);
+        pack_5_bits(rows, b, 22, w->d, NULL, w->q, w->qh);
+    }
 }
 
 static void pack_q5_1(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     q5_1_x16 *w = out;
-    memset(w, 0, n_cols / BLOCK * sizeof *w);
-    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++)
-        for (int r = 0; r < 16; r++)
-            if (rows[r]) pack_5_bits(rows[r] + b * 24, r, w->d, w->m, w->q, w->qh);
+    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++) {
+        fetch_next_group(rows, n_cols / BLOCK * 24, b, 16 * 24);
+        pack_5_bits(rows, b, 24, w->d, w->m, w->q, w->qh);
+    }
 }
 
 /* block_q2_K: scales[16], qs[64], f16 d, f16 dmin. Of each half of 128 columns, column 32 p + l
  * has bits 2 p of qs[32 half + l]; Q3_K's low bits and Q6_K's high ones stand the same way. */
 static void pack_q2_K(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[84];
     q2_K_x16 *w = out;
-    memset(w, 0, n_cols / 256 * sizeof *w);
-    for (int64_t b = 0; b < n_cols / 256; b++, w++)
+    for (int64_t b = 0; b < n_cols / 256; b++, w++) {
+        fetch_next_group(rows, n_cols / 256 * 84, b, 16 * 84);
         for (int r = 0; r < 16; r++) {
-            if (!rows[r]) continue;
-            const uint8_t *scales = rows[r] + b * 84, *qs = scales + 16;
-            memcpy(&w->d[r], qs + 64, 2);
-            memcpy(&w->dmin[r], qs + 66, 2);
-            put_scales(w->scales, 16, r, scales);
-            for (int i = 0; i < 64; i++) {
-                const int part = i / 8, v = i % 8;
-                const uint32_t four = four_bytes(qs + 32 * (part / 4) + 4 * v);
-                put(w->q[part], 2, v, r, four >> (2 * (part % 4)) & FOUR_2);
-            }
+            const uint8_t *block = rows[r] ? rows[r] + b * 84 : nothing;
+            memcpy(&w->d[r], block + 80, 2);
+            memcpy(&w->dmin[r], block + 82, 2);
+            put_scales(w->scales, 16, r, block);
+            for (int part = 0; part < 8; part++)
+                put_pairs(block + 16 + 32 * (part / 4), part % 4, r, w->q[part]);
         }
+    }
 }
 
 /* block_q3_K: hmask[32], qs[64], scales[12], f16 d. Bit `part` of hmask[l] is the high bit. */
 static void pack_q3_K(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[110];
     q3_K_x16 *w = out;
-    memset(w, 0, n_cols / 256 * sizeof *w);
-    for (int64_t b = 0; b < n_cols / 256; b++, w++)
+    for (int64_t b = 0; b < n_cols / 256; b++, w++) {
+        fetch_next_group(rows, n_cols / 256 * 110, b, 16 * 110);
         for (int r = 0; r < 16; r++) {
-            if (!rows[r]) continue;
-            const uint8_t *hmask = rows[r] + b * 110, *qs = hmask + 32;
-            memcpy(&w->d[r], qs + 76, 2);
-            put_scales(w->scales, 12, r, qs + 64);
-            for (int i = 0; i < 64; i++) {
-                const int part = i / 8, v = i % 8;
-                const uint32_t four = four_bytes(qs + 32 * (part / 4) + 4 * v);
-                put(w->part[part].q, 2, v, r, four >> (2 * (part % 4)) & FOUR_2);
-                put(&w->part[part].qh, 1, v, r, four_bytes(hmask + 4 * v) >> part & FOUR_1);
+            const uint8_t *block = rows[r] ? rows[r] + b * 110 : nothing;
+            memcpy(&w->d[r], block + 108, 2);
+            put_scales(w->scales, 12, r, block + 96);
+            for (int part = 0; part < 8; part++) {
+                put_pairs(block + 32 + 32 * (part / 4), part % 4, r, w->part[part].q);
+                put_bits(block, part, r, w->part[part].qh);
             }
         }
+    }
 }
 
 /* block_q4_K: f16 d, f16 dmin, scales[12], qs[128]. Column 32 part + l is nibble part % 2 of
  * qs[32 (part / 2) + l]. */
 static void pack_q4_K(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[144];
     q4_K_x16 *w = out;
-    memset(w, 0, n_cols / 256 * sizeof *w);
-    for (int64_t b = 0; b < n_cols / 256; b++, w++)
+    for (int64_t b = 0; b < n_cols / 256; b++, w++) {
+        const uint8_t *block[16];
+        fetch_next_group(rows, n_cols / 256 * 144, b, 16 * 144);
         for (int r = 0; r < 16; r++) {
-            if (!rows[r]) continue;
-            const uint8_t *block = rows[r] + b * 144, *qs = block + 16;
-            memcpy(&w->d[r], block, 2);
-            memcpy(&w->dmin[r], block + 2, 2);
-            put_scales(w->scales, 12, r, block + 4);
-            for (int i = 0; i < 64; i++) {
-                const int part = i / 8, v = i % 8;
-                const uint32_t four = four_bytes(qs + 32 * (part / 2) + 4 * v);
-                put(w->q[part], 4, v, r, four >> (4 * (part % 2)) & FOUR_4);
-            }
+            block[r] = rows[r] ? rows[r] + b * 144 : nothing;
+            memcpy(&w->d[r], block[r], 2);
+            memcpy(&w->dmin[r], block[r] + 2, 2);
+            put_scales(w->scales, 12, r, block[r] + 4);
         }
+        for (int part = 0; part < 8; part++)
+            put_parts(block, 16 + 32 * (part / 2), part % 2, w->q[part]);
+    }
 }
 
 /* block_q5_K: f16 d, f16 dmin, scales[12], qh[32], qs[128]. As Q4_K; bit `part` of qh[l] on top. */
 static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[176];
     q5_K_x16 *w = out;
-    memset(w, 0, n_cols / 256 * sizeof *w);
-    for (int64_t b = 0; b < n_cols / 256; b++, w++)
+    for (int64_t b = 0; b < n_cols / 256; b++, w++) {
+        const uint8_t *block[16];
+        fetch_next_group(rows, n_cols / 256 * 176, b, 16 * 176);
         for (int r = 0; r < 16; r++) {
-            if (!rows[r]) continue;
-            const uint8_t *block = rows[r] + b * 176, *qh = block + 16, *qs = qh + 32;
-            memcpy(&w->d[r], block, 2);
-            memcpy(&w->dmin[r], block + 2, 2);
-            put_scales(w->scales, 12, r, block + 4);
-            for (int i = 0; i < 64; i++) {
-                const int part = i / 8, v = i % 8;
-                const uint32_t four = four_bytes(qs + 32 * (part / 2) + 4 * v);
-                put(w->part[part].q, 4, v, r, four >> (4 * (part % 2)) & FOUR_4);
-                put(&w->part[part].qh, 1, v, r, four_bytes(qh + 4 * v) >> part & FOUR_1);
-            }
+            block[r] = rows[r] ? rows[r] + b * 176 : nothing;
+            memcpy(&w->d[r], block[r], 2);
+            memcpy(&w->dmin[r], block[r] + 2, 2);
+            put_scales(w->scales, 12, r, block[r] + 4);
+            for (int part = 0; part < 8; part++)
+                put_bits(block[r] + 16, part, r, w->part[part].qh);
         }
+        for (int part = 0; part < 8; part++)
+            put_parts(block, 48 + 32 * (part / 2), part % 2, w->part[part].q);
+    }
 }
 
 /* block_q6_K: ql[128], qh[64], int8 scales[16], f16 d. Of each half of 128 columns, column
  * 32 p + l (p = 0..3) has its low bits in nibble p / 2 of ql[64 half + 32 (p % 2) + l] and its high
  * bits at 2 p of qh[32 half + l]. */
 static void pack_q6_K(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[210];
     q6_K_x16 *w = out;
-    memset(w, 0, n_cols / 256 * sizeof *w);
-    for (int64_t b = 0; b < n_cols / 256; b++, w++)
+    for (int64_t b = 0; b < n_cols / 256; b++, w++) {
+        const uint8_t *block[16];
+        fetch_next_group(rows, n_cols / 256 * 210, b, 16 * 210);
         for (int r = 0; r < 16; r++) {
-            if (!rows[r]) continue;
-            const uint8_t *ql = rows[r] + b * 210, *qh = ql + 128, *scales = qh + 64;
-            memcpy(&w->d[r], scales + 16, 2);
-            for (int i = 0; i < 64; i++) {
-                const int part = i / 8, v = i % 8, half = part / 4, p = part % 4;
-                const uint32_t low = four_bytes(ql + 64 * half + 32 * (p % 2) + 4 * v);
-                const uint32_t high = four_bytes(qh + 32 * half + 4 * v);
-                put(w->part[part].ql, 4, v, r, low >> (4 * (p / 2)) & FOUR_4);
-                put(w->part[part].qh, 2, v, r, high >> (2 * p) & FOUR_2);
-                w->part[part].scale[v / 4][r] = (int8_t)scales[2 * part + v / 4];
+            block[r] = rows[r] ? rows[r] + b * 210 : nothing;
+            memcpy(&w->d[r], block[r] + 208, 2);
+            for (int part = 0; part < 8; part++) {
+                put_pairs(block[r] + 128 + 32 * (part / 4), part % 4, r, w->part[part].qh);
+                w->part[part].scale[0][r] = (int8_t)block[r][192 + 2 * part];
+                w->part[part].scale[1][r] = (int8_t)block[r][192 + 2 * part + 1];
             }
         }
+        for (int part = 0; part < 8; part++)
+            put_parts(block, 64 * (part / 4) + 32 * (part % 2), part % 4 / 2, w->part[part].ql);
+    }
 }
 
-/* Float types: [n_cols][16 rows]. */
+/* Float types: [n_cols][16 rows], 32 columns at a time, which stay in the L1 cache. */
 static void pack_16bit(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     uint16_t *w = out;
-    for (int r = 0; r < 16; r++)
-        for (int64_t k = 0; k < n_cols; k++) {
-            if (rows[r]) memcpy(&w[16 * k + r], rows[r] + 2 * k, 2);
-            else w[16 * k + r] = 0;
-        }
+    for (int64_t k0 = 0; k0 < n_cols; k0 += 32) {
+        const int64_t end = k0 + 32 < n_cols ? k0 + 32 : n_cols;
+        fetch_next_group(rows, 2 * n_cols, k0 / 32, 16 * 64);
+        for (int r = 0; r < 16; r++)
+            for (int64_t k = k0; k < end; k++) {
+                if (rows[r]) memcpy(&w[16 * k + r], rows[r] + 2 * k, 2);
+                else w[16 * k + r] = 0;
+            }
+    }
 }
 
 static void pack_32bit(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     uint32_t *w = out;
-    for (int r = 0; r < 16; r++)
-        for (int64_t k = 0; k < n_cols; k++) {
-            if (rows[r]) memcpy(&w[16 * k + r], rows[r] + 4 * k, 4);
-            else w[16 * k + r] = 0;
-        }
+    for (int64_t k0 = 0; k0 < n_cols; k0 += 32) {
+        const int64_t end = k0 + 32 < n_cols ? k0 + 32 : n_cols;
+        fetch_next_group(rows, 4 * n_cols, k0 / 32, 16 * 128);
+        for (int r = 0; r < 16; r++)
+            for (int64_t k = k0; k < end; k++) {
+                if (rows[r]) memcpy(&w[16 * k + r], rows[r] + 4 * k, 4);
+                else w[16 * k + r] = 0;
+            }
+    }
 }
 
 #endif
