@@ -73,12 +73,14 @@ static void rotate_back_avx2(const float *x, int n, const float *row, int64_t ha
 ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k, int n,
                                     int64_t head_dim, const float *rows, float *s, const int f32) {
     const int64_t half = head_dim / 2;
+    const int fetch = n_q == 4 && !f32;
     for (int j0 = 0; j0 < n; j0 += 8) {
         __m256 partial[4][8];
         for (int j = 0; j < 8; j++) {
             __m256 sum[4];
             FOR_EACH_QUERY sum[r] = _mm256_setzero_ps();
             const int64_t at = (j0 + j) * head_dim;
+            if (fetch && j0 + j < n) fetch_blocks_ahead(k, at, head_dim, head_dim);
             if (j0 + j < n && rows)
                 for (int64_t i = 0; i < half; i += 8) {
                     const __m256 a = load_up_to_avx2(k, i, half, at, f32);
@@ -297,16 +299,19 @@ static void softmax_block_avx2(float *s, int n_q, int n, int n_visible, int more
 ALWAYS_INLINE void weigh_dims_avx2(const float *s, const int n_q, const void *v, int n,
                                    int64_t head_dim, int64_t i, const int n_v, float *acc,
                                    const int f32) {
+    const int fetch = n_q == 4 && n_v == 2 && i % 32 == 0 && !f32;
     __m256 sum[4][8];
     FOR_EACH_QUERY
         FOR_EACH_VECTOR(x)
             sum[r][x] = load_up_to_avx2(acc, i + 8 * x, head_dim, r * head_dim, 1);
-    for (int j = 0; j < n; j++)
+    for (int j = 0; j < n; j++) {
+        if (fetch) fetch_blocks_ahead(v, j * head_dim + i, 16, head_dim);
         FOR_EACH_VECTOR(x) {
             const __m256 value = load_up_to_avx2(v, i + 8 * x, head_dim, j * head_dim, f32);
             FOR_EACH_QUERY
                 sum[r][x] = _mm256_fmadd_ps(value, _mm256_set1_ps(s[r * SLOTS + j]), sum[r][x]);
         }
+    }
     FOR_EACH_QUERY
         FOR_EACH_VECTOR(x)
             store_up_to_avx2(acc + r * head_dim, i + 8 * x, head_dim, sum[r][x]);

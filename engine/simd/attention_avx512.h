@@ -30,15 +30,6 @@ ALWAYS_INLINE __m512 load_lanes_avx512(const void *p, int64_t i, __mmask16 lanes
                : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, (const f16_t *)p + i));
 }
 
-/* Four queries or more compute so much for a block that the hardware's prefetch falls behind. So
- * they ask for numbers of two blocks further on, into the L2 cache: the L1 has no room for them.
- * With one query the same is slower. */
-ALWAYS_INLINE void fetch_blocks_ahead_avx512(const void *p_f16, int64_t at, int64_t n,
-                                             int64_t head_dim) {
-    const f16_t *from = (const f16_t *)p_f16 + at + 2 * SLOTS * head_dim;
-    for (int64_t i = 0; i < n; i += 32) _mm_prefetch((const char *)(from + i), _MM_HINT_T1);
-}
-
 /* Lane i of the result is the sum of the lanes of p[i]. */
 ALWAYS_INLINE __m512 sum_16_avx512(const __m512 p_f32x16[16]) {
     __m512 pairs[8], fours[4];
@@ -119,7 +110,7 @@ ALWAYS_INLINE void scores_roped_avx512(const float *q, const int n_q, const void
             FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
             if (j0 + j < n) {
                 const int64_t at = (j0 + j) * head_dim;
-                if (fetch) fetch_blocks_ahead_avx512(k, at, head_dim, head_dim);
+                if (fetch) fetch_blocks_ahead(k, at, head_dim, head_dim);
                 for (int64_t i = 0; i < whole; i += 16) {
                     const __m512 key = load_avx512(k, at + i, f32);
                     FOR_EACH_QUERY
@@ -191,7 +182,7 @@ ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const voi
             __m512 sum[4][4];
             FOR_EACH_QUERY for (int o = 0; o < 4; o++) sum[r][o] = _mm512_setzero_ps();
             if (j0 + j < n) {
-                if (fetch) fetch_blocks_ahead_avx512(k, (j0 + j) * head_dim, 4 * head_dim, head_dim);
+                if (fetch) fetch_blocks_ahead(k, (j0 + j) * head_dim, 4 * head_dim, head_dim);
                 for (int64_t i = 0; i < whole; i += 16)
                     add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, i, rows, sum, f32, 0);
                 if (whole < half)
@@ -212,7 +203,7 @@ ALWAYS_INLINE void add_transposed_avx512(const float *q, const void *k, int j0, 
                                          const int masked) {
     enum { n_q = 8 };
     __m512 x[16], y[16];
-    if (!f32) fetch_blocks_ahead_avx512(k, j0 * head_dim + 32 * i, 32 * n_dims, head_dim);
+    if (!f32) fetch_blocks_ahead(k, j0 * head_dim + 32 * i, 32 * n_dims, head_dim);
     turn_keys_avx512(k, j0, 16, n, head_dim, i, rows, x, y, f32, masked);
     transpose_avx512(x);
     _Pragma("GCC unroll 16")
@@ -464,7 +455,7 @@ ALWAYS_INLINE void weigh_dims_avx512(const float *s, const int n_q, const void *
         FOR_EACH_VECTOR(x)
             sum[r][x] = _mm512_maskz_loadu_ps(lanes, acc + r * head_dim + i + 16 * x);
     for (int j = 0; j < n; j++) {
-        if (fetch) fetch_blocks_ahead_avx512(v, j * head_dim + i, 16 * n_v, head_dim);
+        if (fetch) fetch_blocks_ahead(v, j * head_dim + i, 16 * n_v, head_dim);
         FOR_EACH_VECTOR(x) {
             const int64_t at = j * head_dim + i + 16 * x;
             const __m512 value = masked ? load_lanes_avx512(v, at, lanes, f32)

@@ -19,6 +19,14 @@ ALWAYS_INLINE float load_scalar(const void *p, int64_t i, const int f32) {
     return f32 ? ((const float *)p)[i] : f16_to_f32(((const f16_t *)p)[i]);
 }
 
+/* Four queries or more compute so much for a block that the hardware's prefetch falls behind. So
+ * they ask for numbers of two blocks further on, into the L2 cache: the L1 has no room for them.
+ * With one query the same is slower. */
+ALWAYS_INLINE void fetch_blocks_ahead(const void *p_f16, int64_t at, int64_t n, int64_t head_dim) {
+    const f16_t *from = (const f16_t *)p_f16 + at + 2 * SLOTS * head_dim;
+    for (int64_t i = 0; i < n; i += 32) __builtin_prefetch(from + i, 0, 2);
+}
+
 /* out = n heads x rotated by minus the angles of one table row */
 static void rotate_back_scalar(const float *x, int n, const float *row, int64_t half, float *out) {
     for (int h = 0; h < n; h++, x += 2 * half, out += 2 * half)
