@@ -103,4 +103,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             )
 
 
-_RATES = ("GB/s", "GMAC/s", "tokens/s")
+_RATES = ("GB/s", "GMAC/s", "tokens/s", "us/phase", "idle processors")
