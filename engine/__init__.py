@@ -5,7 +5,8 @@ The way of a token, top to bottom; imports point downwards too:
     cli                     flags, streams, exit codes
      |
     llm <- context          LLM: schedule, run, sample, show; tokens in the cache, to be edited
-     |                      (library: documents in files; prompt_cache: what prompts share)
+     |                      (library: documents in files; prompt_cache: what prompts share;
+     |                      chat: conversations, by chat_template and template_worker)
      |         \\
     scheduler   sampler     what to run next (prefixes: what is there already); which token is next
      |
@@ -32,10 +33,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from engine.chat import Chat
     from engine.config import RopeConfig, SamplingParams
     from engine.context import Context
     from engine.demo import DEMO_MODEL
-    from engine.errors import ContextError, GGUFError, LariatError, ModelError
+    from engine.errors import ChatError, ContextError, GGUFError, LariatError, ModelError
     from engine.gguf import GGUFFile
     from engine.library import ChunkLibrary
     from engine.llm import LLM
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "DEMO_MODEL": "demo",
     "LLM": "llm",
+    "Chat": "chat",
+    "ChatError": "errors",
     "ChunkLibrary": "library",
     "Completion": "sequence",
     "Context": "context",
@@ -62,6 +66,8 @@ _HOMES = {
 __all__ = [
     "DEMO_MODEL",
     "LLM",
+    "Chat",
+    "ChatError",
     "ChunkLibrary",
     "Completion",
     "Context",

@@ -191,10 +191,11 @@ class Context:
             finally:
                 scratch.clear()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, note: str = "") -> None:
         """Write tokens, keys and values to a safetensors file; see `engine.context_file`.
 
-        The file appears whole or not at all. `ContextError` if it cannot be written.
+        `note` goes along as it is, for `context_file.note`. The file appears whole or not at all.
+        `ContextError` if it cannot be written.
         """
         with self._editing():
             self._settle()
@@ -204,7 +205,7 @@ class Context:
             segments[:, 0] = np.unique(segments[:, 0], return_inverse=True)[1]
             saved = context_file.Saved(tokens, segments, *stored)
             kind = self._llm.cache_kind
-        context_file.save(path, kind, saved)
+        context_file.save(path, kind, saved, note)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace everything by what `save` wrote.

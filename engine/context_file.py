@@ -64,13 +64,17 @@ def fingerprint(gguf: GGUFFile) -> str:
     return h.hexdigest()
 
 
-def save(path: str | os.PathLike[str], kind: Mapping[str, str], what: Saved) -> None:
+def save(
+    path: str | os.PathLike[str], kind: Mapping[str, str], what: Saved, note: str = ""
+) -> None:
     """Write a context; the file appears whole or not at all.
 
     `kind` is what a reader must have in common: model, cache and types. Raises `ContextError`.
     """
     path = Path(path)
     metadata = {"format": _FORMAT, "version": VERSION, **kind, "checksum": _checksum(what)}
+    if note:
+        metadata["note"] = note
     with written_beside(path) as beside:
         save_file({k: np.ascontiguousarray(v) for k, v in what._asdict().items()}, beside, metadata)
 
@@ -88,8 +92,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 def load(path: str | os.PathLike[str], kind: Mapping[str, str]) -> Saved:
     """Read and check a context. Raises `ContextError`, and OSError if there is no such file."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ContextError(f"{path}: is not a regular file, expected a saved context")
+    _check_regular(path)
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -109,6 +112,21 @@ def load(path: str | os.PathLike[str], kind: Mapping[str, str]) -> Saved:
         raise ContextError(f"{path}: is damaged: its contents do not give its checksum")
     _check_shapes(path, what)
     return what
+
+
+def note(path: str | os.PathLike[str]) -> str:
+    """What whoever saved a context wrote along with it, "" if nothing. Errors as for `load`."""
+    _check_regular(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            return str((file.metadata() or {}).get("note", ""))
+    except (SafetensorError, ValueError) as error:
+        raise ContextError(f"{path}: is damaged, or no saved context: {error}") from error
+
+
+def _check_regular(path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ContextError(f"{path}: is not a regular file, expected a saved context")
 
 
 def _check_shapes(path: str | os.PathLike[str], what: Saved) -> None:

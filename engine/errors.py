@@ -17,6 +17,10 @@ class ContextError(LariatError, ValueError):
     """A prompt does not fit into the context."""
 
 
+class ChatError(LariatError, ValueError):
+    """A conversation, or the template that it is to be written with, cannot be used."""
+
+
 def quote(text: str, limit: int = 64) -> str:
     """Text from a file, safe to print: control characters escaped, cut after `limit` characters."""
     return repr(text) if len(text) <= limit else repr(text[:limit]) + "..."

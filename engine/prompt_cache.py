@@ -38,6 +38,28 @@ def fit(context: Context, ids: Sequence[int], n_least: int = 0) -> int:
     return n + sum(length for _, _, length in runs)
 
 
+def shift(context: Context, ids: Sequence[int], start: int, n_least: int = 16) -> None:
+    """Make the context one that begins with tokens of `ids`: its own first ones, and then those
+    from `start` on, moved up in place.
+
+    They still carry what they saw. Where a few of them are others in `ids` (text behind another one
+    may be tokenized in another way), runs of at least `n_least` equal ones stay, and what is new
+    between them is computed. `ContextError` where keys cannot move; the context then is as far as
+    it came.
+    """
+    cached = context.tokens
+    n = done = taken = common_prefix(cached, ids)  # of `ids`, and of `cached`
+    start = max(start, n)
+    for at, found, length in _runs(cached[start:], ids[n:], n_least):
+        if start + found < taken:
+            continue
+        context.delete(done, done + start + found - taken)
+        if n + at > done:
+            context.insert(done, list(ids[done : n + at]))
+        done, taken = n + at + length, start + found + length
+    context.truncate(done)
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     return next(

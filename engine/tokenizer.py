@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import codecs
 import operator
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol, SupportsIndex
 
 from engine.errors import ModelError
 from engine.gguf import GGUFFile, quote
 from engine.vocabulary import BYTE, NORMAL, Vocabulary
+
+# Noncharacters, which no text has that is meant for others, around the code of a character.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_NO_MARKS = {ord(_OPEN): "\ufffd", ord(_CLOSE): "\ufffd"}
+_MARKED = re.compile(f"{_OPEN}([0-9a-f]{{1,6}}){_CLOSE}")
 
 
 class Merger(Protocol):
@@ -71,15 +78,7 @@ class Tokenizer:
         asks for it. parse_special: control tokens written in the text (`<s>`) become those
         tokens; otherwise they are ordinary text. ValueError if the text is not valid Unicode.
         """
-        if not isinstance(text, str):
-            raise ValueError(f"the text is of type {type(text).__name__}, expected str")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the text is not valid Unicode: a lone surrogate, "
-                f"U+{ord(text[error.start]):04X}, stands at index {error.start}"
-            ) from None
+        _check_text(text)
         ids: list[int] = []
         if add_bos and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
@@ -91,6 +90,46 @@ class Tokenizer:
         if add_bos and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
+
+    def mark(self, text: str, also: Collection[int] = ()) -> str:
+        """Text whose special tokens are ordinary text to `encode_marked`.
+
+        Somebody's words go through this before they stand in a text whose special tokens count.
+        Control tokens lose their power, and user-defined ones in `also`; the others are found
+        wherever they stand, as in `encode`. ValueError if the text is not valid Unicode.
+        """
+        _check_text(text)
+        text = text.translate(_NO_MARKS)
+        starts = self._vocabulary.special_starts(text, also)
+        if not starts:
+            return text
+        # Another first character, so that no token is found; Unicode keeps these for such use.
+        marked = (f"{_OPEN}{ord(c):x}{_CLOSE}" if i in starts else c for i, c in enumerate(text))
+        return "".join(marked)
+
+    def encode_marked(
+        self, text: str, known: Mapping[str, Sequence[int]] = MappingProxyType({})
+    ) -> list[int]:
+        """Ids of a text whose special tokens count, but for those in what was marked.
+
+        It gets no begin and end tokens. Ordinary text that reaches from one special token to the
+        next and is in `known` gets those ids. ValueError if the text is not valid Unicode.
+        """
+        _check_text(text)
+        ids: list[int] = []
+        for part in self._vocabulary.split(text, parse_special=True):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part in known:
+                ids += known[part]
+            else:
+                ids += self._merger.merge(_MARKED.sub(_unmarked, part))
+        return ids
+
+    def ordinary_end(self, text: str) -> str:
+        """What stands behind the last special token that counts to `encode_marked`."""
+        parts = self._vocabulary.split(text, parse_special=True)
+        return parts[-1] if parts and isinstance(parts[-1], str) else ""
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of ids. Control tokens are invisible; bytes that are not UTF-8 become U+FFFD.
@@ -131,6 +170,23 @@ class Tokenizer:
                 f"token id {i} is out of range, the vocabulary has {self.n_vocab} tokens"
             )
         return i
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"the text is of type {type(text).__name__}, expected str")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text is not valid Unicode: a lone surrogate, "
+            f"U+{ord(text[error.start]):04X}, stands at index {error.start}"
+        ) from None
+
+
+def _unmarked(match: re.Match[str]) -> str:
+    code = int(match[1], 16)
+    return "\ufffd" if code > 0x10FFFF or 0xD800 <= code < 0xE000 else chr(code)
 
 
 class StreamDecoder:

@@ -11,7 +11,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (the keys).
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,24 @@ class Vocabulary:
         User-defined tokens are always looked for, control tokens only with `parse_special`.
         """
         return _split(text, self._specials if parse_special else self._user_defined)
+
+    def special_starts(self, text: str, also: Collection[int] = ()) -> set[int]:
+        """Where special tokens begin in a text, overlapping ones too.
+
+        Of the user-defined ones only those in `also`.
+        """
+        starts = set()
+        for beginning, group in self._specials.items():
+            if beginning not in text:
+                continue
+            for _, special in group:
+                if special.forgeable and special.id not in also:
+                    continue
+                at = text.find(special.text)
+                while at >= 0:
+                    starts.add(at)
+                    at = text.find(special.text, at + 1)
+        return starts
 
 
 def _read_tokens(gguf: GGUFFile) -> list[bytes]:

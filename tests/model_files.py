@@ -19,7 +19,7 @@ from gguf.quants import dequantize, quantize
 
 N_SPECIAL = 3  # <unk>, <s>, </s>
 N_BYTES = 256
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # token types of GGUF
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # token types of GGUF
 
 
 def write_llama(
@@ -368,6 +368,22 @@ def _pieces() -> Iterable[str]:
             for piece in (word, "▁" + word):
                 if piece not in seen:
                     yield piece
+
+
+CHAT_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def chat_metadata(n_vocab: int, template: str | None = CHAT_TEMPLATE) -> dict[str, Any]:
+    """`vocabulary_metadata` of a model for chats: its last tokens are <|im_start|>, which is
+    user-defined, and the control token <|im_end|>, which ends generation."""
+    metadata = vocabulary_metadata(n_vocab)
+    metadata["tokenizer.ggml.tokens"][-2:] = ["<|im_start|>", "<|im_end|>"]
+    metadata["tokenizer.ggml.token_type"][-2:] = [_USER_DEFINED, _CONTROL]
+    return metadata | {"tokenizer.chat_template": template}
 
 
 def vocabulary_metadata(n_vocab: int) -> dict[str, Any]:

@@ -22,13 +22,24 @@ COMPILED = (_attention, _cache, _kernels, _program, _quantize)
 # The house of the design, from the ground up. A module imports only from levels below its own;
 # within cli/ all is one level. A new module has to find its place here.
 LEVELS = (
-    ("_program", "_quantize", "architecture", "demo", "errors", "files", "memory", "threads"),
+    (
+        "_program",
+        "_quantize",
+        "architecture",
+        "demo",
+        "errors",
+        "files",
+        "memory",
+        "template_worker",
+        "threads",
+    ),
     ("_kernels",),
     ("_cache", "_machine"),
     ("_attention",),
     ("config", "quants", "machine", "segments"),
     ("gguf", "rope", "batch", "sampler", "sequence", "cache_memory"),
     (
+        "chat_template",
         "check_tensors",
         "context_file",
         "file_sampling",
@@ -42,7 +53,7 @@ LEVELS = (
     ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases", "quantize"),
     ("tokenizer",),
     ("llm", "benchmark", "library", "plots", "prompt_cache"),
-    ("perplexity",),
+    ("chat", "perplexity"),
     ("cli",),
     ("__main__",),
 )
@@ -138,8 +149,8 @@ def test_types_are_the_only_reason_to_import_upwards():
 
 def test_the_public_names():
     asked_for = {"LLM", "SamplingParams", "Tokenizer", "GGUFFile", "GGUFError"}
-    errors = {"LariatError", "ModelError", "ContextError"}
-    others = {"ChunkLibrary", "Completion", "Context", "DEMO_MODEL", "RopeConfig"}
+    errors = {"LariatError", "ModelError", "ChatError", "ContextError"}
+    others = {"Chat", "ChunkLibrary", "Completion", "Context", "DEMO_MODEL", "RopeConfig"}
     assert set(engine.__all__) == asked_for | errors | others
     for name in set(engine.__all__) - {"DEMO_MODEL"}:
         assert inspect.isclass(getattr(engine, name))
@@ -159,7 +170,7 @@ def test_importing_the_package_loads_no_kernels():
 
 
 def test_errors_have_one_root_and_are_value_errors():
-    for name in ("GGUFError", "ModelError", "ContextError"):
+    for name in ("GGUFError", "ModelError", "ChatError", "ContextError"):
         assert issubclass(getattr(engine, name), (engine.LariatError, ValueError))
         assert issubclass(getattr(engine, name), ValueError)
     assert not issubclass(engine.GGUFError, engine.ModelError)

@@ -179,6 +179,42 @@ def test_later_runs_are_reused_with_raw(run, ids):
     assert n_reused + n_computed == len(ids)
 
 
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    ("new", "n_computed", "n_kept"),
+    [
+        (lambda ids: [*ids[:40], *ids[100:]], 0, 140),
+        # The first tokens behind the cut are others, and some in the midst.
+        (lambda ids: [*ids[:40], 5, 6, *ids[102:]], 2, 140),
+        (lambda ids: [*ids[:40], *ids[100:150], 5, 6, 7, *ids[152:]], 3, 141),
+        # What is new at the end is left to others.
+        (lambda ids: [*ids[:40], *ids[100:], 5, 6, 7], 0, 140),
+        # Of what was to go nothing stays.
+        (lambda ids: [*ids[:40], *ids[60:90]], 0, 40),
+    ],
+    ids=["cut", "first tokens", "tokens in the midst", "end", "run that was to go"],
+)
+def test_shift_moves_what_stays_up(path, cache, new, n_computed, n_kept, monkeypatch):
+    ids = ids_of(200)
+    wanted = new(ids)
+    with load(path, cache) as llm, llm.context() as context:
+        context.append(ids)
+        with monkeypatch.context() as patch:
+            counts, forward = [], llm.forward
+
+            def counting(chunks):
+                counts.extend(len(chunk.token_ids) for chunk in chunks)
+                return forward(chunks)
+
+            patch.setattr(llm, "forward", counting)
+            prompt_cache.shift(context, wanted, 100)
+        assert context.tokens == wanted[:n_kept]
+        assert sum(counts) == n_computed
+        context.append(wanted[n_kept:])
+        expected = llm.logits([*wanted, 9])[-1]
+        assert relative_error(context.logits([9])[-1], expected) < 1e-4
+
+
 def test_an_empty_file_is_a_new_one(run, tmp_path):
     (tmp_path / "cache").touch()
     assert run()[0] == 0

@@ -49,6 +49,25 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def safe(text: str) -> str:
+    """The text without characters that command a terminal, such as escapes; lines stay lines."""
+    return "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in text)
+
+
+def _is_control(c: str) -> bool:
+    return c < " " or "\x7f" <= c < "\xa0"
+
+
+def stdin_is_terminal() -> bool:
+    """Whether a person is likely to type."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def stdout_is_terminal() -> bool:
+    """Whether a person is likely to watch stdout."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def stderr_is_terminal() -> bool:
     """Whether a person is likely to watch stderr."""
     return sys.stderr is not None and sys.stderr.isatty()

@@ -20,6 +20,7 @@ from engine.errors import LariatError
 # They import the engine only when they run, so that --help is quick.
 _COMMANDS = (
     "bench",
+    "chat",
     "chunk",
     "generate",
     "info",
@@ -44,6 +45,8 @@ examples:
 
 _MISSING_PARTS = (
     "engine._kernels",
+    "jinja2",
+    "markupsafe",
     "numpy",
     "safetensors",
     "sentencepiece",

@@ -1,0 +1,308 @@
+"""`lariat chat`: a conversation with a model, in a terminal or through pipes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import console, engine_flags, model_file, prompt, report, sampling_flags
+from engine.cli.terminal import Lines, Terminal
+from engine.cli.usage import UsageError
+from engine.errors import ChatError, LariatError
+
+if TYPE_CHECKING:
+    from engine.chat import Chat
+    from engine.llm import LLM
+    from engine.sequence import Timings
+
+_LONG_PROMPT = 256  # tokens; shorter ones need no bar
+_MAX_BYTES = 1 << 20  # of a template's file, or a system prompt's
+
+_DESCRIPTION = """\
+Talk with a model that was trained for it. Answers stream to standard output; where standard input
+is no terminal, each of its lines is a message, and nothing but the answers is printed."""
+
+_EPILOG = """\
+examples:
+  lariat chat -m model.gguf
+  lariat chat -m model.gguf -sys "You are a pirate." --temp 0.5 --cache raw
+  lariat chat -m model.gguf -f report.txt -st
+  echo "What is a lariat?" | lariat chat -m model.gguf
+
+A message is a line; one that ends in a backslash goes on in the next, and lines between two \"\"\"
+are one message. /help lists the commands. Ctrl-C stops an answer; Ctrl-D leaves, and so does Ctrl-C
+pressed twice. Keys and values of the conversation stay in the cache, so only what is new is
+computed. When the context is full, the oldest turns are forgotten; --cache raw does that without
+computing anything.
+Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe."""
+
+
+def register(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
+    parser = commands.add_parser(
+        "chat", help="talk with a model", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.set_defaults(run=run)
+    text = parser.add_argument_group("text")
+    prompt.add_arguments(text, required=False)
+    system = text.add_mutually_exclusive_group()
+    system.add_argument(
+        "-sys", "--system-prompt", metavar="TEXT", help="what the model is told beforehand"
+    )
+    system.add_argument(
+        "-sysf", "--system-prompt-file", metavar="FILE", help="the same from a UTF-8 file"
+    )
+    template = text.add_mutually_exclusive_group()
+    template.add_argument(
+        "--chat-template",
+        metavar="NAME|JINJA",
+        help="how messages are written down: a well-known format, or a template in Jinja "
+        "(default: the file's own template)",
+    )
+    template.add_argument(
+        "--chat-template-file", metavar="FILE", help="a template in Jinja from a UTF-8 file"
+    )
+    sampling_flags.add_length(text)
+    text.add_argument(
+        "-st", "--single-turn", action="store_true", help="leave after the answer to -p or -f"
+    )
+    text.add_argument(
+        "--no-history", action="store_true", help="keep no file of the lines that were typed"
+    )
+    text.add_argument(
+        "-q", "--quiet", action="store_true", help="no bars and no hints, only errors"
+    )
+    engine_flags.add(parser)
+    sampling_flags.add(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk, and return the exit code."""
+    params = sampling_flags.params(args)
+    config = engine_flags.config(args)
+    overrides = model_file.overrides(args)
+    has_message = args.prompt is not None or args.file is not None
+    if args.single_turn and not has_message:
+        raise UsageError("argument -st/--single-turn: needs a message, -p or -f")
+    message = prompt.read(args) if has_message else None
+    system = args.system_prompt or ""
+    if args.system_prompt_file is not None:
+        system = _read(args.system_prompt_file).removesuffix("\n")
+    template = args.chat_template
+    if args.chat_template_file is not None:
+        template = _read(args.chat_template_file)
+
+    from engine import chat_template
+    from engine.chat import Chat
+    from engine.gguf_parts import GGUFModel
+    from engine.llm import LLM
+
+    if template is None:
+        with GGUFModel(args.model, overrides) as gguf:  # so that no model is loaded in vain
+            chat_template.check_present(gguf)
+    elif args.chat_template is not None:
+        chat_template.check_known(template)
+    with console.Bar("loading", enabled=not args.quiet) as bar:
+        llm = LLM(args.model, **vars(config), progress=bar, overrides=overrides)
+    with llm:
+        params = sampling_flags.with_file(params, llm.sampling, args)
+        chat = Chat(llm, template=template, system=system, params=params)
+        lines = Terminal(history=not args.no_history) if console.stdin_is_terminal() else Lines()
+        with chat, lines:
+            return _Session(chat, llm, lines, args).run(message)
+
+
+class _Left(Exception):
+    """The user wants to leave."""
+
+
+class _Session:
+    """One run of the command: messages in, answers out."""
+
+    def __init__(self, chat: Chat, llm: LLM, lines: Lines, args: argparse.Namespace) -> None:
+        self._chat = chat
+        self._llm = llm
+        self._lines = lines
+        self._args = args
+        self._timings: Timings | None = None  # of the last answer
+        self._is_quiet = args.quiet or not lines.is_terminal
+
+    def run(self, message: str | None) -> int:
+        """Talk until the user leaves; `message` is the first one."""
+        self._hint(report.headline(self._llm, self._args))
+        self._hint("lariat: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        try:
+            if message is not None:
+                self._lines.show(message)
+                self._answer(message)
+                if self._args.single_turn:
+                    return 0
+            while True:
+                text = self._lines.read()
+                if text is None:
+                    return 0
+                if not self._command(text) and text.strip():
+                    self._answer(text)
+        except _Left:
+            return 0
+
+    def _answer(self, text: str) -> None:
+        """Say something and print the answer. Errors end what no person watches."""
+        try:
+            self._print_answer(text)
+        except (LariatError, ValueError) as error:
+            if not self._lines.is_terminal:
+                raise LariatError(str(error)) from None
+            console.note(f"lariat: error: {console.printable(str(error))}")
+        except KeyboardInterrupt:
+            if not self._lines.is_terminal:
+                raise
+            console.note("lariat: stopped")
+
+    def _print_answer(self, text: str) -> None:
+        bar = console.Bar("reading", enabled=not self._is_quiet)
+
+        def progress(n_done: int, n_prompt: int) -> None:
+            if n_prompt >= _LONG_PROMPT:
+                bar(n_done / n_prompt)
+
+        n_forgotten = self._chat.n_forgotten
+        last = ""
+        with bar:
+            reply = self._chat.say(text, prompt_progress=progress)
+            try:
+                for piece in reply:
+                    bar.close()
+                    shown = piece if last else piece.lstrip()
+                    if shown:
+                        console.write(
+                            console.safe(shown) if console.stdout_is_terminal() else shown
+                        )
+                        last = shown[-1]
+            finally:
+                reply.close()
+                self._timings = reply.timings
+                if last != "\n":
+                    console.write("\n")
+                if self._lines.is_terminal:
+                    console.write("\n")
+        if reply.finish_reason == "context":
+            self._hint("lariat: the context is full, so the answer ends here")
+        elif reply.finish_reason == "length":
+            self._hint("lariat: the answer ends here, because of -n")
+        if self._chat.n_forgotten > n_forgotten:
+            self._hint(
+                f"lariat: the context is full: it has lost the oldest {self._chat.n_forgotten} "
+                f"messages"
+            )
+
+    # ---- commands ----
+
+    def _command(self, line: str) -> bool:
+        """Obey a line that is a command; whether it is one."""
+        name, _, rest = line.strip().partition(" ")
+        if not name.startswith("/") or "\n" in line or line[:1] != "/":
+            return False
+        if name not in _COMMANDS:
+            console.note(
+                f"lariat: there is no command {console.printable(name)}; /help lists them "
+                "(a message may begin with a blank)"
+            )
+            return True
+        try:
+            _COMMANDS[name][0](self, rest.strip())
+        except LariatError as error:
+            console.note(f"lariat: error: {console.printable(str(error))}")
+        except OSError as error:
+            console.note(f"lariat: error: {console.printable(rest)}: {error.strerror}")
+        return True
+
+    def _reset(self, _: str) -> None:
+        self._chat.reset()
+        self._hint("lariat: the conversation begins anew")
+
+    def _undo(self, _: str) -> None:
+        text = self._chat.undo()
+        what = "there is nothing to take back" if text is None else f"took back: {_cut(text)}"
+        self._hint(f"lariat: {what}")
+
+    def _system(self, text: str) -> None:
+        if text:
+            self._chat.system = text
+            self._hint("lariat: the conversation goes on with this system prompt")
+        else:
+            console.note(console.printable(self._chat.system) or "there is no system prompt")
+
+    def _save(self, path: str) -> None:
+        self._chat.save(_path(path, "/save"))
+        self._hint(f"lariat: {len(self._chat.messages)} messages saved")
+
+    def _load(self, path: str) -> None:
+        has_cache = self._chat.load(_path(path, "/load"))
+        how = "" if has_cache else "; the next answer has to read them again"
+        self._hint(f"lariat: {len(self._chat.messages)} messages loaded{how}")
+
+    def _show_stats(self, _: str) -> None:
+        chat, timings = self._chat, self._timings
+        lost = f", {chat.n_forgotten} of them lost to the context" if chat.n_forgotten else ""
+        lines = [
+            f"context     {len(chat.context)} of {self._llm.n_ctx} tokens, "
+            f"{chat.context.nbytes / (1 << 20):.1f} MiB of the cache",
+            f"messages    {len(chat.messages)}{lost}",
+        ]
+        if timings is not None:
+            lines += [
+                f"reused      {timings.n_reused} tokens of the prompt were in the cache",
+                f"prompt      {report.rate(timings.n_prompt, timings.prompt_s)}",
+                f"generation  {report.rate(timings.n_decode, timings.decode_s)}",
+            ]
+        console.note("\n".join(lines))
+
+    def _help(self, _: str) -> None:
+        lines = [f"{name + argument:16}{what}" for name, (_, argument, what) in _COMMANDS.items()]
+        console.note("\n".join(lines))
+
+    def _quit(self, _: str) -> None:
+        raise _Left
+
+    def _hint(self, text: str) -> None:
+        """A line that only a person at a terminal wants."""
+        if not self._is_quiet:
+            console.note(text)
+
+
+_COMMANDS: dict[str, tuple[Callable[[_Session, str], None], str, str]] = {
+    "/reset": (_Session._reset, "", "forget the conversation, but not the system prompt"),
+    "/undo": (_Session._undo, "", "take back the last message and its answer"),
+    "/system": (_Session._system, " TEXT", "change the system prompt; without TEXT, show it"),
+    "/save": (_Session._save, " FILE", "save the conversation with its cache, or as .json without"),
+    "/load": (_Session._load, " FILE", "go on with one that was saved"),
+    "/stats": (_Session._show_stats, "", "tokens, memory and speed"),
+    "/help": (_Session._help, "", "this list"),
+    "/quit": (_Session._quit, "", "leave, as Ctrl-D does"),
+}
+
+
+def _path(text: str, command: str) -> Path:
+    if not text:
+        raise ChatError(f"{command} needs the name of a file")
+    return Path(text).expanduser()
+
+
+def _cut(text: str) -> str:
+    line = console.printable(text)
+    return line if len(line) <= 60 else line[:59] + "…"
+
+
+def _read(path: str) -> str:
+    """The text of a file. LariatError if it is too large or not UTF-8, OSError from the file."""
+    with open(path, "rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise LariatError(f"{path} is larger than {_MAX_BYTES} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        raise LariatError(f"{path} is not valid UTF-8 at offset {bad.start}") from None

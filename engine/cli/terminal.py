@@ -1,0 +1,141 @@
+"""Where messages come from: lines of a pipe, or of a terminal with line editing and history."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from engine.cli import console
+
+_QUOTES = '"""'
+_N_HISTORY = 1000  # lines in the file
+
+
+class Lines:
+    """Messages from standard input, which is no terminal. Use it in a `with` statement."""
+
+    is_terminal = False
+
+    def read(self) -> str | None:
+        """The next message, None at the end.
+
+        A line; one that ends in a backslash goes on in the next, and what stands between two triple
+        quotes is one message.
+        """
+        line = self._line(first=True)
+        if line is None:
+            return None
+        if line.startswith(_QUOTES):
+            return self._quoted(line.removeprefix(_QUOTES))
+        while line.endswith("\\"):
+            more = self._line(first=False)
+            line = line[:-1] + ("" if more is None else "\n" + more)
+        return line
+
+    def show(self, message: str) -> None:
+        """Show a message that was not typed."""
+
+    def _line(self, first: bool) -> str | None:
+        data = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+        return data.decode("utf-8", "replace").rstrip("\r\n") if data else None
+
+    def _quoted(self, text: str) -> str:
+        while not text.rstrip().endswith(_QUOTES):
+            more = self._line(first=False)
+            if more is None:
+                return text
+            text += "\n" + more
+        return text.rstrip().removesuffix(_QUOTES).strip("\n")
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class Terminal(Lines):
+    """Messages that a person types. KeyboardInterrupt from `read` for Ctrl-C twice in a row.
+
+    history: whether lines are kept in a file, for the next time.
+    """
+
+    is_terminal = True
+
+    def __init__(self, history: bool) -> None:
+        self._history = _history_path() if history else None
+        self._n_before = 0
+
+    def read(self) -> str | None:
+        """The next message, None for Ctrl-D."""
+        is_again = False
+        while True:
+            try:
+                return super().read()
+            except KeyboardInterrupt:
+                console.note("")
+                if is_again:
+                    raise
+                is_again = True
+                console.note("lariat: Ctrl-C again leaves, and so does Ctrl-D")
+            except UnicodeDecodeError:
+                console.note("lariat: error: that was not valid UTF-8")
+
+    def show(self, message: str) -> None:
+        """Show a message that was not typed."""
+        console.write("> " + console.safe(message) + "\n")
+
+    def _line(self, first: bool) -> str | None:
+        prompt = "> " if first else ". "
+        try:
+            if console.stdout_is_terminal():
+                return input(prompt)
+            if sys.stderr is not None:  # the answers go elsewhere, the prompt has to be seen
+                print(prompt, end="", file=sys.stderr, flush=True)
+            return super()._line(first)
+        except EOFError:
+            console.write("\n")
+            return None
+
+    def __enter__(self) -> Terminal:
+        with contextlib.suppress(ImportError):
+            import readline
+
+            # A paste of several lines then is one message. (Python turns it off for its own shell.)
+            readline.parse_and_bind("set enable-bracketed-paste on")
+            readline.set_auto_history(True)
+            if self._history is not None:
+                with contextlib.suppress(OSError):
+                    readline.read_history_file(self._history)
+            self._n_before = readline.get_current_history_length()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Keep what was typed, as far as there is a place for it."""
+        if self._history is None:
+            return
+        with contextlib.suppress(ImportError, OSError):
+            import readline
+
+            self._history.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._history, os.O_CREAT | os.O_WRONLY, 0o600))  # others' eyes
+            readline.set_history_length(_N_HISTORY)
+            n_new = readline.get_current_history_length() - self._n_before
+            readline.append_history_file(n_new, self._history)
+
+
+def _history_path() -> Path | None:
+    """XDG's place for such files: https://specifications.freedesktop.org/basedir-spec/latest/"""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):
+        with contextlib.suppress(RuntimeError):  # nobody's home
+            state = str(Path.home() / ".local" / "state")
+    return Path(state) / "lariat" / "chat_history" if state else None

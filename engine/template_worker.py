@@ -1,0 +1,127 @@
+"""Renders a Jinja template that nobody trusts: a program of its own, started by `chat_template`.
+
+It imports nothing of the package, reads a request from standard input and writes an answer to
+standard output. Jinja's sandbox keeps a template away from Python's insides, but lets it loop for
+ever and multiply strings, and no code in the same process can stop that: a single `'a' * 10**10`
+runs in C. So the system's limits hold this process, which dies alone.
+
+The names and settings that templates expect are those of transformers (`apply_chat_template`):
+https://huggingface.co/docs/transformers/chat_templating_writing
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+_MAX_OUTPUT = 1 << 20  # bytes beyond four times the request
+_MAX_MEMORY = 128 << 20  # bytes of address space; Python with Jinja takes 25 MB
+_MAX_SECONDS = 1.0  # of processor time, behind the imports
+_MAX_MESSAGE = 300  # characters of an error
+
+
+class Refusal(Exception):
+    """What a template says of a conversation that it does not take."""
+
+
+def render(template: str, variables: dict[str, Any], now: float) -> str:
+    """The text of a template, without limits on time and memory.
+
+    Raises `Refusal` where the template calls `raise_exception`, and whatever else may go wrong.
+    `now`: seconds since the epoch, for `strftime_now`.
+    """
+    from jinja2.ext import Extension
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}`, with which transformers finds the assistant's tokens: no effect."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: object) -> None:
+        raise Refusal(str(message))
+
+    def strftime_now(format: str) -> str:
+        return time.strftime(format, time.localtime(now))
+
+    def tojson(value: object, ensure_ascii: bool = False, **more: Any) -> str:
+        # Jinja's own writes < and > as escapes, for HTML.
+        return json.dumps(value, ensure_ascii=ensure_ascii, **more)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return environment.from_string(template).render(variables)
+
+
+def answer(request: dict[str, Any], max_bytes: int = _MAX_OUTPUT) -> tuple[str, str]:
+    """What to write: "text" and the text, or "error" and a sentence."""
+    from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+
+    try:
+        text = render(**request)
+    except Refusal as error:
+        return "error", f"refuses the conversation: {error}"
+    except TemplateSyntaxError as error:
+        return "error", f"has a syntax error in line {error.lineno}: {error.message}"
+    except SecurityError as error:
+        return "error", f"does what is forbidden: {error}"
+    except TemplateError as error:
+        return "error", f"fails: {error}"
+    except MemoryError:
+        return "error", f"needs more than {_MAX_MEMORY >> 20} MiB"
+    except RecursionError:
+        return "error", "is nested too deeply"
+    except Exception as error:
+        return "error", f"fails: {type(error).__name__}: {error}"
+    if len(text.encode("utf-8", "replace")) > max_bytes:
+        return "error", f"writes more than {max_bytes} bytes"
+    return "text", text
+
+
+def _limit(max_bytes: int) -> None:
+    """Hold this process to its limits. Time is the processor's, so others' work does not count."""
+    for name, most in (
+        ("RLIMIT_AS", _MAX_MEMORY),
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_FSIZE", max_bytes + 100),
+        ("RLIMIT_NPROC", 0),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of address space
+            resource.setrlimit(getattr(resource, name), (most, most))
+    # The signal's own action ends the process, within a single operation of C too.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)
+
+
+def main() -> None:
+    """Answer one request."""
+    data = sys.stdin.buffer.read()
+    max_bytes = _MAX_OUTPUT + 4 * len(data)
+    paths, request = json.loads(data)
+    sys.path += paths  # where Jinja is; this Python looks nowhere by itself
+    import jinja2.sandbox  # noqa: F401
+
+    _limit(max_bytes)
+    kind, text = answer(request, max_bytes)
+    if kind == "error":
+        start = text[:_MAX_MESSAGE]
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in start)
+    sys.stdout.buffer.write(f"{kind}\n{text}".encode("utf-8", "replace"))
+
+
+if __name__ == "__main__":
+    main()
