@@ -20,6 +20,17 @@ _WORDS = (
     *('"doc"', '"\\ud800"', "null", "true", "1e400", "-1", "[]", "{}", '"../../x"', '"\\u0000"'),
     *('"name"', '"content"', "[" * 2000, "9" * 5000, '"/dev/zero"', ",", "NaN"),
 )
+_JINJA = (
+    *("{% for x in messages %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{{ x }}", "{{"),
+    *("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "{{ f(2) }}", "{% set x = 1 %}", "{#"),
+    *("{{ 'a' * 10 ** 10 }}", "{{ [0] * 10 ** 9 }}", "{{ range(10 ** 9) | list }}", "{%- raw %}"),
+    *("{{ ''.__class__.__mro__ }}", "{{ x.__init__.__globals__ }}", "| attr('__class__')", "-%}"),
+    *("{{ cycler.__init__ }}", "{{ lipsum(n=9999) }}", "{{ '%s' % x }}", "{{ '{0.x}'.format(x) }}"),
+    *("{% include 'x' %}", "{% import '/etc/passwd' as p %}", "{{ messages.append(1) }}"),
+    *("{{ raise_exception('\x1b[2J') }}", "{{ strftime_now('%' * 99) }}", "{{ 2 ** 2 ** 30 }}"),
+    *("{% for a in range(99999) %}{% for b in range(99999) %}", "| map('upper')", "{{ 1 / 0 }}"),
+    *("(" * 300, "{{ 'x' | indent(10 ** 9) }}", "{{ dict(a=1) }}", "| tojson", "}}"),
+)
 
 
 def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
@@ -43,8 +54,8 @@ def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
             body = mutate_gguf.mutate(body, rng)
         elif kind in ("context", "chunk", "base") and rng.random() < 0.9:
             body = mutate_safetensors.mutate(body, kind, rng)
-        elif kind in ("text", "index") and rng.random() < 0.5:
-            words = _FRAGMENTS if kind == "text" else _WORDS
+        elif kind in ("text", "index", "template") and rng.random() < 0.6:
+            words = {"text": _FRAGMENTS, "index": _WORDS, "template": _JINJA}[kind]
             at = rng.randrange(len(body) + 1)
             end = at if rng.random() < 0.5 else min(len(body), at + rng.randrange(8))
             body = body[:at] + rng.choice(words).encode() + body[end:]

@@ -48,6 +48,16 @@ _TEXTS = (
     "Once upon a time, there was a 1234 year old tree. It's <s> here</s>!\n\n  日本→é\t\x00",
     "▁▁ a\u0301 👩\u200d🚀 ﷽ <0x0A> I'll  we'VE \r\n\r\n 1e10 ½ <|im_start|>user\u2028",
 )
+_TEMPLATES = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m['content'] | trim }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "{%- set ns = namespace(n=0) -%}{%- for m in messages if m.role != 'system' -%}"
+    "{%- set ns.n = ns.n + 1 -%}{{ ns.n ~ ': ' + m.content[:40] | upper }}{% if loop.last %}"
+    "{{ eos_token }}{% endif %}{%- else -%}{{ raise_exception('empty') }}{%- endfor -%}",
+    "{% macro turn(m) %}[{{ m | tojson }}]{% endmacro %}{{ strftime_now('%Y') | length }}"
+    "{% for i in range(3) %}{% if i == 1 %}{% continue %}{% endif %}{{ turn(messages[i]) }}"
+    "{% endfor %}{% generation %}{{ messages | map(attribute='role') | join }}{% endgeneration %}",
+)
 
 
 def write_all(corpus: Path, scratch: Path) -> None:
@@ -66,6 +76,8 @@ def write_all(corpus: Path, scratch: Path) -> None:
     for i in range(N_TOKENIZERS):
         for j, text in enumerate(_TEXTS):
             write("text", f"{i}-{j}", bytes([i]) + text.encode())
+    for i, template in enumerate(_TEMPLATES):
+        write("template", str(i), template.encode())
     judge = write_judge(scratch)
     for i, options in enumerate(CACHES):
         with LLM(judge, n_ctx=128, n_threads=1, **options) as llm, llm.context() as context:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.chat_template import Jinja
 from engine.cli.main import main as cli
 from engine.config import SamplingParams
 from engine.errors import ContextError, LariatError
@@ -24,11 +25,12 @@ from engine.gguf import GGUFFile
 from engine.library import ChunkLibrary
 from engine.llm import LLM
 from engine.perplexity import Base, compare
+from engine.quantize import TYPES, QuantizeConfig, quantize_file
 from engine.tokenizer import Tokenizer
 from engine.tokenizer_bpe import _SCHEMES
 from tests.model_files import vocabulary_metadata, write_gguf, write_llama
 
-KINDS = ("model", "text", "context", "chunk", "index", "base", "parts")
+KINDS = ("model", "text", "context", "chunk", "index", "base", "parts", "template")
 CACHES: tuple[dict[str, Any], ...] = (
     {"cache": "roped"},
     {"cache": "raw"},
@@ -39,6 +41,13 @@ _MARK = "<|im_start|>"  # a special token that is always found in text
 N_TOKENIZERS = 1 + len(_SCHEMES)
 _MAX_SECONDS = 2.0  # of the processor, for one input
 _MAX_MESSAGE = 700  # characters; a sentence, a path and what is cut out of a file
+_MAX_TEXT = 1 << 14  # characters of a template's text that are tokenized
+_MESSAGES = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello {{ 1 }} <s>"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "é\n"},
+)
 _GREEDY = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
 _DRAWN = SamplingParams(
     max_tokens=4, seed=1, typical_p=0.9, repeat_penalty=1.1, frequency_penalty=0.1, stop=("the",)
@@ -63,6 +72,7 @@ class Targets:
             "index": self._index,
             "base": self._base,
             "parts": self._parts,
+            "template": self._template,
         }
 
     def __call__(self, data: bytes) -> None:
@@ -104,7 +114,15 @@ class Targets:
         self._open(self._file(data[4:n], "input-00001-of-00002.gguf"), len(data))
 
     def _open(self, path: Path, seed: int) -> None:
+        """Describe it, run it with several caches, quantize it; the seed varies the rest."""
         _info(path)
+        smaller = self._folder / "smaller.gguf"
+        config = QuantizeConfig(TYPES[seed % len(TYPES)], allow_requantize=True)
+        smaller.unlink(missing_ok=True)
+        with self._documented():
+            quantize_file(path, smaller, config, n_threads=1)
+        if smaller.exists():
+            GGUFFile(smaller).close()  # must be a file that can be read
         for options in CACHES[:3]:
             checks = {"check_tensors": seed % 2 == 0, "n_ctx": 64, "n_threads": 1}
             with self._documented(), LLM(path, **checks, **options) as llm:
@@ -180,6 +198,13 @@ class Targets:
             base.check(llm, None)
             if base.chunks.shape[1] <= 64 and base.chunks.size <= 256:
                 compare(llm, base)
+
+    def _template(self, data: bytes) -> None:
+        """Runs in a process of its own, whose limits stand in for the time that is counted here."""
+        tokenizer = self._tokenizers[0]
+        with self._documented():
+            text = Jinja(data.decode("utf-8", "replace"), tokenizer).render(_MESSAGES)
+            tokenizer.encode(text[:_MAX_TEXT], parse_special=True)
 
     @contextmanager
     def _llm(self, data: bytes) -> Iterator[LLM]:
