@@ -123,6 +123,10 @@ class Jinja:
                 code = -1
             except BrokenPipeError:
                 code = 1
+            except OSError as error:
+                raise ChatError(
+                    f"the chat template gets no process of its own: {error.strerror}"
+                ) from error
             answer.seek(0)
             kind, _, text = answer.read().decode("utf-8", "replace").partition("\n")
         if code < 0:  # by a signal

@@ -79,7 +79,8 @@ class Counter:
 
 
 def test_an_answer_is_that_to_the_rendered_conversation(llm: LLM) -> None:
-    with Chat(llm, system="be brief", params=GREEDY) as chat:
+    own = None if llm._engine.cache == "raw" else "chatml"  # the file's writes the same
+    with Chat(llm, template=own, system="be brief", params=GREEDY) as chat:
         ids, messages = [1, *turn(llm, "system", "be brief")], [("system", "be brief")]
         for text in ("the hat", "and the man\nis here", "the end"):
             ids += asked(llm, ("user", text))[1:]
@@ -161,24 +162,23 @@ def test_user_defined_tokens_that_the_template_does_not_write_count(path: Path) 
 
 
 def test_bos_is_written_once(raw: LLM) -> None:
-    for template in (CHAT_TEMPLATE, CHAT_TEMPLATE.replace("{{ bos_token }}", ""), "chatml"):
+    for template in (CHAT_TEMPLATE.replace("{{ bos_token }}", ""), "chatml", "monarch"):
         with Chat(raw, template=template, params=GREEDY) as chat:
             "".join(chat.say("a"))
-            assert chat.context.tokens[:2] == [1, START]
+            assert chat.context.tokens.count(1) == (2 if template == "monarch" else 1)
+            assert chat.context.tokens[0] == 1
 
 
-def test_a_template_that_writes_earlier_turns_anew(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here answers are left out once they are no longer the last."""
+def test_a_template_that_writes_earlier_turns_anew(raw: LLM) -> None:
+    """Here the last three messages are left, and cut by where they stand."""
     template = CHAT_TEMPLATE.replace("message['content']", "message['content'][: 40 - loop.index]")
     template = template.replace("for message in messages", "for message in messages[-3:]")
-    with Chat(llm, template=template, params=GREEDY) as chat:
+    with Chat(raw, template=template, params=GREEDY) as chat:
         for text in ("the hat", "the man", "the end"):
             answer = "".join(chat.say(text))
         talk = [(m["role"], m["content"]) for m in chat.messages[2:5]]
         talk = [(role, text[: 39 - i]) for i, (role, text) in enumerate(talk)]
-        assert answer == llm.generate(asked(llm, *talk), GREEDY).text
+        assert answer == raw.generate(asked(raw, *talk), GREEDY).text
 
 
 def test_the_blank_before_an_answer(raw: LLM) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import gguf as gguf_writer
 import pytest
 import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from engine.errors import GGUFError, ModelError
@@ -517,6 +519,13 @@ def test_long_texts_take_linear_time(make: Make, trained: Any, unit: str) -> Non
 # ---- texts whose special tokens count, and words that must not be some ---------------------
 
 
+@pytest.fixture(scope="module")
+def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("vocabulary") / "v.gguf"
+    with GGUFFile(write_gguf(path, chat_metadata(300))) as gguf:
+        return Tokenizer.from_gguf(gguf)
+
+
 def test_marked_text_has_no_special_tokens(tmp_path: Path) -> None:
     metadata = chat_metadata(300)
     # One within the other, one of a single character, and one that overlaps itself.
@@ -538,9 +547,8 @@ def test_marked_text_has_no_special_tokens(tmp_path: Path) -> None:
     assert tokenizer.encode_marked(both) == [1, *tokenizer.encode("the</s>", add_bos=False), 2]
 
 
-def test_the_marks_themselves_are_no_text(tmp_path: Path) -> None:
-    with GGUFFile(write_gguf(tmp_path / "v.gguf", chat_metadata(300))) as gguf:
-        tokenizer = Tokenizer.from_gguf(gguf)
+def test_the_marks_themselves_are_no_text(chat_tokenizer: Tokenizer) -> None:
+    tokenizer = chat_tokenizer
     assert tokenizer.mark("a\ufdd03c\ufdd1") == "a\ufffd3c\ufffd"
     for code in ("d800", "110000", "ffffff"):  # what a template may write by itself
         ids = tokenizer.encode_marked(f"\ufdd0{code}\ufdd1")
@@ -550,9 +558,8 @@ def test_the_marks_themselves_are_no_text(tmp_path: Path) -> None:
             call("a\udc80")
 
 
-def test_known_text_between_special_tokens(tmp_path: Path) -> None:
-    with GGUFFile(write_gguf(tmp_path / "v.gguf", chat_metadata(300))) as gguf:
-        tokenizer = Tokenizer.from_gguf(gguf)
+def test_known_text_between_special_tokens(chat_tokenizer: Tokenizer) -> None:
+    tokenizer = chat_tokenizer
     known = {"the": [7, 8, 9]}
     assert tokenizer.encode_marked("<s>the</s>", known) == [1, 7, 8, 9, 2]
     assert tokenizer.encode_marked("<s>the man</s>", known) == [
@@ -561,3 +568,27 @@ def test_known_text_between_special_tokens(tmp_path: Path) -> None:
     assert tokenizer.ordinary_end("<s>the</s> a\nb") == " a\nb"
     assert tokenizer.ordinary_end("<s>the</s>") == tokenizer.ordinary_end("") == ""
     assert tokenizer.ordinary_end("the") == "the"
+
+
+PARTS = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<s>",
+    "</s>",
+    "<",
+    "|>",
+    "a",
+    "é",
+    "日",
+    "\ufdd0",
+    "\ufdd13c",
+]
+
+
+@given(st.lists(st.sampled_from([*PARTS, " ", "\n"])))
+@settings(max_examples=200, deadline=None)
+def test_marked_text_is_tokenized_as_text_is(chat_tokenizer: Tokenizer, parts: list[str]) -> None:
+    text = "".join(parts)
+    plain = text.replace("\ufdd0", "\ufffd").replace("\ufdd1", "\ufffd")
+    ids = chat_tokenizer.encode_marked(chat_tokenizer.mark(text))
+    assert ids == chat_tokenizer.encode(plain, add_bos=False)

@@ -58,8 +58,8 @@ def register(commands: Any) -> None:
     template.add_argument(
         "--chat-template",
         metavar="NAME|JINJA",
-        help="how messages are written down: a well-known format, or a template in Jinja "
-        "(default: the file's own template)",
+        help="how messages are written down: a well-known format (an unknown NAME lists them), or "
+        "a template in Jinja (default: the file's own template)",
     )
     template.add_argument(
         "--chat-template-file", metavar="FILE", help="a template in Jinja from a UTF-8 file"

@@ -98,12 +98,15 @@ class Terminal(Lines):
         try:
             if console.stdout_is_terminal():
                 return input(prompt)
-            if sys.stderr is not None:  # the answers go elsewhere, the prompt has to be seen
-                print(prompt, end="", file=sys.stderr, flush=True)
-            return super()._line(first)
         except EOFError:
             console.write("\n")
             return None
+        if sys.stderr is not None:  # the answers go elsewhere, the prompt has to be seen
+            print(prompt, end="", file=sys.stderr, flush=True)
+        line = super()._line(first)
+        if line is None:
+            console.note("")
+        return line
 
     def __enter__(self) -> Terminal:
         with contextlib.suppress(ImportError):
