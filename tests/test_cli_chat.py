@@ -161,9 +161,9 @@ def test_statistics_and_help(talk: Talk) -> None:
     ],
 )
 def test_a_command_that_fails_is_a_sentence(talk: Talk, command: str, expected: str) -> None:
-    code, out, err = talk(command + "\n", *CHATML)
-    assert (code, out, err.count("\n")) == (0, "", 1)
-    assert err.startswith("lariat: ")
+    code, out, err = talk(command + "\nnever", *CHATML)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("lariat: error: ")
     assert expected in err
 
 
@@ -301,7 +301,9 @@ def test_a_conversation_in_a_terminal(
     one.wait_for(PROMPT)
     one.type("/undo\n")
     assert r"took back: one\n  two\nthree" in one.wait_for(PROMPT)
-    one.type("\x1b[A\x1b[A\x1b[A")  # up, to the first line
+    one.type("/unknown\n")
+    assert "lariat: error: there is no command /unknown" in one.wait_for(PROMPT)
+    one.type("\x1b[A\x1b[A\x1b[A\x1b[A")  # up, to the first line
     one.wait_for("the hat")
     one.type("\n")
     one.wait_for(PROMPT)
@@ -309,15 +311,15 @@ def test_a_conversation_in_a_terminal(
     assert one.leave() == 0
     history = tmp_path / "lariat" / "chat_history"
     assert history.read_text().splitlines() == [
-        "the hat", "one", "  two", "three", "/undo", "the hat"
+        "the hat", "one", "  two", "three", "/undo", "/unknown", "the hat"
     ]  # fmt: skip
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
 def test_control_c(person: Callable[..., Person], model: str, tmp_path: Path) -> None:
-    one = person("-m", model, "--chat-template", "chatml", "-c", "65536", "--ignore-eos",
+    one = person("-m", model, "--chat-template", "chatml", "-s", "1", "-c", "65536", "--ignore-eos",
                  "--no-history", "-p", "the hat")  # fmt: skip
-    start = one.wait_for(r"> the hat\r\n.{30}")
+    start = one.wait_for(r"(?s)> the hat\r\n.{30}")
     assert "lariat: error" not in start
     one.type("\x03")
     one.wait_for(r"lariat: stopped\r\n")

@@ -136,22 +136,22 @@ class _Session:
         try:
             if message is not None:
                 self._lines.show(message)
-                self._answer(message)
+                self._attempt(self._answer, message)
                 if self._args.single_turn:
                     return 0
-            while True:
-                text = self._lines.read()
-                if text is None:
-                    return 0
-                if not self._command(text) and text.strip():
-                    self._answer(text)
+            while (text := self._lines.read()) is not None:
+                if text.startswith("/") and "\n" not in text:
+                    self._attempt(self._obey, text)
+                elif text.strip():
+                    self._attempt(self._answer, text)
         except _Left:
-            return 0
+            pass
+        return 0
 
-    def _answer(self, text: str) -> None:
-        """Say something and print the answer. Errors end what no person watches."""
+    def _attempt(self, act: Callable[[str], None], text: str) -> None:
+        """Do it. Errors and Ctrl-C end only what no person watches."""
         try:
-            self._print_answer(text)
+            act(text)
         except (LariatError, ValueError) as error:
             if not self._lines.is_terminal:
                 raise LariatError(str(error)) from None
@@ -161,7 +161,8 @@ class _Session:
                 raise
             console.note("lariat: stopped")
 
-    def _print_answer(self, text: str) -> None:
+    def _answer(self, text: str) -> None:
+        """Say something and print the answer."""
         bar = console.Bar("reading", enabled=not self._is_quiet)
 
         def progress(n_done: int, n_prompt: int) -> None:
@@ -200,24 +201,17 @@ class _Session:
 
     # ---- commands ----
 
-    def _command(self, line: str) -> bool:
-        """Obey a line that is a command; whether it is one."""
+    def _obey(self, line: str) -> None:
+        """Do what a line says that begins with a slash."""
         name, _, rest = line.strip().partition(" ")
-        if not name.startswith("/") or "\n" in line or line[:1] != "/":
-            return False
         if name not in _COMMANDS:
-            console.note(
-                f"lariat: there is no command {console.printable(name)}; /help lists them "
-                "(a message may begin with a blank)"
+            raise ChatError(
+                f"there is no command {name}; /help lists them (a message may begin with a blank)"
             )
-            return True
         try:
             _COMMANDS[name][0](self, rest.strip())
-        except LariatError as error:
-            console.note(f"lariat: error: {console.printable(str(error))}")
         except OSError as error:
-            console.note(f"lariat: error: {console.printable(rest)}: {error.strerror}")
-        return True
+            raise ChatError(f"{rest.strip()}: {error.strerror}") from error
 
     def _reset(self, _: str) -> None:
         self._chat.reset()
