@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -110,3 +113,25 @@ def test_parts_that_are_not_there_are_refused(first, last):
         program.run(1, first, last)
     with pytest.raises(ValueError, match="0 threads"):
         program.run(0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted in /proc")
+def test_programs_give_their_memory_back(rng):
+    """The engine's only memory that C allocates, which no tool of Python's sees."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    step = _kernels.add_bias(np.zeros(DIM, np.float32), np.zeros((1, DIM), np.float32))
+
+    def make(n: int) -> None:
+        for _ in range(n):
+            program = Program()
+            for _ in range(30):
+                program.then(step)
+            program.run(2)
+
+    make(200)
+    before = resident()
+    make(6000)  # each has more than 2 KB of steps, phases and counters
+    assert resident() - before < 3 << 20
