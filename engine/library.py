@@ -139,7 +139,7 @@ class ChunkLibrary:
             raise ContextError(f"{path}: cannot be read: {_reason(error)}") from error
         try:
             return {entry["name"]: Entry(**entry) for entry in json.loads(text)}
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ContextError(f"{path}: is damaged, expected a list of chunks") from error
 
     @contextmanager

@@ -386,7 +386,7 @@ def test_damaged_files_are_refused(deep, shelf, tmp_path):
         with pytest.raises(ContextError, match="cannot be read: No such file"):
             ChunkLibrary(shelf.folder)["a"]
         index = shelf.folder / "index.json"
-        for bad in ("", "[", "[1]", '[{"name": "a"}]', "{}x"):
+        for bad in ("", "[", "[1]", "[" * 5000, '[{"name": "a"}]', "{}x"):
             index.write_text(bad)
             with pytest.raises(ContextError, match=r"index.json: is damaged"):
                 shelf.entries()
