@@ -230,11 +230,12 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
             _mm512_storeu_ps(weights + j, _mm512_maskz_loadu_ps(lanes, s + j));
         }
     }
-    __m512 most_f32x16 = _mm512_setzero_ps();
+    __m512i most_i32x16 = _mm512_setzero_si512(); /* see magnitude_bits */
     for (int64_t i = 0; i < n_groups * SLOTS; i += 16)
-        most_f32x16 = _mm512_max_ps(most_f32x16, _mm512_loadu_ps(weights + i));
-    const float most = _mm512_reduce_max_ps(most_f32x16);
-    if (!(most > 0)) return;
+        most_i32x16 = _mm512_max_epi32(
+            most_i32x16, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(weights + i))));
+    const float most = float_of_bits(_mm512_reduce_max_epi32(most_i32x16));
+    if (most == 0) return;
     const __m512 inverse = _mm512_set1_ps(65535.0f / most);
     for (int64_t i = 0; i < n_groups * SLOTS; i += 16) {
         const __m512i w_u32x16 = _mm512_min_epu32(

@@ -76,16 +76,23 @@ ALWAYS_INLINE void unit_weigh_in_c(const float *s, const void *unit, int first, 
             acc[i] += s[j] * cell_in_c(unit, first + j, i, head_dim, type);
 }
 
-/* Largest magnitude of 32 numbers */
+/* Largest magnitude of 32 numbers; NaN if one is NaN */
 ALWAYS_INLINE float most_of_32(const float *x) {
-    float most[8] = {0};
+    int32_t most[8] = {0};
     for (int i = 0; i < 32; i += 8)
         for (int l = 0; l < 8; l++) {
-            const float a = fabsf(x[i + l]);
+            const int32_t a = magnitude_bits(x[i + l]);
             most[l] = a > most[l] ? a : most[l];
         }
     for (int l = 1; l < 8; l++) most[0] = most[l] > most[0] ? most[l] : most[0];
-    return most[0];
+    return float_of_bits(most[0]);
+}
+
+/* The nearest whole number that fits into 8 bits; some number where x is NaN, which the scale
+ * remembers */
+ALWAYS_INLINE int nearest_byte(float x) {
+    x = x > -128.0f ? x : -128.0f; /* false for NaN */
+    return (int)rintf(x < 127.0f ? x : 127.0f);
 }
 
 /* As ggml's quantize_row_q8_0: scale = largest magnitude / 127 */
@@ -94,9 +101,15 @@ ALWAYS_INLINE void quantize_q8_0_in_c(const float *x, int slot, int64_t head_dim
     for (int64_t g = 0; g < head_dim / 32; g++, x += 32) {
         int8_t *q = (int8_t *)group_of(unit, slot, g, head_dim, C_Q8_0);
         const float d = most_of_32(x) / 127.0f, inverse = d > 0 ? 1.0f / d : 0.0f;
-        for (int i = 0; i < 32; i++) q[i] = (int8_t)rintf(x[i] * inverse);
+        for (int i = 0; i < 32; i++) q[i] = (int8_t)nearest_byte(x[i] * inverse);
         scale[g * SLOTS] = f32_to_f16(d);
     }
+}
+
+/* x rounded down, within 0 to 15; 0 where it is NaN */
+ALWAYS_INLINE int nibble_below(float x) {
+    x = x > 0.0f ? x : 0.0f;
+    return (int)(x < 15.0f ? x : 15.0f);
 }
 
 /* As ggml's quantize_row_q4_0: the number of largest magnitude, with its sign, is -8 scale */
@@ -105,12 +118,12 @@ ALWAYS_INLINE void quantize_q4_0_in_c(const float *x, int slot, int64_t head_dim
     for (int64_t g = 0; g < head_dim / 32; g++, x += 32) {
         uint8_t *q = (uint8_t *)group_of(unit, slot, g, head_dim, C_Q4_0);
         const float most = most_of_32(x);
-        float largest = 0;
+        float largest = most; /* NaN equals none of them */
         for (int i = 31; i >= 0; i--) largest = fabsf(x[i]) == most ? x[i] : largest;
         const float d = largest / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
         for (int i = 0; i < 16; i++) {
-            const int low = (int)(x[i] * inverse + 8.5f), high = (int)(x[16 + i] * inverse + 8.5f);
-            q[i] = (uint8_t)((low < 15 ? low : 15) | (high < 15 ? high : 15) << 4);
+            const float low = x[i] * inverse + 8.5f, high = x[16 + i] * inverse + 8.5f;
+            q[i] = (uint8_t)(nibble_below(low) | nibble_below(high) << 4);
         }
         scale[g * SLOTS] = f32_to_f16(d);
     }
@@ -119,20 +132,22 @@ ALWAYS_INLINE void quantize_q4_0_in_c(const float *x, int slot, int64_t head_dim
 ALWAYS_INLINE void quantize_q8_ch_in_c(const float *x, int64_t head_dim, void *unit) {
     f16_t *scale = scales_of(unit, head_dim, C_Q8_CH);
     for (int64_t g = 0; g < head_dim / 32; g++) {
-        float most[32] = {0}, inverse[32];
+        int32_t most[32] = {0};
+        float inverse[32];
         for (int j = 0; j < SLOTS; j++)
             for (int l = 0; l < 32; l++) {
-                const float a = fabsf(x[j * head_dim + 32 * g + l]);
+                const int32_t a = magnitude_bits(x[j * head_dim + 32 * g + l]);
                 most[l] = a > most[l] ? a : most[l];
             }
         for (int l = 0; l < 32; l++) {
-            inverse[l] = most[l] > 0 ? 127.0f / most[l] : 0.0f;
-            scale[32 * g + l] = f32_to_f16(most[l] / 127.0f);
+            const float m = float_of_bits(most[l]);
+            inverse[l] = m > 0 ? 127.0f / m : 0.0f;
+            scale[32 * g + l] = f32_to_f16(m / 127.0f);
         }
         for (int j = 0; j < SLOTS; j++) {
             int8_t *q = (int8_t *)group_of(unit, j, g, head_dim, C_Q8_CH);
             const float *row = x + j * head_dim + 32 * g;
-            for (int l = 0; l < 32; l++) q[l] = (int8_t)rintf(row[l] * inverse[l]);
+            for (int l = 0; l < 32; l++) q[l] = (int8_t)nearest_byte(row[l] * inverse[l]);
         }
     }
 }
@@ -142,28 +157,29 @@ ALWAYS_INLINE void quantize_q8_ch_in_c(const float *x, int64_t head_dim, void *u
 ALWAYS_INLINE void quantize_q4_ch_in_c(const float *x, int64_t head_dim, void *unit) {
     f16_t *scale = scales_of(unit, head_dim, C_Q4_CH), *zero = scale + head_dim;
     for (int64_t g = 0; g < head_dim / 32; g++) {
-        float least[32], most[32], inverse[32];
+        float least[32], most[32], inverse[32], nan[32] = {0}; /* NaN if a number is not finite */
         for (int l = 0; l < 32; l++) least[l] = most[l] = x[32 * g + l];
-        for (int j = 1; j < SLOTS; j++)
+        for (int j = 0; j < SLOTS; j++)
             for (int l = 0; l < 32; l++) {
                 const float a = x[j * head_dim + 32 * g + l];
                 least[l] = a < least[l] ? a : least[l];
                 most[l] = a > most[l] ? a : most[l];
+                nan[l] += 0.0f * a;
             }
         for (int l = 0; l < 32; l++) {
             const float range = most[l] - least[l], middle = 0.5f * (most[l] + least[l]);
             const int flat = range <= fabsf(middle) * 0x1p-11f;
             inverse[l] = flat ? 0.0f : 15.0f / range;
-            scale[32 * g + l] = f32_to_f16(flat ? middle : range / 15.0f);
+            scale[32 * g + l] = f32_to_f16((flat ? middle : range / 15.0f) + nan[l]);
             zero[32 * g + l] = f32_to_f16(flat ? 1.0f : least[l] * inverse[l]);
         }
         for (int j = 0; j < SLOTS; j++) {
             uint8_t *q = (uint8_t *)group_of(unit, j, g, head_dim, C_Q4_CH);
             const float *row = x + j * head_dim + 32 * g;
             for (int l = 0; l < 16; l++) {
-                const int low = (int)rintf((row[l] - least[l]) * inverse[l]);
-                const int high = (int)rintf((row[16 + l] - least[16 + l]) * inverse[16 + l]);
-                q[l] = (uint8_t)(low | high << 4);
+                const float low = rintf((row[l] - least[l]) * inverse[l]);
+                const float high = rintf((row[16 + l] - least[16 + l]) * inverse[16 + l]);
+                q[l] = (uint8_t)(nibble_below(low) | nibble_below(high) << 4);
             }
         }
     }

@@ -173,17 +173,39 @@ static inline f16_t f32_to_f16(float f) {
     return (f16_t)(sign | ((magnitude - 0x38000000u) >> 13));
 }
 
+/* |x| as an integer. Largest magnitudes are found among these, because NaN is the largest of them;
+ * a comparison of floats would lose it, and what a damaged weight makes would look sound. */
+static inline int32_t magnitude_bits(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits & 0x7fffffff;
+}
+
+static inline float float_of_bits(int32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 /* The scale of a block of activations whose largest magnitude is `most`: most / 127, rounded to
  * the 11 significant bits of f16 though not to its range. llama.cpp keeps these scales as f16;
  * with the same rounding our logits are those of llama.cpp to six digits, instead of differing by
- * the noise of 8-bit rounding (2 % of a prompt's negative log-likelihood on a tiny model). */
+ * the noise of 8-bit rounding (2 % of a prompt's negative log-likelihood on a tiny model).
+ * NaN where the block holds infinity or NaN. */
 static inline float activation_scale(float most) {
+    if (!(most < INFINITY)) return NAN;
     float scale = most / 127.0f;
     uint32_t bits;
     memcpy(&bits, &scale, 4);
     bits = (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu;
     memcpy(&scale, &bits, 4);
     return scale;
+}
+
+/* 1 / sqrt(mean + eps) of n squares. NaN where their sum is no number, which infinity is not: its
+ * 0 would turn a row that is out of range into one of zeros. */
+static inline float norm_factor(double sum, int64_t n, float eps) {
+    return sum < INFINITY ? (float)(1.0 / sqrt(sum / (double)n + eps)) : NAN;
 }
 
 static inline float bf16_to_f32(uint16_t h) {

@@ -23,7 +23,7 @@ ALWAYS_INLINE float max_lanes_avx2(__m256 x) {
 
 /* exp with a relative error below 2e-7, clamped at -87: see exp_avx512 */
 ALWAYS_INLINE __m256 exp_avx2(__m256 x) {
-    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)), _mm256_set1_ps(88.0f));
+    x = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), x));
     const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), 8);
     __m256 f = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
     f = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), f);
@@ -49,7 +49,7 @@ static void rms_norm_avx2(const float *x, const float *weight, float eps, int64_
     }
     double sum = (double)sum_lanes_avx2(sums);
     for (; i < n; i++) sum += (double)x[i] * x[i];
-    const float r = (float)(1.0 / sqrt(sum / (double)n + eps));
+    const float r = norm_factor(sum, n, eps);
     for (i = 0; i + 8 <= n; i += 8)
         _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i),
                                                               _mm256_set1_ps(r)),
@@ -68,14 +68,19 @@ ALWAYS_INLINE __m256i narrow_avx2(const __m256i v_i32x8[4]) {
 
 static void quantize_column_avx2(const float *x, int64_t n_k, int64_t width, int8_t *q,
                                  float *scale, int32_t *neg8_sum, int16_t *half_sum) {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     const __m256i ones = _mm256_set1_epi8(1);
     for (int64_t b = 0; b < n_k / BLOCK; b++, x += BLOCK) {
-        __m256 most_f32x8 = _mm256_setzero_ps();
+        __m256i most_i32x8 = _mm256_setzero_si256();
         for (int i = 0; i < 4; i++)
-            most_f32x8 = _mm256_max_ps(
-                most_f32x8, _mm256_and_ps(_mm256_loadu_ps(x + 8 * i), magnitude));
-        const float most = max_lanes_avx2(most_f32x8);
+            most_i32x8 = _mm256_max_epi32(
+                most_i32x8,
+                _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + 8 * i)), magnitude));
+        __m128i half = _mm_max_epi32(_mm256_castsi256_si128(most_i32x8),
+                                     _mm256_extracti128_si256(most_i32x8, 1));
+        half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+        half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+        const float most = float_of_bits(_mm_cvtsi128_si32(half));
         const __m256 inverse = _mm256_set1_ps(most > 0 ? 127.0f / most : 0.0f);
         __m256i v_i32x8[4];
         for (int i = 0; i < 4; i++)

@@ -12,9 +12,10 @@ ALWAYS_INLINE __mmask16 first_lanes_avx512(int64_t n_left) {
 }
 
 /* exp with a relative error below 2e-7: x = n ln 2 + f, |f| <= ln 2 / 2, and a polynomial in f.
- * Below -87 the result is that of -87, which no sum of a softmax or sigmoid can see. */
+ * Below -87 the result is that of -87, which no sum of a softmax or sigmoid can see. NaN stays NaN:
+ * min and max return their second operand then. */
 ALWAYS_INLINE __m512 exp_avx512(__m512 x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+    x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x); /* ln 2 in two parts */
     f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
@@ -39,8 +40,8 @@ static void rms_norm_avx512(const float *x, const float *weight, float eps, int6
             sum1 = _mm512_fmadd_ps(b, b, sum1);
         }
     }
-    const double sum = (double)_mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1));
-    const __m512 r = _mm512_set1_ps((float)(1.0 / sqrt(sum / (double)n + eps)));
+    const float sum = _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1));
+    const __m512 r = _mm512_set1_ps(norm_factor(sum, n, eps));
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 lanes = first_lanes_avx512(n - i);
         const __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), r);
@@ -53,8 +54,9 @@ static void quantize_column_avx512(const float *x, int64_t n_k, int64_t width, i
                                    float *scale, int32_t *neg8_sum, int16_t *half_sum) {
     for (int64_t b = 0; b < n_k / BLOCK; b++, x += BLOCK) {
         const __m512 first = _mm512_loadu_ps(x), second = _mm512_loadu_ps(x + 16);
-        const float most = _mm512_reduce_max_ps(
-            _mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second)));
+        const float most = float_of_bits(_mm512_reduce_max_epi32(
+            _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(first)),
+                             _mm512_castps_si512(_mm512_abs_ps(second)))));
         const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
         const __m512i q0 = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
         const __m512i q1 = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));

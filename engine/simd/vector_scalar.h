@@ -8,7 +8,7 @@
 static void rms_norm_scalar(const float *x, const float *weight, float eps, int64_t n, float *out) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
-    const float r = (float)(1.0 / sqrt(sum / (double)n + eps));
+    const float r = norm_factor(sum, n, eps);
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * r * weight[i];
 }
 
@@ -17,8 +17,10 @@ static void rms_norm_scalar(const float *x, const float *weight, float eps, int6
 static void quantize_column_scalar(const float *x, int64_t n_k, int64_t width, int8_t *q,
                                    float *scale, int32_t *neg8_sum, int16_t *half_sum) {
     for (int64_t b = 0; b < n_k / BLOCK; b++, x += BLOCK) {
-        float most = 0;
-        for (int i = 0; i < BLOCK; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+        int32_t most_bits = 0;
+        for (int i = 0; i < BLOCK; i++)
+            most_bits = magnitude_bits(x[i]) > most_bits ? magnitude_bits(x[i]) : most_bits;
+        const float most = float_of_bits(most_bits);
         const float inverse = most > 0 ? 127.0f / most : 0.0f;
         int8_t *block = q + b * width * BLOCK;
         int sums[2] = {0, 0};
