@@ -101,6 +101,101 @@ def test_any_edits_follow_the_plain_model(n_blocks, edits):
     assert sorted(taken) == list(range(n_blocks)), "every block comes back, each once"
 
 
+# ---- what edits of contexts are made of: lists of tokens that share blocks ----
+
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, N_CONTEXTS - 1),
+        st.sampled_from(["append", "truncate", "delete", "move", "fork", "place", "seal", "clear"]),
+        st.integers(0, 70),
+        st.integers(0, 70),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 12), EDITS)
+def test_edits_that_share_blocks_follow_a_plain_model(n_blocks, edits):
+    """The model: a list of values a context, and what was written to each slot of the memory.
+
+    A value must be found under its slot as long as a context holds it, whatever the others do.
+    """
+    memory: dict[int, int] = {}
+
+    def copy(source: int, target: int, first: int, length: int) -> None:
+        for i in range(first, first + length):
+            memory[target * SLOTS + i] = memory[source * SLOTS + i]
+
+    pool = BlockPool(n_blocks, copy)
+    contexts = [SegmentList(pool) for _ in range(N_CONTEXTS)]
+    model: list[list[int]] = [[] for _ in contexts]
+    sealed: set[int] = set()
+    fresh = iter(range(1_000_000))
+
+    def write(slots: np.ndarray) -> list[int]:
+        values = [next(fresh) for _ in slots]
+        for slot, value in zip(slots.tolist(), values, strict=True):
+            assert slot // SLOTS not in sealed, "a sealed block was written to"
+            memory[slot] = value
+        return values
+
+    for who, what, a, b in edits:
+        context, values = contexts[who], model[who]
+        other = (who + 1) % N_CONTEXTS
+        start, stop = sorted((min(a, len(values)), min(b, len(values))))
+        if what == "append":
+            if context.n_new_blocks(a) > pool.n_free:
+                with pytest.raises(IndexError):
+                    context.append(a)
+            else:
+                n_free, n_new = pool.n_free, context.n_new_blocks(a)
+                slots, positions = context.append(a)
+                # A block that is copied away from another holder is taken, and none given back.
+                assert pool.n_free == n_free - n_new
+                assert positions.tolist() == list(range(len(values), len(values) + a))
+                values += write(slots)
+        elif what == "truncate":
+            context.truncate(a)
+            del values[a:]
+        elif what == "delete":
+            context.delete(start, stop)
+            del values[start:stop]
+        elif what == "move":
+            rows = [context.cut(start, stop), context.cut(0, start), context.cut(stop, len(values))]
+            context.assign(np.concatenate(rows))
+            model[who] = values[start:stop] + values[:start] + values[stop:]
+        elif what == "fork":
+            contexts[other].clear()
+            contexts[other] = context.fork()
+            model[other] = list(values)
+        elif what == "place" and not values:
+            n = 1 + a % SLOTS
+            if pool.n_free:
+                model[who] = write(context.place(np.array([[0, b % (SLOTS - n + 1), n]])))
+            else:
+                with pytest.raises(IndexError):
+                    context.place(np.array([[0, 0, n]]))
+        elif what == "seal" and len(context.segments):
+            block = int(context.segments[a % len(context.segments), 0])
+            pool.seal(block)
+            sealed.add(block)
+        elif what == "clear":
+            context.clear()
+            values.clear()
+        held = {int(b) for c in contexts for b in c.segments[:, 0]}
+        sealed &= held
+        assert pool.n_free == n_blocks - len(held)
+        for context, values in zip(contexts, model, strict=True):
+            assert [memory[slot] for slot in slots_of(context)] == values
+            assert positions_of(context) == list(range(len(values)))
+            assert context.n_tokens == len(values)
+            assert (context.segments[:, 2] > 0).all()
+        for block in held:
+            holders = sum(int((c.segments[:, 0] == block).sum()) for c in contexts)
+            assert pool.n_holders(block) == holders
+
+
 @pytest.mark.parametrize("piece", [1, 7, 31, 32, 33, 320])
 def test_a_long_context_outgrows_its_first_table(piece):
     pool = BlockPool(20)

@@ -70,6 +70,12 @@ def make(tmp_path: Path) -> Make:
 
 
 @pytest.fixture(scope="module")
+def whole(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    with GGUFFile(write(tmp_path_factory.mktemp("whole") / "v.gguf", trained[1], "llama")) as file:
+        return Tokenizer.from_gguf(file)
+
+
+@pytest.fixture(scope="module")
 def trained() -> tuple[sentencepiece.SentencePieceProcessor, list[tuple[str, float, int]]]:
     """A small vocabulary trained here, and sentencepiece's own processor of it."""
     rng = random.Random(7)
@@ -326,6 +332,26 @@ def test_text_comes_back(make: Make, trained: Any) -> None:
     for _ in range(200):
         text = nasty(rng, trained[1]).replace("\u2581", "")
         assert tokenizer.decode(tokenizer.encode(text)) == text, repr(text)
+
+
+# Any Unicode but the mark that stands for a space in the vocabulary, and halves of characters.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=TEXTS, seed=st.integers(0, 2**32), parse_special=st.booleans())
+def test_any_text_comes_back(whole: Tokenizer, text: str, seed: int, parse_special: bool) -> None:
+    """At once and as a stream, with pieces of the vocabulary strewn in."""
+    rng = random.Random(seed)
+    pieces = [whole.piece(rng.randrange(259, whole.n_vocab)) for _ in range(3)]
+    text += "".join(pieces).replace("\u2581", " ") + text[::-1]
+    ids = whole.encode(text, parse_special=parse_special)
+    assert all(0 <= i < whole.n_vocab for i in ids)
+    if not parse_special or "<" not in text:
+        assert whole.decode(ids) == text
+    decoder = whole.decoder()
+    streamed = "".join([decoder.feed(i) for i in ids]) + decoder.flush()
+    assert streamed == b"".join(map(whole.decode_token, ids)).decode("utf-8", "replace")
 
 
 def test_decode_takes_away_one_space_and_shows_no_control_tokens(make: Make) -> None:

@@ -10,12 +10,14 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import GGUFError, ModelError
 from engine.gguf import GGUFFile
@@ -78,6 +80,26 @@ def judged(make: Make) -> Callable[..., Tokenizer]:
         )
 
     return judged
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """By pre-tokenizer, the vocabulary that llama.cpp judged."""
+    path = write_gguf(
+        tmp_path_factory.mktemp("every") / "v.gguf",
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.tokens": JUDGED["tokens"],
+            "tokenizer.ggml.token_type": JUDGED["types"],
+            "tokenizer.ggml.merges": JUDGED["merges"],
+            "tokenizer.ggml.add_bos_token": False,
+        },
+    )
+    tokenizers = {}
+    for pre in JUDGED["ids"]:
+        with GGUFFile(path, {"tokenizer.ggml.pre": pre}) as file:
+            tokenizers[pre] = Tokenizer.from_gguf(file)
+    return tokenizers
 
 
 # ---- against llama.cpp ----
@@ -243,6 +265,18 @@ def test_text_comes_back(judged: Any, pre: str) -> None:
         assert tokenizer.decode(ids) == text
         decoder = tokenizer.decoder()
         assert "".join([decoder.feed(i) for i in ids]) + decoder.flush() == text
+
+
+@settings(max_examples=80, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])), again=st.integers(1, 3))
+@pytest.mark.parametrize("pre", ["llama-bpe", "tekken", "deepseek-v3", "default"])
+def test_any_text_comes_back(every: Mapping[str, Tokenizer], pre: str, text: str, again: int):
+    tokenizer, text = every[pre], text * again
+    ids = tokenizer.encode(text)
+    assert all(0 <= i < tokenizer.n_vocab for i in ids)
+    assert tokenizer.decode(ids) == text
+    decoder = tokenizer.decoder()
+    assert "".join([decoder.feed(i) for i in ids]) + decoder.flush() == text
 
 
 def test_streaming_ends_an_incomplete_character(make: Make) -> None:
