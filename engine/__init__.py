@@ -16,7 +16,7 @@ The way of a token, top to bottom; imports point downwards too:
      |         \\
     kv_cache    weights     roped or raw keys in blocks (cache_memory); matrices interleaved at load
      |           |
-    segments    gguf, quants, tokenizer      what the file holds (vocabulary, tokenizer_spm, _bpe;
+    segments    gguf, quants, tokenizer      what the file holds (storage, vocabulary, tokenizer_*,
      |                                       config, architecture, gguf_parts, file_sampling,
      |                                       check_tensors; quantize writes one anew)
      |

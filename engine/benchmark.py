@@ -25,6 +25,7 @@ from engine.kv_cache import STRATEGIES
 from engine.machine import Pins, Probe, peak_memory, reset_peak_memory
 from engine.model import Model
 from engine.rope import RopeTable
+from engine.sampler import check_finite
 from engine.segments import SLOTS, SegmentList
 from engine.weights import Weights, load_weights
 
@@ -49,10 +50,11 @@ class Benchmark:
         probe: Probe | None = None,
         pins: Pins | None = None,
         progress: Callable[[float], None] | None = None,
+        use_mmap: bool = True,
     ) -> None:
         """`probe` measures ceilings beside the cases, `pins` holds threads on processors, and
-        `progress` gets the share loaded, 0 to 1. Raises what `LLM` raises, and `ContextError` for
-        a case that is longer than the model's context."""
+        `progress` gets the share loaded, 0 to 1; `use_mmap` as for `LLM`. Raises what `LLM` raises,
+        and `ContextError` for a case that is longer than the model's context."""
         self._probe, self._pins = probe, pins
         self._n_processors = pins.n_processors if pins else threads.available()
         self._cases = list(cases)
@@ -60,7 +62,7 @@ class Benchmark:
         self._caches: dict[tuple[str, str, str], _Cache] = {}
         self._rng = np.random.default_rng(0)
         reset_peak_memory()
-        self._gguf = GGUFModel(path)
+        self._gguf = GGUFModel(path, use_mmap=use_mmap)
         try:
             self._config = ModelConfig.from_gguf(self._gguf)
             for case in cases:
@@ -190,7 +192,9 @@ class Benchmark:
                 cache.prompt(contexts, prompt, case, self._use(case.n_threads_batch))
             if case.n_gen:
                 cache.decode(contexts, written, case, self._use(case.n_threads))
-            return time.perf_counter_ns() - start
+            taken = time.perf_counter_ns() - start
+            cache.check()
+            return taken
         finally:
             for context in contexts:
                 context.truncate(case.n_depth)
@@ -217,6 +221,7 @@ class Benchmark:
                     start = time.perf_counter_ns()
                     cache.decode(contexts, written, case, n_threads)
                     total[name] += time.perf_counter_ns() - start
+                    cache.check()
                     report.add(_units(replace(case, n_gen=stop - at)))
                 for result in group:
                     if result.case.n_gen == stop:
@@ -333,6 +338,7 @@ class _Cache:
         n_ubatch = max(min(case.n_ubatch, case.n_batch) for case in cases)
         self._model = Model(config, weights, self._cache, n_ubatch)
         self._n_vocab = config.n_vocab
+        self._logits = np.zeros((0, config.n_vocab), np.float32)  # of the last pass
         self._trunks: list[tuple[SegmentList, np.ndarray]] = []
         self._filled: dict[int, list[SegmentList]] = {}
 
@@ -389,4 +395,8 @@ class _Cache:
         for batch in split(chunks, case.n_batch):
             for group in split(batch, case.n_ubatch):
                 with threads.forward_pass():
-                    self._model.forward(make_batch(group), n_threads)
+                    self._logits = self._model.forward(make_batch(group), n_threads)
+
+    def check(self) -> None:
+        """LariatError unless the last pass gave numbers: nonsense can be fast, too."""
+        check_finite(self._logits)

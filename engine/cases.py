@@ -127,6 +127,7 @@ class ModelFacts:
     type: str  # "llama 7B Q4_0": architecture, parameters, the type of most of them
     n_bytes: int  # of all tensors
     n_params: int
+    use_mmap: bool = True  # the file was mapped, not read
 
     @classmethod
     def of(cls, gguf: GGUFFile) -> ModelFacts:
@@ -142,6 +143,7 @@ class ModelFacts:
             f"{gguf.get_str('general.architecture')} {_short(n_params)} {main_type}",
             sum(info.n_bytes for info in gguf.tensors.values()),
             n_params,
+            gguf.use_mmap,
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
 # Bounds of what a sane file holds. They keep later arithmetic and allocations small.
 _MAX_LAYERS = 512
 _MAX_HEADS = 4096
-_MAX_DIM = 1 << 20
+_MAX_DIM = 1 << 17  # of the model and of all heads; buffers for 512 tokens take 268 MB each
 _MAX_CTX = 1 << 27
 
 
@@ -85,6 +85,11 @@ class ModelConfig:
             )
         head_dim_k = whole("attention.key_length", 4096, max(dim // n_heads, 1))
         head_dim_v = whole("attention.value_length", 4096, max(dim // n_heads, 1))
+        if n_heads * max(head_dim_k, head_dim_v) > _MAX_DIM:
+            raise GGUFError(
+                f"{gguf.path}: {n_heads} heads of {max(head_dim_k, head_dim_v)} make "
+                f"{n_heads * max(head_dim_k, head_dim_v)} dims, expected at most {_MAX_DIM}"
+            )
         for name, value in (("key", head_dim_k), ("value", head_dim_v)):
             if value % 2:
                 raise GGUFError(f"{gguf.path}: {name} length {value} of a head is odd")
@@ -125,7 +130,8 @@ def _vocab_size(gguf: GGUFFile) -> int:
     if len(info.shape) != 2:
         raise GGUFError(f"{gguf.path}: tensor 'token_embd.weight' has shape {info.shape}, not 2-D")
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
-    if tokens is not None and len(tokens) != info.shape[0]:
+    # What is no list at all is refused by the tokenizer, which says so.
+    if isinstance(tokens, Sized) and len(tokens) != info.shape[0]:
         raise GGUFError(
             f"{gguf.path}: the vocabulary has {len(tokens)} tokens, "
             f"but tensor 'token_embd.weight' has {info.shape[0]} rows"

@@ -14,6 +14,7 @@ from engine.batch import split
 from engine.cache_memory import Stored
 from engine.chunk_file import StoredChunk
 from engine.errors import ContextError
+from engine.sampler import check_finite
 from engine.segments import SegmentList
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Context:
     def logits(self, what: str | list[int]) -> np.ndarray:
         """Logits after each of these tokens, were they appended: float32 [n, n_vocab].
 
-        The context does not change.
+        The context does not change. LariatError if they are not finite.
         """
         ids = self._llm.tokenize(what, add_bos=not len(self)) if isinstance(what, str) else what
         ids = self._llm._checked_ids(ids)
@@ -358,6 +359,8 @@ class Context:
             raise ContextError(_NO_ROOM)
         groups = split([llm.chunk(segments, ids, wish)], llm.n_ubatch) if ids else []
         rows = [llm.forward(group).copy() for group in groups]
+        for some in rows:
+            check_finite(some)
         return np.concatenate(rows) if rows else np.zeros((0, llm.n_vocab), np.float32)
 
     def _assign(self, rows: np.ndarray, ids: list[int]) -> None:

@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from engine import files
-from engine.errors import ContextError
-from engine.gguf import GGUFFile, StringArray, quote
+from engine.errors import ContextError, quote
+from engine.gguf import GGUFFile, StringArray
 from engine.segments import SLOTS
 
 VERSION = "1"

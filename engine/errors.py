@@ -1,4 +1,7 @@
-"""The exceptions Lariat raises for what a user can cause; each carries one sentence."""
+"""The exceptions Lariat raises for what a user can cause, and how they quote from files.
+
+Each carries one sentence.
+"""
 
 
 class LariatError(Exception):

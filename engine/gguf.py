@@ -1,23 +1,21 @@
 """Reader of GGUF files, versions 2 and 3: header, metadata, tensor table, zero-copy views.
 
-The file is mapped into memory. What the file says about itself is not believed: every count,
+What the file says about itself is not believed: every count,
 length and offset is read as a Python int, which cannot overflow, and is compared with the bytes
 that remain before anything is allocated or a loop starts. So a file can cost at most the limits
 below in time and memory before it is refused.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
-A file that is overwritten or cut short in place while it is mapped can end the process with
-SIGBUS, as with any mapped file; replace model files by renaming a new one over them.
+A mapped file that is cut short in place can end the process with SIGBUS, as with any mapped file:
+replace model files by renaming a new one over them, or read them with `use_mmap=False`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 import os
-import stat
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +29,11 @@ import numpy.typing as npt
 
 from engine.errors import GGUFError, quote
 from engine.quants import BLOCK, REMOVED_TYPES, GGMLType, row_bytes
+from engine.storage import MappedFile, ReadFile, open_file
 
 # Limits far above what real files hold (a vocabulary of 256k tokens with its merges takes 12 MiB),
 # and low enough that refusing a hostile file stays under 2 seconds and 300 MB.
-_MAX_HEADER_BYTES = 64 << 20  # everything before the tensor data
+MAX_HEADER_BYTES = 64 << 20  # everything before the tensor data
 _MAX_TEXT_BYTES = 24 << 20  # keys, names and single strings together; decoded they take up to 4x
 _MAX_STRINGS = 1 << 22  # elements of all string arrays together
 _MAX_ENTRIES = 1 << 16  # metadata entries; also tensors
@@ -142,17 +141,19 @@ class GGUFFile:
     strings as `StringArray`, arrays of arrays as lists. It stays valid after `close`.
 
     Raises `FileNotFoundError` and `PermissionError`, and `GGUFError` for everything else that
-    keeps the file from being read. It does so before it reads anything from what is not a regular
-    file, so it never waits on a pipe or a device.
+    keeps the file from being read.
 
     `overrides` replace or add metadata once the file is read: keys to str, int, float or bool. They
-    are checked where they are used, like the file's own values.
+    are checked where they are used, like the file's own values. Without `use_mmap` the file is not
+    mapped, but read when `data` is called.
     """
 
     path: Path
     version: int
     alignment: int  # bytes; tensors start at multiples of it
     n_bytes: int  # size of the file
+    n_header_bytes: int  # of it, before the tensor data
+    use_mmap: bool
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
 
@@ -160,16 +161,19 @@ class GGUFFile:
         self,
         path: str | os.PathLike[str],
         overrides: Mapping[str, str | int | float | bool] | None = None,
+        use_mmap: bool = True,
     ) -> None:
         self.path = Path(path)
-        self._mapping: mmap.mmap | None = _map(self.path)
+        self.use_mmap = use_mmap
+        self._file: MappedFile | ReadFile | None = open_file(self.path, use_mmap)
         try:
-            self.n_bytes = len(self._mapping)
-            cursor = _Cursor(self.path, self._mapping)
+            self.n_bytes = self._file.n_bytes
+            cursor = _Cursor(self.path, self._file.head(MAX_HEADER_BYTES), self.n_bytes)
             self.version, n_tensors, n_entries = _read_start(cursor)
             metadata, self._entries = _read_metadata(cursor, n_entries)
             self.alignment = _alignment(cursor, metadata)
             tensors = _read_tensors(cursor, n_tensors, self.alignment)
+            self.n_header_bytes = cursor.position
         except BaseException:
             self.close()
             raise
@@ -177,40 +181,34 @@ class GGUFFile:
         self.tensors = MappingProxyType(tensors)
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor in place: uint8 [n_rows, row_bytes], read-only.
+        """The bytes of a tensor, in place if mapped: uint8 [n_rows, row_bytes], read-only.
 
         n_rows is the product of all dims but the last; 1 for a 1-D tensor. GGUFError if there is
         no such tensor, ValueError after `close`. The view stays valid after `close`.
         """
-        info, mapping = self._find(name)
-        flat = np.frombuffer(mapping, np.uint8, info.n_bytes, info.offset)
+        info, file = self._find(name)
+        flat = file.view(info.offset, info.n_bytes)
         return flat.reshape(math.prod(info.shape[:-1]), -1)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """Keys of the metadata, and the bytes of key, type and value as the open file has them."""
-        assert self._mapping is not None
+        assert self._file is not None
         for key, (start, end) in self._entries.items():
-            yield key, self._mapping[start:end]
+            yield key, self._file.view(start, end - start).tobytes()
 
     def release(self, name: str) -> None:
         """Let the system take back the pages that lie wholly inside a tensor.
 
         The data stays readable: pages come back from the file when they are touched.
         """
-        info, mapping = self._find(name)
-        page = mmap.PAGESIZE
-        start = -(-info.offset // page) * page
-        end = (info.offset + info.n_bytes) // page * page
-        if start < end and hasattr(mapping, "madvise"):
-            mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
+        info, file = self._find(name)
+        file.release(info.offset, info.n_bytes)
 
     def close(self) -> None:
         """Give up the file; it is unmapped once the last view of it is gone. May be repeated."""
-        mapping, self._mapping = self._mapping, None
-        if mapping is not None:
-            # Refused while views are in use; Python then unmaps the file with the last of them.
-            with contextlib.suppress(BufferError):
-                mapping.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -223,13 +221,13 @@ class GGUFFile:
     ) -> None:
         self.close()
 
-    def _find(self, name: str) -> tuple[TensorInfo, mmap.mmap]:
-        if self._mapping is None:
+    def _find(self, name: str) -> tuple[TensorInfo, MappedFile | ReadFile]:
+        if self._file is None:
             raise ValueError(f"{self.path}: the file is closed")
         info = self.tensors.get(name)
         if info is None:
             raise GGUFError(f"{self.path}: tensor {quote(name)} is missing")
-        return info, self._mapping
+        return info, self._file
 
     def get_int(
         self,
@@ -308,52 +306,15 @@ def _describe(value: Any) -> str:
     return f"an array of {len(value)} {kind}"
 
 
-def _map(path: Path) -> mmap.mmap:
-    """Map a regular, non-empty file read-only."""
-
-    def check(status: os.stat_result) -> None:
-        kind = stat.S_IFMT(status.st_mode)
-        if kind != stat.S_IFREG:
-            found = _FILE_KINDS.get(kind, "not a regular file")
-            raise GGUFError(f"{path}: is {found}, expected a GGUF file")
-        if status.st_size == 0:
-            raise GGUFError(f"{path}: is empty, expected a GGUF file")
-
-    try:
-        check(os.stat(path))
-        # The name may stand for something else by now, so what was opened is looked at again;
-        # with O_NONBLOCK even a pipe opens at once.
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            check(os.fstat(file))
-            return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-        finally:
-            os.close(file)
-    except (FileNotFoundError, PermissionError, GGUFError):
-        raise
-    except (OSError, ValueError) as error:  # a loop of links, a NUL in the path, no memory, ...
-        reason = getattr(error, "strerror", None) or error
-        raise GGUFError(f"{str(path)!r} cannot be opened: {reason}") from error
-
-
-_FILE_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFSOCK: "a socket",
-}
-
-
 class _Cursor:
     """Walks through the header; every step is checked against what remains."""
 
-    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
+    def __init__(self, path: Path, head: mmap.mmap | bytes, n_bytes: int) -> None:
         self.path = path
-        self.mapping = mapping
-        self.n_bytes = len(mapping)
+        self.head = head  # at least what may stand before the tensor data
+        self.n_bytes = n_bytes
         self.position = 0
-        self.end = min(self.n_bytes, _MAX_HEADER_BYTES)
+        self.end = min(self.n_bytes, MAX_HEADER_BYTES)
         self.n_text = 0
         self.n_strings = 0
         self.n_inner_arrays = 0
@@ -368,7 +329,7 @@ class _Cursor:
             if n <= self.n_bytes - start:
                 self.fail(
                     f"{what} reaches to byte {start + n}, "
-                    f"expected at most {_MAX_HEADER_BYTES} bytes before the tensor data"
+                    f"expected at most {MAX_HEADER_BYTES} bytes before the tensor data"
                 )
             self.fail(
                 f"{what} needs {n} bytes at byte {start}, found {self.n_bytes - start} before "
@@ -378,14 +339,14 @@ class _Cursor:
         return start
 
     def u32(self, what: str) -> int:
-        return int(_U32.unpack_from(self.mapping, self.need(4, what))[0])
+        return int(_U32.unpack_from(self.head, self.need(4, what))[0])
 
     def u64(self, what: str) -> int:
-        return int(_U64.unpack_from(self.mapping, self.need(8, what))[0])
+        return int(_U64.unpack_from(self.head, self.need(8, what))[0])
 
     def take(self, n: int, what: str) -> bytes:
         start = self.need(n, what)
-        return self.mapping[start : start + n]
+        return self.head[start : start + n]
 
     def text(self, what: str) -> bytes:
         """A string: its uint64 length, then its bytes."""
@@ -415,7 +376,7 @@ class _Cursor:
         """One metadata value of the type with number `kind`."""
         scalar = _SCALARS.get(kind)
         if scalar is not None:
-            return scalar.unpack_from(self.mapping, self.need(scalar.size, what))[0]
+            return scalar.unpack_from(self.head, self.need(scalar.size, what))[0]
         if kind == _STRING:
             return self.text(what).decode("utf-8", "replace")
         if kind == _BOOL:
@@ -460,10 +421,10 @@ class _Cursor:
         start = self.need(8 * n, what)  # the lengths alone
         position = start
         bounds = array("q", [0])
-        append, length_at, mapping = bounds.append, _U64.unpack_from, self.mapping
+        append, length_at, head = bounds.append, _U64.unpack_from, self.head
         try:
             for _ in range(n):
-                position += length_at(mapping, position)[0] + 8
+                position += length_at(head, position)[0] + 8
                 append(position - start)
         except (struct.error, OverflowError):
             # A length led out of the file, or so near its end that the next one is cut.
@@ -474,7 +435,7 @@ class _Cursor:
 
 def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     """Magic and version. Returns the version, the number of tensors and of metadata entries."""
-    magic = cursor.mapping[:32]
+    magic = cursor.head[:32]
     for prefix, found in _OTHER_FORMATS:
         if magic.startswith(prefix):
             cursor.fail(f"is {found}, expected a little-endian GGUF file")

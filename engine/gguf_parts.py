@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from engine.errors import GGUFError
-from engine.gguf import GGUFFile, TensorInfo, quote
+from engine.gguf import MAX_HEADER_BYTES, GGUFFile, TensorInfo, quote
 
 _MAX_PARTS = 1024
 _MAX_TENSORS = 1 << 16  # of all parts, as of one file
@@ -36,10 +36,11 @@ class GGUFModel(GGUFFile):
         self,
         path: str | os.PathLike[str],
         overrides: Mapping[str, str | int | float | bool] | None = None,
+        use_mmap: bool = True,
     ) -> None:
         self._others: list[GGUFFile] = []
         self._home: dict[str, GGUFFile] = {}  # of each tensor that is not in the first part
-        super().__init__(path, overrides)
+        super().__init__(path, overrides, use_mmap)
         self.parts = (self.path,)
         try:
             n_parts = self.get_int("split.count", default=1, minimum=0, maximum=_MAX_PARTS)
@@ -66,7 +67,7 @@ class GGUFModel(GGUFFile):
         tensors = dict(self.tensors)
         for i, path in enumerate(self.parts[1:], start=1):
             try:
-                part = GGUFFile(path)
+                part = GGUFFile(path, use_mmap=self.use_mmap)
             except FileNotFoundError:
                 raise GGUFError(
                     f"{self.path}: part {i + 1} of {n_parts}, {quote(path.name, 128)}, is missing"
@@ -86,6 +87,13 @@ class GGUFModel(GGUFFile):
             if len(tensors) > _MAX_TENSORS:
                 raise GGUFError(f"{self.path}: more than {_MAX_TENSORS} tensors in all parts")
             self.n_bytes += part.n_bytes
+            self.n_header_bytes += part.n_header_bytes
+            if self.n_header_bytes > MAX_HEADER_BYTES:  # a thousand parts could take minutes
+                raise GGUFError(
+                    f"{self.path}: the parts up to {quote(path.name, 128)} have "
+                    f"{self.n_header_bytes} bytes before their tensor data, "
+                    f"expected at most {MAX_HEADER_BYTES}"
+                )
             part.metadata = MappingProxyType({})  # what it may hold beside is not the model's
         n_tensors = self.get_int("split.tensors.count")
         if n_tensors != len(tensors):

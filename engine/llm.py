@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -27,7 +28,7 @@ from engine.scheduler import Scheduler
 from engine.segments import SegmentList
 from engine.sequence import Completion, Sequence, Timings
 from engine.tokenizer import Tokenizer
-from engine.weights import load_weights
+from engine.weights import check_weights, load_weights
 
 
 class LLM:
@@ -49,6 +50,7 @@ class LLM:
     check_tensors    whether all weights are looked at first: NaN or Inf is a `GGUFError`
     progress         is called with the share checked and loaded, 0 to 1
     overrides        metadata to replace or add: keys to str, int, float or bool
+    use_mmap         map the file, or read it: then storage that fails or changes gives an error
 
     Raises `GGUFError` or `ModelError` for files it cannot run, ValueError for bad parameters,
     OSError for a file that is not there. Close it, or use it in a `with` statement.
@@ -72,6 +74,7 @@ class LLM:
         check_tensors: bool = False,
         progress: Callable[[float], None] | None = None,
         overrides: Mapping[str, str | int | float | bool] | None = None,
+        use_mmap: bool = True,
     ) -> None:
         start = time.perf_counter()
         e = EngineConfig(
@@ -82,10 +85,12 @@ class LLM:
         self.n_threads_batch = threads.resolve(
             self.n_threads if n_threads_batch is None else n_threads_batch, "n_threads_batch"
         )
-        self._gguf = GGUFModel(model_path, overrides)
+        threads.check_startable(max(self.n_threads, self.n_threads_batch))
+        self._gguf = GGUFModel(model_path, overrides, use_mmap)
         try:
             self.config = ModelConfig.from_gguf(self._gguf)
             check_types(self.config, type_k, type_v)
+            check_weights(self._gguf, self.config)  # before the vocabulary, which takes longer
             self.tokenizer = Tokenizer.from_gguf(self._gguf)
             self.sampling = FileSampling.from_gguf(self._gguf)  # where a prompt has no params
             self.n_ctx = n_ctx or self.config.n_ctx_train
@@ -122,6 +127,9 @@ class LLM:
         """Give back memory and the file. Closing twice does nothing."""
         if self._closed:
             return
+        if threads.is_forked():  # nobody else is left here, and the lock may be held by who is not
+            self._closed = True
+            return
         with self._exclusively():
             self._closed = True
             del self._model, self._cache, self._scheduler
@@ -142,7 +150,10 @@ class LLM:
         return self.tokenizer.decode(ids)
 
     def logits(self, ids: list[int]) -> np.ndarray:
-        """Logits after each token, from an empty context: float32 [len(ids), n_vocab]."""
+        """Logits after each token, from an empty context: float32 [len(ids), n_vocab].
+
+        LariatError if they are not finite.
+        """
         ids = self._checked_ids(ids)
         with self._exclusively():
             self._check_open()  # another thread may have closed it meanwhile
@@ -154,6 +165,7 @@ class LLM:
             try:
                 for group in split([self.chunk(context, ids, "all")], self.n_ubatch):
                     rows = self.forward(group)
+                    sampler.check_finite(rows)
                     out[done : done + len(rows)] = rows
                     done += len(rows)
             finally:
@@ -343,7 +355,11 @@ class LLM:
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Let one Python thread at a time touch scheduler, model and cache."""
+        """Let one Python thread at a time touch scheduler, model and cache.
+
+        RuntimeError from within its own callbacks and in a forked process.
+        """
+        threads.check_not_forked()
         if self._owner == threading.get_ident():
             raise RuntimeError("an LLM cannot be used from within its own callbacks")
         with self._lock:
@@ -353,10 +369,14 @@ class LLM:
             finally:
                 self._owner = 0
 
+    def _is_idle(self) -> bool:
+        """Whether there is something to tidy up, and nobody who does it later."""
+        return not (self._closed or self._lock.locked() or threads.is_forked())
+
     def _stop(self, sequence: Sequence) -> None:
         """Give a sequence up and free its blocks, or leave that to the step that is running."""
         sequence.closed = True
-        if not self._closed and not self._lock.locked():
+        if self._is_idle():
             with self._exclusively():
                 if not self._closed:
                     self._sweep()
@@ -365,7 +385,7 @@ class LLM:
         """Free a closed context's blocks, or leave that to whoever uses the LLM just now."""
         if not self._closed:
             self._discarded.append(segments)
-            if not self._lock.locked():
+            if self._is_idle():
                 with self._exclusively():
                     if not self._closed:
                         self._sweep()
@@ -441,6 +461,7 @@ class LLM:
                         s.fail(error)
 
     def _sample(self, sequence: Sequence, logits: np.ndarray) -> int:
+        sampler.check_finite(logits)
         if sequence.params.ignore_eos:
             logits[list(self.tokenizer.eog_ids)] = -np.inf
         return sampler.sample(logits, sequence.params, sequence.ids, sequence.rng)
@@ -474,10 +495,11 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        while not self._sequence.pieces:
+        while True:
+            with contextlib.suppress(IndexError):  # another thread may take the last one
+                return self._sequence.pieces.popleft()
             if not self._llm._advance(self._sequence):
                 raise StopIteration
-        return self._sequence.pieces.popleft()
 
     def close(self) -> None:
         """Stop generating and free the blocks of the cache. Closing twice does nothing."""

@@ -26,7 +26,8 @@ def allocate(n_bytes: int) -> np.ndarray:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         memory = mmap.mmap(-1, max(n_bytes, 1) + room, flags=flags)
     except (OSError, OverflowError) as error:
-        raise MemoryError(f"the system refuses {n_bytes / 1e9:.1f} GB of memory") from error
+        size = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+        raise MemoryError(f"the system refuses {size} of memory") from error
     if room and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)

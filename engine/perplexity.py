@@ -22,6 +22,7 @@ import numpy.typing as npt
 from engine.batch import Chunk, split
 from engine.errors import LariatError, quote
 from engine.llm import LLM
+from engine.sampler import check_finite
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -81,6 +82,7 @@ def predictions(llm: LLM, chunks: Ids) -> Iterator[Rows]:
             for at in range(half, n_ctx - 1, n_rows):
                 end = min(at + n_rows, n_ctx - 1)
                 logits = llm.forward([Chunk(context, ids[at:end], "all")])
+                check_finite(logits)
                 targets = np.array(ids[at + 1 : end + 1], np.int32)
                 yield Rows(i, at - half, targets, log_softmax(logits))
         finally:
@@ -95,6 +97,14 @@ def log_softmax(logits: Floats) -> Floats:
     shifted = logits - top
     normalizer = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
     return shifted - normalizer.astype(np.float32)
+
+
+def exp(x: float) -> float:
+    """e^x; infinity where it is too large, as for a model that is certain of what does not come."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
 
 
 class Mean:
@@ -136,7 +146,7 @@ class Perplexity:
     @property
     def value(self) -> float:
         """The perplexity so far."""
-        return math.exp(self.nll.value)
+        return exp(self.nll.value)
 
     @property
     def error(self) -> float:

@@ -30,35 +30,40 @@ class BlockPool:
     ) -> None:
         self.n_blocks = n_blocks
         self._copy = copy
-        # A stack that starts with the lowest block on top, so that little memory is touched.
-        self._free = list(range(n_blocks - 1, -1, -1))
+        self._n_touched = 0  # blocks from here on were never handed out; the lowest goes first
+        self._free: list[int] = []  # of those that were: a stack
         self._kept: dict[int, None] = {}  # free blocks with a key, oldest first
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
-        self._n_holders = [0] * n_blocks
-        self._sealed = [False] * n_blocks
+        self._n_holders: list[int] = []  # of each block that was handed out
+        self._sealed: list[bool] = []
 
     @property
     def n_free(self) -> int:
         """Blocks that nobody holds."""
-        return len(self._free) + len(self._kept)
+        return self.n_blocks - self._n_touched + len(self._free) + len(self._kept)
 
     def n_holders(self, block: int) -> int:
         """How many segments hold a block."""
-        return self._n_holders[block]
+        return self._n_holders[block] if block < self._n_touched else 0
 
     def allocate(self) -> int:
         """Take a free block. Raises IndexError if there is none."""
-        if not self._free and self._kept:
-            self.forget(next(iter(self._kept)))
-        block = self._free.pop()
+        block = self._n_touched
+        if not self._free and block < self.n_blocks:
+            self._n_holders[block:], self._sealed[block:] = [0], [False]
+            self._n_touched = block + 1
+        else:
+            if not self._free and self._kept:
+                self.forget(next(iter(self._kept)))
+            block = self._free.pop()
         self._n_holders[block] = 1
         self._sealed[block] = False
         return block
 
     def is_empty(self, block: int) -> bool:
         """Whether nobody wants what a block holds."""
-        return self._n_holders[block] == 0 and block not in self._kept
+        return self.n_holders(block) == 0 and block not in self._kept
 
     def seal(self, block: int) -> None:
         """Have nobody write to a block until it is handed out anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,21 +35,50 @@ def resolve(n: int | None, name: str = "n_threads") -> int:
     return n.__index__()
 
 
-@contextmanager
-def forward_pass() -> Iterator[None]:
-    """Hold NumPy's BLAS to one thread, so that two pools do not fight for the cores.
+def check_startable(n_threads: int) -> None:
+    """MemoryError unless the system lets so many threads run at once.
 
-    Raises RuntimeError in a process that was forked after the kernels' threads started: OpenMP
-    would wait there for threads that do not exist.
+    OpenMP ends the process where it cannot start one.
     """
-    global _blas, _owner_pid
-    if _owner_pid is None:
-        _owner_pid = os.getpid()
-    elif _owner_pid != os.getpid():
+    end = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(n_threads - 1):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        raise MemoryError(f"the system refuses to start {n_threads} threads") from None
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+
+
+def is_forked() -> bool:
+    """Whether the kernels' threads were started by a process that this one was forked from."""
+    return _owner_pid is not None and _owner_pid != os.getpid()
+
+
+def check_not_forked() -> None:
+    """RuntimeError in a forked process: OpenMP would wait for threads that do not exist there."""
+    if is_forked():
         raise RuntimeError(
             "this process was forked after Lariat's threads had started and cannot use them; "
             "start it with multiprocessing's 'spawn' method instead"
         )
+
+
+@contextmanager
+def forward_pass() -> Iterator[None]:
+    """Hold NumPy's BLAS to one thread, so that two pools do not fight for the cores.
+
+    Raises RuntimeError as `check_not_forked` does.
+    """
+    global _blas, _owner_pid
+    check_not_forked()
+    if _owner_pid is None:
+        _owner_pid = os.getpid()
     if _blas is None:
         _blas = ThreadpoolController().select(user_api="blas")
     with _blas.limit(limits=1):

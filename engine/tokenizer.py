@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol, SupportsIndex
 
-from engine.errors import ModelError
-from engine.gguf import GGUFFile, quote
+from engine.errors import ModelError, quote
+from engine.gguf import GGUFFile
 from engine.vocabulary import BYTE, NORMAL, Vocabulary
 
 # Noncharacters, which no text has that is meant for others, around the code of a character.

@@ -26,8 +26,8 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from engine.errors import GGUFError, ModelError
-from engine.gguf import GGUFFile, StringArray, quote
+from engine.errors import GGUFError, ModelError, quote
+from engine.gguf import GGUFFile, StringArray
 from engine.vocabulary import (
     BYTE,
     CONTROL,

@@ -18,8 +18,8 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-from engine.errors import GGUFError
-from engine.gguf import GGUFFile, quote
+from engine.errors import GGUFError, quote
+from engine.gguf import GGUFFile
 from engine.vocabulary import (
     BYTE,
     CONTROL,

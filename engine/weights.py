@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from engine import _kernels, quants
 from engine.config import ModelConfig
-from engine.errors import GGUFError, ModelError
-from engine.gguf import GGUFFile, TensorInfo, quote
+from engine.errors import GGUFError, ModelError, quote
+from engine.gguf import GGUFFile, TensorInfo
 from engine.memory import Arena
 
 
@@ -53,6 +55,11 @@ class Weights:
     rope_factors: np.ndarray | None  # float64 [rope_dim / 2]
 
 
+# Makes the order of a tensor's rows, int64 [n_rows]; None: as in the file. Made when its shape is
+# known to be right: what the metadata says alone may be too much for the memory.
+_Order = Callable[[], np.ndarray] | None
+
+
 class Embedding:
     """Rows of the token embedding, read from the mapped file as they are asked for."""
 
@@ -65,42 +72,20 @@ class Embedding:
         return quants.dequantize(self._rows[token_ids], self._type)
 
 
-class _Loader:
-    """Takes tensors out of one file and says how far it is."""
+class _Checker:
+    """Looks at shapes and types; takes nothing."""
 
-    def __init__(
-        self, gguf: GGUFFile, n_threads: int, progress: Callable[[float], None] | None
-    ) -> None:
+    def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf
         self._unread = dict(gguf.tensors)
-        self._n_threads = n_threads
-        self._progress = progress
-        self._total = max(1, sum(info.n_bytes for info in gguf.tensors.values()))  # bytes
-        self._done = 0
-        matrices = [t for t in gguf.tensors.values() if _is_matrix(t)]
-        n_bytes = sum(_kernels.packed_bytes(t.type.name, *t.shape) for t in matrices)
-        self._arena = Arena(n_bytes, len(matrices))
 
-    def matrix(
-        self, name: str, shape: tuple[int, int], order: np.ndarray | None = None
-    ) -> _kernels.Matrix:
-        """Interleave tensor `name` [n_rows, n_cols] with its rows in `order`."""
-        info = self.checked(name, shape)
-        packed = self._arena.take(_kernels.packed_bytes(info.type.name, *shape))
-        matrix = _kernels.Matrix(
-            self.gguf.data(name), info.type.name, shape[1], packed, order, self._n_threads
-        )
-        self._finished(name)
-        return matrix
+    def matrix(self, name: str, shape: tuple[int, int], order: _Order = None) -> Any:
+        self.checked(name, shape)
 
-    def vector(self, name: str, length: int, order: np.ndarray | None = None) -> np.ndarray:
-        """Tensor `name` [length] as float32, in `order`."""
-        info = self.checked(name, (length,))
-        values = quants.dequantize(self.gguf.data(name), info.type).reshape(length)
-        self._finished(name)
-        return np.ascontiguousarray(values if order is None else values[order], np.float32)
+    def vector(self, name: str, length: int, order: _Order = None) -> Any:
+        self.checked(name, (length,))
 
-    def linear(self, name: str, shape: tuple[int, int], order: np.ndarray | None = None) -> Linear:
+    def linear(self, name: str, shape: tuple[int, int], order: _Order = None) -> Linear:
         """`name`.weight [n_out, n_in] and, where the file has it, `name`.bias [n_out]."""
         bias = None
         if f"{name}.bias" in self.gguf.tensors:
@@ -111,16 +96,16 @@ class _Loader:
         info = self.gguf.tensors.get(name)
         self._unread.pop(name, None)
         if info is None:
-            raise GGUFError(f"{self.gguf.path}: tensor {name!r} is missing")
+            raise GGUFError(f"{self.gguf.path}: tensor {quote(name)} is missing")
         if info.shape != shape:
             raise GGUFError(
-                f"{self.gguf.path}: tensor {name!r} has shape {list(info.shape)}, "
+                f"{self.gguf.path}: tensor {quote(name)} has shape {list(info.shape)}, "
                 f"expected {list(shape)}"
             )
         if info.type not in quants.SUPPORTED:
             known = ", ".join(sorted(t.name for t in quants.SUPPORTED))
             raise ModelError(
-                f"{self.gguf.path}: tensor {name!r} is of type {info.type.name}, "
+                f"{self.gguf.path}: tensor {quote(name)} is of type {info.type.name}, "
                 f"which is not supported (supported: {known})"
             )
         return info
@@ -130,8 +115,42 @@ class _Loader:
         for name in self._unread:
             arch = self.gguf.get_str("general.architecture")
             raise ModelError(
-                f"{self.gguf.path}: tensor {quote(name)} has no place in a {arch!r} model"
+                f"{self.gguf.path}: tensor {quote(name)} has no place in a {quote(arch)} model"
             )
+
+
+class _Loader(_Checker):
+    """Takes tensors out of one file and says how far it is."""
+
+    def __init__(
+        self, gguf: GGUFFile, n_threads: int, progress: Callable[[float], None] | None
+    ) -> None:
+        super().__init__(gguf)
+        self._n_threads = n_threads
+        self._progress = progress
+        self._total = max(1, sum(info.n_bytes for info in gguf.tensors.values()))  # bytes
+        self._done = 0
+        matrices = [t for t in gguf.tensors.values() if _is_matrix(t)]
+        n_bytes = sum(_kernels.packed_bytes(t.type.name, *t.shape) for t in matrices)
+        self._arena = Arena(n_bytes, len(matrices))
+
+    def matrix(self, name: str, shape: tuple[int, int], order: _Order = None) -> _kernels.Matrix:
+        """Interleave tensor `name` [n_rows, n_cols] with its rows in `order`."""
+        info = self.checked(name, shape)
+        packed = self._arena.take(_kernels.packed_bytes(info.type.name, *shape))
+        rows = order() if order else None
+        matrix = _kernels.Matrix(
+            self.gguf.data(name), info.type.name, shape[1], packed, rows, self._n_threads
+        )
+        self._finished(name)
+        return matrix
+
+    def vector(self, name: str, length: int, order: _Order = None) -> np.ndarray:
+        """Tensor `name` [length] as float32, in `order`."""
+        info = self.checked(name, (length,))
+        values = quants.dequantize(self.gguf.data(name), info.type).reshape(length)
+        self._finished(name)
+        return np.ascontiguousarray(values if order is None else values[order()], np.float32)
 
     def _finished(self, name: str) -> None:
         self.gguf.release(name)
@@ -163,6 +182,14 @@ def split_halves(
     return (np.arange(n_heads)[:, None] * head_dim + within).reshape(-1).astype(np.int64)
 
 
+def check_weights(gguf: GGUFFile, config: ModelConfig) -> None:
+    """Find all tensors of a model, of the right shapes and types, without reading them.
+
+    Raises `GGUFError` and `ModelError`.
+    """
+    _weights(_Checker(gguf), config)
+
+
 def load_weights(
     gguf: GGUFFile,
     config: ModelConfig,
@@ -173,16 +200,33 @@ def load_weights(
 
     Each matrix's pages of the file are released once it is interleaved, so that loading needs no
     more memory than the model. `progress` gets the share done, 0 to 1. Raises `GGUFError` and
-    `ModelError`.
+    `ModelError`, for wrong shapes before anything is read.
     """
-    c, load = config, _Loader(gguf, n_threads, progress)
+    check_weights(gguf, config)
+    layers, output_norm, output, factors = _weights(_Loader(gguf, n_threads, progress), config)
+    if factors is not None:
+        factors = factors.astype(np.float64)
+        if not np.all(np.isfinite(factors) & (factors > 0)):
+            raise GGUFError(
+                f"{gguf.path}: tensor 'rope_freqs.weight' holds a factor that is not > 0"
+            )
+    if progress:
+        progress(1.0)  # an embedding that is no output matrix has not been read
+    return Weights(Embedding(gguf, "token_embd.weight"), layers, output_norm, output, factors)
+
+
+def _weights(
+    load: _Checker, c: ModelConfig
+) -> tuple[tuple[Layer, ...], np.ndarray, Linear, np.ndarray | None]:
+    """Layers, output norm, output and RoPE factors, by their names in the file."""
+    tensors = load.gguf.tensors
     n_q, n_k, n_v = (
         c.n_heads * c.head_dim_k,
         c.n_kv_heads * c.head_dim_k,
         c.n_kv_heads * c.head_dim_v,
     )
     q_order, k_order, head_order = (
-        split_halves(n_heads, c.head_dim_k, c.rope_dim, c.architecture.rope_neox)
+        partial(split_halves, n_heads, c.head_dim_k, c.rope_dim, c.architecture.rope_neox)
         for n_heads in (c.n_heads, c.n_kv_heads, 1)
     )
 
@@ -206,17 +250,11 @@ def load_weights(
 
     layers = tuple(layer(i) for i in range(c.n_layers))
     output_norm = load.vector("output_norm.weight", c.dim)
-    tied = "output.weight" not in gguf.tensors
+    tied = "output.weight" not in tensors
     output = load.linear("token_embd" if tied else "output", (c.n_vocab, c.dim))
     load.checked("token_embd.weight", (c.n_vocab, c.dim))
     factors = None
-    if "rope_freqs.weight" in gguf.tensors:
-        factors = load.vector("rope_freqs.weight", c.rope_dim // 2).astype(np.float64)
-        if not np.all(np.isfinite(factors) & (factors > 0)):
-            raise GGUFError(
-                f"{gguf.path}: tensor 'rope_freqs.weight' holds a factor that is not > 0"
-            )
+    if "rope_freqs.weight" in tensors:
+        factors = load.vector("rope_freqs.weight", c.rope_dim // 2)
     load.check_all_read()
-    if progress:
-        progress(1.0)  # an embedding that is no output matrix has not been read
-    return Weights(Embedding(gguf, "token_embd.weight"), layers, output_norm, output, factors)
+    return layers, output_norm, output, factors

@@ -36,7 +36,7 @@ LEVELS = (
     ("_kernels",),
     ("_cache", "_machine"),
     ("_attention",),
-    ("config", "quants", "machine", "segments"),
+    ("config", "quants", "machine", "segments", "storage"),
     ("gguf", "rope", "batch", "sampler", "sequence", "cache_memory"),
     (
         "chat_template",

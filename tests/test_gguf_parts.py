@@ -171,6 +171,15 @@ def test_more_tensors_than_a_model_may_have(tmp_path, monkeypatch):
         GGUFModel(parts[0])
 
 
+def test_headers_of_all_parts_are_bounded_together(tmp_path, monkeypatch):
+    parts = write_parts(tmp_path)
+    with GGUFModel(parts[0]) as whole, GGUFFile(parts[0]) as first:
+        assert whole.n_header_bytes > first.n_header_bytes
+        monkeypatch.setattr("engine.gguf_parts.MAX_HEADER_BYTES", whole.n_header_bytes - 1)
+    with pytest.raises(GGUFError, match=r"up to 'm-00003.*expected at most"):
+        GGUFModel(parts[0])
+
+
 @pytest.mark.parametrize("kept", [0, 10, -1])
 def test_a_damaged_part_is_named(tmp_path, kept):
     parts = write_parts(tmp_path)

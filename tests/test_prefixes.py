@@ -150,7 +150,7 @@ def test_it_can_be_switched_off(path):
     with load(path, prefix_sharing=False) as llm:
         for _ in range(2):
             assert llm.generate(ids_of(70), GREEDY).timings.n_reused == 0
-        assert llm._cache.pool.n_free == len(llm._cache.pool._free)
+        assert not llm._cache.pool._kept
 
 
 # ---- that nothing else changes -----------------------------------------------------------

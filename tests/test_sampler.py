@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from engine.config import SamplingParams
 from engine.errors import LariatError
-from engine.sampler import add_bias, draw, min_p, penalize, sample, top_k, top_p, typical
+from engine.sampler import (
+    add_bias,
+    check_finite,
+    draw,
+    min_p,
+    penalize,
+    sample,
+    top_k,
+    top_p,
+    typical,
+)
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
 GREEDY = SamplingParams(temperature=0)
@@ -268,6 +278,52 @@ def test_draw_at_the_ends_of_the_interval():
     assert draw(values, 1e-320, _Fixed(0.7)) == 3  # overflows but for the largest
     for n in range(1, 400):
         assert draw(np.linspace(0, 0.3, n), 1.0, _Fixed(1 - 2**-53)) == n - 1
+
+
+@given(
+    logits=st.lists(
+        st.one_of(_LOGIT, st.integers(-2, 2), st.just(-math.inf)), min_size=1, max_size=60
+    ).filter(lambda values: max(values) > -math.inf),
+    previous=st.lists(st.integers(0, 59), max_size=8),
+    params=st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 1e-6, 0.5, 1.0, 1e6]),
+        top_k=st.integers(0, 70),
+        top_p=_P,
+        min_p=_P,
+        typical_p=_P,
+        repeat_penalty=st.sampled_from([0.5, 1.0, 1.3]),
+        repeat_last_n=st.integers(-1, 8),
+        frequency_penalty=st.floats(-3, 3),
+        presence_penalty=st.floats(-3, 3),
+    ),
+    number=st.floats(0, 1, exclude_max=True),
+)
+@settings(deadline=None, max_examples=300)
+def test_whatever_is_asked_for_one_likely_token_is_drawn(logits, previous, params, number):
+    """It is never a forbidden one, is among the top k, and nothing else is touched."""
+    previous = [i for i in previous if i < len(logits)]
+    values = np.array(logits, np.float32)
+    before, rng = values.copy(), _Fixed(number)
+    token = sample(values, params, previous, rng)
+    assert np.array_equal(values, before)
+    assert rng.n_drawn == (params.temperature > 0)
+    lowered = penalize(values, params, previous)
+    assert lowered[token] > -math.inf
+    k = 1 if params.temperature == 0 else params.top_k or len(logits)
+    assert (lowered > lowered[token]).sum() < k
+
+
+def test_logits_that_are_not_finite_are_named():
+    rows = np.zeros((3, 40), np.float32)
+    check_finite(rows)
+    check_finite(np.full(7, np.finfo(np.float32).max))
+    for bad in (math.nan, math.inf, -math.inf):
+        rows[1, 39] = bad
+        for some in (rows, rows[1]):
+            with pytest.raises(LariatError, match=rf"^the logits hold {bad}: the model or its"):
+                check_finite(some)
+        check_finite(rows[2])
 
 
 _CHAINS = [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import bench_output, console
+from engine.cli import bench_output, console, model_file
 from engine.cli.usage import UsageError
 from engine.config import CACHE_STRATEGIES, CACHE_TYPES
 from engine.demo import DEMO_MODEL
@@ -57,6 +57,7 @@ def register(commands: Any) -> None:
         action="append",
         help="a GGUF file; may be given several times (default: the demo model)",
     )
+    model_file.add_no_mmap(parser)
 
     what = parser.add_argument_group("what to measure")
     what_lists = (
@@ -146,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
                 "argument --plot: there is nothing to draw; give several numbers of threads or "
                 f"depths, or --table {_TABLE}"
             )
-    _check_models(args.model, cases)
+    _check_models(args.model, cases, args.use_mmap)
 
     from engine import threads
 
@@ -189,7 +190,14 @@ def _measure(
             probe = Probe(n_threads)
             for path in args.model:
                 with console.Bar("loading") as bar:
-                    benchmark = Benchmark(path, cases, probe=probe, pins=pins, progress=bar)
+                    benchmark = Benchmark(
+                        path,
+                        cases,
+                        probe=probe,
+                        pins=pins,
+                        progress=bar,
+                        use_mmap=args.use_mmap,
+                    )
                 with benchmark:
                     if not started:  # a full disk shows here, before the work
                         started = True
@@ -375,14 +383,14 @@ def _repetitions(args: argparse.Namespace) -> int:
     return int(args.repetitions)
 
 
-def _check_models(paths: Sequence[str], cases: Sequence[Case]) -> None:
+def _check_models(paths: Sequence[str], cases: Sequence[Case], use_mmap: bool) -> None:
     """Refuse what can be refused before the first model runs for an hour."""
     from engine.cases import check_fits
     from engine.config import ModelConfig
     from engine.gguf_parts import GGUFModel
 
     for path in paths:
-        with GGUFModel(Path(path)) as gguf:
+        with GGUFModel(Path(path), use_mmap=use_mmap) as gguf:
             config = ModelConfig.from_gguf(gguf)
             for case in cases:
                 check_fits(case, config, path)

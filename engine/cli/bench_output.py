@@ -76,7 +76,7 @@ FIELDS: dict[str, tuple[str, Callable[[Result], Any]]] = {
     "devices": ("TEXT", lambda r: "none"),
     "tensor_split": ("TEXT", lambda r: "0.00"),
     "tensor_buft_overrides": ("TEXT", lambda r: "none"),
-    "use_mmap": ("INTEGER", lambda r: True),
+    "use_mmap": ("INTEGER", lambda r: r.model.use_mmap),
     "use_direct_io": ("INTEGER", lambda r: False),
     "embeddings": ("INTEGER", lambda r: False),
     "no_op_offload": ("INTEGER", lambda r: 0),

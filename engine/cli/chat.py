@@ -100,12 +100,16 @@ def run(args: argparse.Namespace) -> int:
     from engine.llm import LLM
 
     if template is None:
-        with GGUFModel(args.model, overrides) as gguf:  # so that no model is loaded in vain
+        with GGUFModel(
+            args.model, overrides, args.use_mmap
+        ) as gguf:  # so that no model is loaded in vain
             chat_template.check_present(gguf)
     elif args.chat_template is not None:
         chat_template.check_known(template)
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **vars(config), progress=bar, overrides=overrides)
+        llm = LLM(
+            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
+        )
     with llm:
         params = sampling_flags.with_file(params, llm.sampling, args)
         chat = Chat(llm, template=template, system=system, params=params)
@@ -178,9 +182,7 @@ class _Session:
                     bar.close()
                     shown = piece if last else piece.lstrip()
                     if shown:
-                        console.write(
-                            console.safe(shown) if console.stdout_is_terminal() else shown
-                        )
+                        console.show(shown)
                         last = shown[-1]
             finally:
                 reply.close()

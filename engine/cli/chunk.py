@@ -64,7 +64,9 @@ def run_add(args: argparse.Namespace) -> int:
     from engine.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **vars(config), progress=bar, overrides=overrides)
+        llm = LLM(
+            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
+        )
     with llm:
         chunk = ChunkLibrary(args.library).add(llm, args.name, text)
     console.write(f"{args.name}: {len(chunk)} tokens, {chunk.nbytes} bytes\n")

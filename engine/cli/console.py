@@ -36,6 +36,11 @@ def write(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
+def show(text: str) -> None:
+    """Write what a model says: as it is, but on a terminal only what cannot command it."""
+    write(safe(text) if stdout_is_terminal() else text)
+
+
 def note(text: str) -> None:
     """Write a line to stderr, as far as that is possible."""
     if sys.stderr is None:  # print() would take that for stdout

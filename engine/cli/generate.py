@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     from engine.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **vars(config), progress=bar, overrides=overrides)
+        llm = LLM(
+            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
+        )
     with llm:
         params = sampling_flags.with_file(params, llm.sampling, args)
         return _generate(llm, text, params, args)
@@ -117,15 +119,19 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
                     start.prompt_read(stream.completion)
                     is_read = True
                 if shown + piece:
-                    console.write(shown + piece)
+                    console.show(shown + piece)
                     last, shown = (shown + piece)[-1], ""
         finally:
             bar.close()
         if not is_read:
             start.prompt_read(stream.completion)
         if shown:  # the model ended at once
-            console.write(shown)
+            console.show(shown)
             last = shown[-1]
+    except (LariatError, MemoryError):
+        if last not in ("", "\n"):
+            console.write("\n")  # so that the error has a line to itself
+        raise
     except KeyboardInterrupt:
         code = 130
     if last not in ("", "\n"):

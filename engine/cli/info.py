@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from engine import _kernels, threads
     from engine.gguf_parts import GGUFModel
 
-    with GGUFModel(args.model, overrides) as gguf:
+    with GGUFModel(args.model, overrides, args.use_mmap) as gguf:
         lines = [*_file(gguf), "", *_metadata(gguf), "", *_tensors(gguf)]
         lines += [
             "",
@@ -77,7 +77,7 @@ def _metadata(gguf: GGUFModel) -> Iterator[str]:
     yield f"metadata ({len(gguf.metadata)} entries)"
     width = max(map(len, gguf.metadata), default=0)
     for key, value in gguf.metadata.items():
-        yield f"  {console.printable(key):{min(width, 48)}}  {_value(value)}"
+        yield f"  {_value(key):{min(width, 48)}}  {_value(value)}"
 
 
 def _value(value: Any) -> str:

@@ -56,6 +56,9 @@ _MISSING_PARTS = (
     "google",
 )
 
+# How the dynamic linker says that memory is short; the words are glibc's.
+_NO_ROOM_FOR_CODE = ("failed to map segment", "annot allocate memory")
+
 
 class _Version(argparse.Action):
     """--version; looks the version up only when asked."""
@@ -94,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory{f': {error}' if str(error) else ''}", 1)
     except ImportError as error:
+        if any(words in str(error) for words in _NO_ROOM_FOR_CODE):
+            return _fail(f"not enough memory: {error}", 1)
         if error.name is None:  # the kernels refuse LARIAT_ISA
             return _fail(str(error), 1)
         if not error.name.startswith(_MISSING_PARTS):

@@ -1,4 +1,4 @@
-"""The model file of a command: -m, and --override-kv for what its metadata says."""
+"""The model file of a command: -m, how it is read, and --override-kv for its metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BOOLS = {"true": True, "false": False}
 
 
 def add_arguments(parser: Any) -> None:
-    """Add -m and --override-kv to a parser or a group of one."""
+    """Add -m, --override-kv and --no-mmap to a parser or a group of one."""
     parser.add_argument(
         "-m",
         "--model",
@@ -29,6 +29,17 @@ def add_arguments(parser: Any) -> None:
         metavar="KEY=TYPE:VALUE",
         help="replace or add a value of the file's metadata; TYPE is int, float, bool or str, as "
         "in tokenizer.ggml.pre=str:llama-bpe; may be given several times",
+    )
+    add_no_mmap(parser)
+
+
+def add_no_mmap(parser: Any) -> None:
+    """Add --no-mmap to a parser or a group of one."""
+    parser.add_argument(
+        "--no-mmap",
+        dest="use_mmap",
+        action="store_false",
+        help="read the model file, do not map it: for storage that may fail or change meanwhile",
     )
 
 

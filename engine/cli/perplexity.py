@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.kl_base:
         _check_writable(args.kl_base)
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **options, progress=bar, overrides=overrides)
+        llm = LLM(args.model, **options, progress=bar, overrides=overrides, use_mmap=args.use_mmap)
     with llm, console.Bar("scoring", enabled=not args.quiet) as bar:
         chunks = None
         if text is not None:
@@ -193,7 +193,9 @@ def _numbers(found: Perplexity) -> dict[str, Any]:
 
 
 def _kl_numbers(found: Divergence) -> dict[str, Any]:
-    ratio = math.exp(found.log_ratio.value)
+    from engine.perplexity import exp
+
+    ratio = exp(found.log_ratio.value)
     return {
         "base_ppl": found.base.value,
         "base_ppl_error": found.base.error,

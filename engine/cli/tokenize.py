@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from engine.gguf_parts import GGUFModel
     from engine.tokenizer import Tokenizer
 
-    with GGUFModel(args.model, overrides) as gguf:
+    with GGUFModel(args.model, overrides, args.use_mmap) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)
         ids = tokenizer.encode(text, add_bos=not args.no_bos, parse_special=args.parse_special)
         if args.ids:
