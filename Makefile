@@ -77,7 +77,7 @@ coverage: $(VENV)/.built
 
 # A copy of the sources, compiled with checks, runs the suite; what is built in place stays as it is.
 # Sentencepiece throws C++ exceptions, which the checks have to know of from the start. Python and
-# the libraries keep memory until the process ends, so leaks are not looked for; CONTRIBUTING.md says where instead.
+# the libraries keep memory until the process ends, so leaks are not looked for (CONTRIBUTING.md).
 sanitize: $(VENV)/.installed
 	@mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=__pycache__ $(SOURCES) | tar -x -C $(SANITIZED)
