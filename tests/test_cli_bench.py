@@ -352,7 +352,7 @@ def test_several_models_and_a_second_output(run, model, tmp_path):
 
 def test_default_is_512_and_128(run, model, monkeypatch):
     seen: list[Case] = []
-    monkeypatch.setattr(bench, "_check_models", lambda paths, cases: seen.extend(cases) or 1 / 0)
+    monkeypatch.setattr(bench, "_check_models", lambda paths, cases, _: seen.extend(cases) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["bench", "-m", model])
     assert [(c.name, c.cache, c.n_batch, c.n_ubatch, c.type_k) for c in seen] == [
