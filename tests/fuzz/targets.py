@@ -124,8 +124,8 @@ class Targets:
         if smaller.exists():
             GGUFFile(smaller).close()  # must be a file that can be read
         for options in CACHES[:3]:
-            checks = {"check_tensors": seed % 2 == 0, "n_ctx": 64, "n_threads": 1}
-            with self._documented(), LLM(path, **checks, **options) as llm:
+            checks = {"check_tensors": seed % 2 == 0, "use_mmap": seed % 3 > 0}
+            with self._documented(), LLM(path, n_ctx=64, n_threads=1, **checks, **options) as llm:
                 prompt = "Once <s> upon é"
                 ids = llm.tokenize(prompt, parse_special=True)[:40] or [0]
                 llm.detokenize(llm.tokenize(prompt))
