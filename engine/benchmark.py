@@ -331,7 +331,7 @@ class _Cache:
         grows = max(case.n_prompt + case.n_gen for case in cases) // SLOTS + 2
         n_blocks = (self._deepest + n_branches + grows) * max(case.n_sequences for case in cases)
         n_positions = max(case.n_positions for case in cases)
-        rope = RopeTable(config, n_positions + SLOTS, weights.rope_factors)
+        rope = RopeTable(config, n_positions + SLOTS, weights.rope_factors, first.rope)
         self._cache = STRATEGIES[first.cache](
             config, n_blocks * SLOTS, first.type_k, first.type_v, rope
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine import _kernels
-from engine.config import ModelConfig
+from engine.config import ModelConfig, RopeConfig
 from engine.errors import ContextError
 from engine.gguf import GGUFFile
 from engine.kv_cache import cache_bytes, check_types
@@ -51,6 +51,7 @@ class Case:
     type_k: str = "f16"
     type_v: str = "f16"
     n_sequences: int = 1  # that do all this together, each in a context of its own
+    rope: RopeConfig = field(default_factory=RopeConfig)
 
     @property
     def name(self) -> str:
@@ -89,7 +90,9 @@ _ORDER = (
 
 
 def combinations(
-    shapes: Sequence[tuple[int, int]], **values: Sequence[int] | Sequence[str]
+    shapes: Sequence[tuple[int, int]],
+    rope: RopeConfig | None = None,
+    **values: Sequence[int] | Sequence[str],
 ) -> list[Case]:
     """Make a case of every combination: (n_prompt, n_gen) pairs with lists of the other fields.
 
@@ -99,7 +102,7 @@ def combinations(
     outer = [name for name in _ORDER if name in values]
     cases = []
     for chosen in itertools.product(*(values[name] for name in outer)):
-        others: dict[str, Any] = dict(zip(outer, chosen, strict=True))
+        others: dict[str, Any] = dict(zip(outer, chosen, strict=True), rope=rope or RopeConfig())
         others.setdefault("n_threads_batch", others.get("n_threads", 1))
         for n_prompt, n_gen in shapes:
             for cache in values.get("cache", ["roped"]):
@@ -108,10 +111,10 @@ def combinations(
 
 
 def check_fits(case: Case, config: ModelConfig, name: str) -> None:
-    """Raise ContextError if the case is longer than the context of the model `name`, ModelError if
-    that cannot have the case's cache types."""
+    """Raise ContextError if the case is longer than the context of the model `name`, and nothing
+    is said of its positions; ModelError if the model cannot have the case's cache types."""
     check_types(config, case.type_k, case.type_v)
-    if case.n_positions > config.n_ctx_train:
+    if case.n_positions > config.n_ctx_train and case.rope == RopeConfig():
         depth = f"at depth {case.n_depth} " if case.n_depth else ""
         raise ContextError(
             f"{case.name} needs {case.n_positions} positions {depth}and the context of {name} "

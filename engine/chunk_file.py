@@ -13,6 +13,7 @@ and, as metadata, what a cache must have in common with the one that wrote them,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -21,18 +22,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import xxhash
 from safetensors import SafetensorError, safe_open
 
-from engine.context_file import VERSION, check_kind, written_beside
+from engine.context_file import AT_ONCE, VERSION, check_kind, checksum, written_beside
 from engine.errors import ContextError, quote
+from engine.memory import POPULATE_READ
 from engine.segments import SLOTS
 
 _FORMAT = "lariat-chunk"
 _TENSORS = ("keys", "values", "tokens", "sink", "segments")
 _DTYPES = {"U8": np.uint8, "I32": np.int32}
 ONLY_RAW = "chunks need the raw cache (--cache raw): a key of the roped cache has its position"
-_AT_ONCE = 64 << 20  # bytes of a checksum between two looks for Ctrl-C
 
 
 class StoredChunk:
@@ -55,6 +55,9 @@ class StoredChunk:
             check_kind(path, self.metadata, {}, _FORMAT)
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
             self.file = os.fdopen(os.dup(file.fileno()), "rb")
+        for at in range(0, len(self._map), AT_ONCE):
+            with contextlib.suppress(OSError):  # a system without it: pages come one by one
+                self._map.madvise(POPULATE_READ, at, min(AT_ONCE, len(self._map) - at))
         self.offsets = {}  # of the tensors in the file
         arrays = {}
         for name in _TENSORS:
@@ -93,12 +96,12 @@ class StoredChunk:
 def save(path: Path, kind: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a chunk; see the module's docstring for the arrays. The file appears whole or not at
     all. Raises `ContextError`."""
+    arrays = {name: arrays[name] for name in _TENSORS}
     metadata = {"format": _FORMAT, "version": VERSION, **kind, "checksum": checksum(arrays)}
     header: dict[str, object] = {"__metadata__": metadata}
     names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
     at = 0
-    for name in _TENSORS:
-        array = arrays[name]
+    for name, array in arrays.items():
         where = [at, at + array.nbytes]
         header[name] = {
             "dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": where
@@ -108,21 +111,8 @@ def save(path: Path, kind: Mapping[str, str], arrays: Mapping[str, np.ndarray]) 
     text += b" " * (-(len(text) + 8) % mmap.ALLOCATIONGRANULARITY)  # keys begin at a page
     with written_beside(path) as beside, open(beside, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in _TENSORS:
-            file.write(np.ascontiguousarray(arrays[name]).data)
-
-
-def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """XXH3, which reads memory at its full rate: a chunk is checked whenever it is opened. It tells
-    what was damaged by accident, not what was forged."""
-    h = xxhash.xxh3_128()
-    for name in _TENSORS:
-        array = arrays[name]
-        h.update(f"{name} {array.shape} {array.dtype}".encode())
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for at in range(0, len(data), _AT_ONCE):
-            h.update(data[at : at + _AT_ONCE].data)
-    return h.hexdigest()
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data)
 
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, dict], int]:

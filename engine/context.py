@@ -205,16 +205,16 @@ class Context:
             segments = self._segments.segments[:, :3].copy()
             segments[:, 0] = np.unique(segments[:, 0], return_inverse=True)[1]
             saved = context_file.Saved(tokens, segments, *stored)
-            kind = self._llm.cache_kind
+            kind = self._llm.cache_kind()
         context_file.save(path, kind, saved, note)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace everything by what `save` wrote.
 
-        `ContextError` for a damaged file, for one of another model, cache strategy, type or
+        `ContextError` for a damaged file, for one of another model, cache strategy, type, RoPE or
         version, and where it does not fit; OSError if there is no such file.
         """
-        saved = context_file.load(path, self._llm.cache_kind)
+        saved = context_file.load(path, self._llm.cache_kind())
         ids = self._ids_of(path, saved.tokens.tolist())
         cache = self._llm._cache
         with self._editing():
@@ -318,7 +318,7 @@ class Context:
     def _insert_chunk(self, at: int, chunk: StoredChunk, recompute: int | None) -> int:
         if recompute is not None and recompute < 0:
             raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
-        chunk.check_kind(self._llm.cache_kind)
+        chunk.check_kind(self._llm.cache_kind(len(chunk.sink) + len(chunk)))
         whole = self._ids_of(chunk.path, [*chunk.sink, *chunk.tokens])
         with self._editing():
             self._settle()

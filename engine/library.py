@@ -1,8 +1,8 @@
 """A folder of chunks: documents whose keys and values were computed once, to be put together.
 
     index.json             names of the chunks, and what is known of each
-    <content>.safetensors  a chunk, see `engine.chunk_file`; named by a hash of model, cache types
-                           and tokens, so that the same document is computed and kept once
+    <content>.safetensors  a chunk, see `engine.chunk_file`; named by a hash of model, cache types,
+                           RoPE and tokens, so that the same document is computed and kept once
     .lock                  held while the two above are changed
 
 Files appear whole, by renaming, so reading needs no lock.
@@ -86,15 +86,15 @@ class ChunkLibrary:
         A chunk that has this name is replaced; a document that is there already is not computed
         again. `ContextError` if it does not fit the context of `llm`, whose cache must be raw.
         """
-        kind = llm.cache_kind
-        if kind["cache"] != "raw":
-            raise ContextError(ONLY_RAW)
         if not name or not name.isprintable():
             raise ContextError(f"{name!r} is no name for a chunk: it is empty or not printable")
         ids = llm.tokenize(document, add_bos=False) if isinstance(document, str) else document
         ids, sink = list(ids), llm.tokenize("")
         if not ids:
             raise ContextError(f"chunk {name!r}: the document is empty")
+        kind = llm.cache_kind(len(sink) + len(ids))
+        if kind["cache"] != "raw":
+            raise ContextError(ONLY_RAW)
         if len(sink) + len(ids) > llm.n_ctx:
             raise ContextError(
                 f"chunk {name!r} has {len(sink) + len(ids)} tokens with BOS, "

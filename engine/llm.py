@@ -241,17 +241,19 @@ class LLM:
         self._check_open()
         return Context(self)
 
-    @property
-    def cache_kind(self) -> dict[str, str]:
-        """What two caches must have in common to understand each other's keys and values."""
+    def cache_kind(self, n_tokens: int | None = None) -> dict[str, str]:
+        """What two caches must have in common to understand each other's keys and values.
+
+        `n_tokens`: those of a context that never had more; None: any. Raw keys have no angle, but
+        what their tokens saw had: RoPE is part of the kind with both caches.
+        """
         if not self._fingerprint:
             self._fingerprint = context_file.fingerprint(self._gguf)
         e = self._engine
-        kind = {
-            "model": self._fingerprint, "cache": e.cache, "type_k": e.type_k, "type_v": e.type_v
+        return {
+            "model": self._fingerprint, "cache": e.cache, "type_k": e.type_k, "type_v": e.type_v,
+            "rope": self._rope.settings(n_tokens),
         }  # fmt: skip
-        # Rotated keys keep the angles that they were given; raw ones have none.
-        return kind if e.cache == "raw" else {**kind, "rope": str(self._rope.rope)}
 
     def new_segments(self) -> SegmentList:
         """Make an empty place in the KV cache, for `forward`. Clear it when done with it."""

@@ -129,6 +129,30 @@ class RopeTable:
         self._others: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # rows and theta by stage
         self._begin(0)
 
+    def settings(self, n_tokens: int | None = None) -> str:
+        """What the angles hang on, in words: the same where settings come to the same.
+
+        Only what matters to tokens of a context that never had more than `n_tokens` (None: any).
+        """
+        r, (base, scale, trained) = self.rope, _numbers(self.rope)
+
+        def beyond(n: int) -> bool:
+            return n_tokens is None or n_tokens > n
+
+        words = [f"base {base}"]
+        if r.scaling in ("linear", "yarn") and scale != 1:
+            words.append(f"scale {scale}")
+            if _ext_factor(r):
+                low, high = r.yarn_beta_slow or 1.0, r.yarn_beta_fast or 32.0
+                words.append(f"yarn {_ext_factor(r)} of {trained} ({low} to {high} turns)")
+        if r.scaling == "dynamic" and beyond(trained):
+            words.append(f"dynamic {scale} of {trained}")
+        if self._gain != 1:
+            words.append(f"scores times {self._gain}")
+        if r.group_n > 1 and beyond(r.group_window):
+            words.append(f"Self-Extend {r.group_n} beyond {r.group_window}")
+        return ", ".join(words)
+
     def stage(self, n_tokens: int) -> int:
         """The length that dynamic scaling is for in a context of `n_tokens`; 0: as it was trained.
 

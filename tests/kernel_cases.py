@@ -169,23 +169,25 @@ class CacheCase:
                 k = self.turned(self.keys[s], self.positions[s]).astype(np.float32).astype(k_type)
             keys.append(k)
             values.append(self.values[s].astype(v_type).astype(np.float64))
-        return self.attention(keys, values, k_type)
+        return self.attention(keys, values, [k.astype(k_type) for k in self.keys])
 
     def expected_of_stored(self, raw: bool) -> np.ndarray:
         """Of what the bytes in the cache mean, whatever they should have been."""
         k_of = cache_units.values(self.memory, "k", self.types[0], 1)
         v_of = cache_units.values(self.memory, "v", self.types[1], 1)
-        keys, values = [], []
+        keys, values, stored = [], [], []
         for (_, slots), positions in zip(self.tables, self.positions, strict=True):
             k = k_of[slots // 32, :, slots % 32]
+            stored.append(k)
             keys.append(self.turned(k, positions) if raw else k)
             values.append(v_of[slots // 32, :, slots % 32])
-        return self.attention(keys, values)
+        return self.attention(keys, values, stored)
 
     def attention(
-        self, keys: list[np.ndarray], values: list[np.ndarray], k_type=np.float32
+        self, keys: list[np.ndarray], values: list[np.ndarray], unturned: list[np.ndarray]
     ) -> np.ndarray:
-        """Over rotated keys and values of each sequence, float64."""
+        """Over rotated keys and values of each sequence, float64; group attention turns keys that
+        are not rotated its own way."""
         out, at, group = [], 0, self.n_heads // self.n_kv_heads
         for s, n_new in enumerate(self.n_new):
             k, v = keys[s], values[s]
@@ -194,7 +196,7 @@ class CacheCase:
                 kh, vh = np.repeat(k[:n], group, 1), np.repeat(v[:n], group, 1)
                 scores = np.einsum("hd,nhd->hn", self.q[at].astype(np.float64), kh)
                 if self.grouped:
-                    scores = self._with_far(scores, self.keys[s][:n].astype(k_type), at)
+                    scores = self._with_far(scores, unturned[s][:n], at)
                 e = np.exp(scores - scores.max(1, keepdims=True))
                 out.append(np.einsum("hn,nhd->hd", e / e.sum(1, keepdims=True), vh))
                 at += 1

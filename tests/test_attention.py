@@ -93,6 +93,20 @@ def test_group_attention_of_f16_keys(isa, rng):
         assert relative_error(case.run(True), case.expected(np.float16, np.float16)) < 3 * BOUND
 
 
+@pytest.mark.parametrize("type", QUANTIZED)
+def test_group_attention_of_quantized_keys(isa, rng, type):
+    """The near part of a unit is read as it is, the far one as float; both in one segment too."""
+    for heads in ((2, 2, 128, 64), (10, 1, 32, 128)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=[(61, 1), (75, 40), (300, 1)], grouped=(4, 16), types=(type, type),
+        )  # fmt: skip
+        got = case.run(True)
+        bound = 2e-5 if type.startswith("q8") else 3 * BOUND  # see below
+        assert relative_error(got, case.expected_of_stored(True)) < bound
+        assert np.array_equal(case.run(True, 1), got)
+
+
 def test_group_attention_needs_positions_in_order(rng):
     case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=8, dv=8, contexts=[(90, 1)])
     case.grouped = (2, 8)

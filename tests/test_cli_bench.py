@@ -70,6 +70,23 @@ def check_refused(result: tuple[int, str, str], code: int, *expected: str) -> No
 SMALL = ("-p", "6", "-n", "3", "-r", "2", "-t", "1")
 
 
+def test_positions(run, model):
+    """Dynamic scaling, groups, and more positions than the model has, on depth and prompt."""
+    deep = (*SMALL, "-m", model, "--cache", "raw", "-d", "100", "-o", "json")
+    for flags, given in (
+        (("--rope-scaling", "dynamic"), "scaling=dynamic"),
+        (("-gan", "4", "-gaw", "32"), "grp_attn_n=4 grp_attn_w=32"),
+        (("--rope-freq-scale", "0.5"), "scale=2.0"),
+    ):
+        code, out, _ = run(*deep, *flags)
+        assert code == 0
+        assert {row["rope"] for row in json.loads(out)} == {given}
+    check_refused(run(*deep), 1, "needs 106 positions at depth 100")
+    both = (*SMALL, "-m", model, "--cache", "raw,roped")
+    check_refused(run(*both, "-gan", "4"), 2, "--cache: group attention turns keys again")
+    check_refused(run(*both, "--rope-scale", "0"), 2, "--rope-scale")
+
+
 # ---- lists and ranges --------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from engine.errors import ContextError
 from engine.scheduler import Scheduler
 from engine.segments import SLOTS, BlockPool, SegmentList
 from engine.sequence import Completion, Sequence
+from tests.cache_units import CHANNEL_TYPES, QUANTIZED
 from tests.model_files import write_llama
 from tests.reference import Reference, relative_error
 
@@ -36,6 +37,13 @@ def shifting(max_tokens: int = 200, **more) -> SamplingParams:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One layer: there a key depends on its own token alone, so a moved one has an exact answer."""
     return write_llama(tmp_path_factory.mktemp("model") / "m.gguf", n_layers=1, n_ctx=N_CTX)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of 32 dims, which quantized types need, and two layers."""
+    folder = tmp_path_factory.mktemp("model")
+    return write_llama(folder / "m.gguf", n_layers=2, n_ctx=N_CTX, head_dim=32)
 
 
 def load(path: Path, cache: str, **options) -> LLM:
@@ -73,6 +81,33 @@ def test_positions_are_counted_within_the_cache(path, cache, n_keep):
         if len(context) + 2 <= N_CTX:
             assert relative_error(context.logits([7, 8]), expected) < 1e-5
         assert context.nbytes <= (N_CTX // SLOTS + SPARE) * llm._cache.block_bytes
+
+
+@pytest.mark.parametrize("types", ["f16", *QUANTIZED])
+@pytest.mark.parametrize("cache", CACHES)
+def test_each_type_is_evicted_from_as_an_edit_does_it(wide, cache, types):
+    """`Context.delete`, which is held against float64 elsewhere, makes room: the same bits."""
+    prompt, n, n_keep = ids_of(60), 150, 5
+    with load(wide, cache, type_k=types, type_v=types) as llm, llm.context() as context:
+        if cache == "roped" and types in CHANNEL_TYPES:
+            with pytest.raises(ContextError, match="cannot change their positions: use the raw"):
+                llm.generate(prompt, shifting(n, n_keep=n_keep))
+            assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+            return
+        last = prompt[-1]
+        context.append(prompt[:-1])
+        with context.fork() as lent:
+            params = shifting(n, n_keep=n_keep)
+            written = llm.generate([last], params, context=lent).token_ids
+        for expected in written:
+            if len(context) == N_CTX:
+                context.delete(n_keep, n_keep + SLOTS)
+            logits = context.logits([last])[-1]
+            context.append([last])
+            logits[EOS] = -np.inf
+            assert int(logits.argmax()) == expected
+            last = expected
+        assert len(written) == n
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -23,7 +23,9 @@ from engine import (
     memory,
 )
 from engine.cli.main import main
+from engine.config import RopeConfig
 from engine.context import Context
+from tests.cache_units import QUANTIZED
 from tests.model_files import write_llama
 from tests.reference import Reference, relative_error
 
@@ -50,6 +52,19 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         name: write_llama(folder / f"{name}.gguf", n_layers=1, n_ctx=512, **shape)
         for name, shape in SHAPES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def quantized_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Heads that quantized types can hold; 16 of 128 are whole pages with each type."""
+    folder = tmp_path_factory.mktemp("model")
+    return {
+        name: write_llama(folder / f"{name}.gguf", n_layers=1, n_ctx=512, **shape)
+        for name, shape in {
+            "mapped": {"dim": 64, "n_heads": 16, "n_kv_heads": 16, "head_dim": 128},
+            "copied": {"dim": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 32},
+        }.items()
     }
 
 
@@ -120,6 +135,52 @@ def test_a_chunk_scores_as_the_reference_s_keys_at_its_place(paths, shelf, shape
             check(context, once[:20] + once[60:])
             check(other, [BOS, *A, *A[:10], *C, *A[10:], 5, 6])
         assert n_held(llm) == 0
+
+
+@pytest.mark.parametrize("shape", ["mapped", "copied"])
+@pytest.mark.parametrize("types", QUANTIZED)
+def test_quantized_chunks_are_what_was_computed_wherever_they_stand(
+    quantized_paths, shelf, types, shape
+):
+    """From the file and from the memory that it was written from: the same bits, at odd positions,
+    twice in one context, and with their first tokens computed anew."""
+    path = quantized_paths[shape]
+    with load(path, type_k=types, type_v=types) as llm, llm.context() as context:
+        a, b = (shelf.add(llm, name, ids) for name, ids in {"a": A, "b": B}.items())
+        assert context.append(ids_of(7, 5)) == 7
+        assert context.append(b) == 0
+        assert context.append(a, recompute=11) == 11
+        assert context.append(a) == 0
+        assert context.insert(3, b) == 0
+        once = ids_of(7, 5)[:3] + B + ids_of(7, 5)[3:] + B + A + A
+        assert context.tokens == once
+        got = context.logits([9, 10, 11])
+        n_blocks = context.nbytes // llm._cache.block_bytes
+        assert n_blocks == 1 + 2 + 1 + 2, "7 tokens, B, 11 of A anew, A: each once"
+        wanted = Reference(path).logits([*once, 9, 10, 11])[-3:]
+        assert relative_error(got, wanted) < (0.3 if types.startswith("q4") else 3e-2)
+    with load(path, type_k=types, type_v=types) as llm, llm.context() as context:
+        parts = []
+        for ids in (A, B):
+            part = llm.context()
+            part.append([BOS])
+            part.append(ids)
+            # The last block is filled, since types by channel quantize whole ones.
+            part.append([ids[-1]] * (-len(part) % 32))
+            part.truncate(1 + len(ids))
+            part.delete(0, 1)
+            parts.append(part)
+        a, b = parts
+        context.append(ids_of(7, 5))
+        context.append(b)
+        context.append(A[:11])
+        with a.fork() as rest:
+            rest.delete(0, 11)
+            context.append(rest)
+        context.append(a)
+        context.insert(3, b)
+        assert context.tokens == once
+        assert np.array_equal(context.logits([9, 10, 11]), got)
 
 
 def test_blocks_of_whole_pages_are_mapped_and_others_copied(paths, shelf, monkeypatch):
@@ -344,6 +405,48 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(deep, paths, s
     assert [e.name for e in shelf.entries()] == ["a"]
 
 
+def test_rope_settings_are_part_of_a_chunk(deep, shelf):
+    """Raw keys have no angle, but what their tokens saw in the first layer had. Chunks that were
+    computed with the same angles are the same, whatever the settings are called."""
+    stretched = RopeConfig("yarn", scale=2.0)
+    words = "another RoPE: 'base 10000.0', expected 'base 10000.0, scale 2.0, yarn 1.0 of 512"
+    with load(deep) as llm, llm.context() as context:
+        chunk = shelf.add(llm, "a", A)
+        for rope, match in (
+            (stretched, words),
+            (RopeConfig(freq_base=5e4), "expected 'base 50000.0'"),
+            (RopeConfig("linear", scale=2.0), "expected 'base 10000.0, scale 2.0'"),
+            (RopeConfig(yarn_attn_factor=1.5), "expected 'base 10000.0, scores times 2.25'"),
+            (RopeConfig("dynamic", scale=2.0, yarn_orig_ctx=50), "dynamic 2.0 of 50"),
+            (RopeConfig(grp_attn_n=5, grp_attn_w=50), "Self-Extend 5 beyond 50"),
+        ):
+            llm.set_rope(rope)
+            with pytest.raises(ContextError, match=match) as error:
+                context.append(shelf["a"])
+            assert str(chunk.path) in str(error.value)
+            assert (context.tokens, n_held(llm)) == ([], 0)
+        for rope in (
+            RopeConfig("none", scale=3.0),
+            RopeConfig("dynamic", scale=2.0, yarn_orig_ctx=51),  # not beyond it with BOS
+            RopeConfig(grp_attn_n=3, grp_attn_w=51),
+        ):
+            llm.set_rope(rope)
+            assert shelf.add(llm, "b", A).path == chunk.path
+            context.append(shelf["a"])
+            context.truncate(0)
+        # The way to read them with other angles: place them, then change RoPE.
+        llm.set_rope(RopeConfig())
+        context.append(chunk)
+        llm.set_rope(stretched)
+        assert np.isfinite(context.logits([4])).all()
+        assert shelf.add(llm, "a", A).path != chunk.path
+    with load(deep, rope=stretched) as llm, llm.context() as context:
+        context.append(shelf["a"])
+        with pytest.raises(ContextError, match=r"expected .*, scale 2.0, yarn 1.0 of"):
+            context.append(shelf["b"])
+        assert context.tokens == [BOS, *A]
+
+
 def test_damaged_files_are_refused(deep, shelf, tmp_path):
     with load(deep) as llm, llm.context() as context:
         path = shelf.add(llm, "a", A).path
@@ -368,7 +471,7 @@ def test_damaged_files_are_refused(deep, shelf, tmp_path):
         ]:
             refused(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :], "checksum")
         refused(whole.replace(b"lariat-chunk", b"lariat-other"), "no lariat-chunk")
-        refused(whole.replace(b'"version": "1"', b'"version": "0"'), "another format version")
+        refused(whole.replace(b'"version": "2"', b'"version": "1"'), "another format version: '1'")
         header = b'{"\\u001b[2J":{"dtype":"U8","shape":[1],"data_offsets":[0,9]}}'
         refused(len(header).to_bytes(8, "little") + header, r"or no chunk: '[ -~]+'$")
         path.unlink()
@@ -377,7 +480,7 @@ def test_damaged_files_are_refused(deep, shelf, tmp_path):
         for forged in (-1, llm.n_vocab):  # the checksum is right
             arrays = {n: getattr(chunk, n) for n in ("keys", "values", "segments")}
             tokens = {"tokens": np.int32([*chunk.tokens[1:], forged]), "sink": np.int32(chunk.sink)}
-            chunk_file.save(tmp_path / "forged", llm.cache_kind, arrays | tokens)
+            chunk_file.save(tmp_path / "forged", llm.cache_kind(99), arrays | tokens)
             refused((tmp_path / "forged").read_bytes(), "damaged: token id .* out of range")
         refused(whole + b"x")
         # It is computed again when it is added again.

@@ -227,6 +227,7 @@ def test_bad_files_and_flags_are_refused_and_nothing_is_lost(run, tmp_path):
     for flags, code, sentence in (
         (("--cache", "roped"), 1, "another cache strategy: 'raw', expected 'roped'"),
         (("--cache", "raw", "-ctk", "f32"), 1, "another type of keys"),
+        (("--cache", "raw", "--rope-freq-base", "500"), 1, "another RoPE: 'base 10000.0'"),
         (("--cache-reuse", "9"), 2, "--cache-reuse: needs --cache raw"),
         (("--cache", "raw", "--cache-reuse", "-1"), 2, "-1 is negative"),
         (("--prompt-cache-all", "--prompt-cache-ro"), 2, "not allowed with"),

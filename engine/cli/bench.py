@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import bench_output, console, model_file
+from engine.cli import bench_output, console, engine_flags, model_file
 from engine.cli.usage import UsageError
-from engine.config import CACHE_STRATEGIES, CACHE_TYPES
+from engine.config import CACHE_STRATEGIES, CACHE_TYPES, EngineConfig
 from engine.demo import DEMO_MODEL
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def register(commands: Any) -> None:
     )
     what.add_argument(
         "--scaling",
+        dest="by_threads",
         action="store_true",
         help="speed-up and efficiency by threads, with both caches unless --cache says otherwise",
     )
@@ -99,6 +100,7 @@ def register(commands: Any) -> None:
     for names, metavar, text in engine_lists:
         engine.add_argument(*names, metavar=metavar, action="append", help=text)
     engine.add_argument("--pin", action="store_true", help="keep each thread on one processor")
+    engine_flags.add_rope(parser)
 
     how = parser.add_argument_group("how often, and where to")
     how.add_argument(
@@ -241,7 +243,7 @@ def _printer(
 ) -> bench_output.Printer:
     if name == "md" and args.table:
         return bench_output.RopeOnRead(setting, write)
-    if name == "md" and args.scaling:
+    if name == "md" and args.by_threads:
         return bench_output.Scaling(setting, write)
     return bench_output.FORMATS[name](setting, write)
 
@@ -261,7 +263,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
     from engine import threads
     from engine.cases import combinations
 
-    if args.table and args.scaling:
+    if args.table and args.by_threads:
         raise UsageError("argument --table: not allowed with argument --scaling")
     if args.table:
         _refuse(
@@ -272,14 +274,16 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             ("-pg", args.pg),
             ("--sequences", args.sequences),
         )
-    if args.scaling:
+    if args.by_threads:
         _refuse(
             args,
             "--scaling: prompts are read with the threads of -t",
             ("-tb", args.threads_batch),
         )
-    both = bool(args.table or args.scaling)
-    n_threads = list(range(1, threads.available() + 1)) if args.scaling else [threads.available()]
+    both = bool(args.table or args.by_threads)
+    n_threads = (
+        list(range(1, threads.available() + 1)) if args.by_threads else [threads.available()]
+    )
     n_gen = list(_TABLE_LENGTHS) if args.table else [128]
     prompts = _numbers("-p/--n-prompt", args.n_prompt, [512])
     writes = _numbers("-n/--n-gen", args.n_gen, n_gen)
@@ -302,7 +306,13 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         lists["n_threads_batch"] = _numbers(
             "-tb/--threads-batch", args.threads_batch, [], 1, threads.MAX_THREADS
         )
-    return combinations(shapes, **lists)
+    rope = engine_flags.rope(args)
+    for cache in lists["cache"]:
+        try:
+            EngineConfig(cache=str(cache), rope=rope)
+        except ValueError as error:
+            raise UsageError(f"argument --cache: {error}") from None
+    return combinations(shapes, rope, **lists)
 
 
 def _refuse(args: argparse.Namespace, why: str, *flags: tuple[str, object]) -> None:

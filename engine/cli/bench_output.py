@@ -19,6 +19,7 @@ from engine.cli import console
 
 if TYPE_CHECKING:
     from engine.cases import Case, Result
+    from engine.config import RopeConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ def _cpu_info() -> str:
     from engine.machine import cpu_info
 
     return cpu_info()
+
+
+def _given(rope: RopeConfig) -> str:
+    """What was said of positions, "" where all is as the file says."""
+    return " ".join(f"{name}={value}" for name, value in vars(rope).items() if value is not None)
 
 
 # name: its type in SQL, and its value. The order is llama-bench's, ours come last.
@@ -93,6 +99,7 @@ FIELDS: dict[str, tuple[str, Callable[[Result], Any]]] = {
     "n_threads_batch": ("INTEGER", lambda r: r.case.n_threads_batch),
     "n_sequences": ("INTEGER", lambda r: r.case.n_sequences),
     "cache": ("TEXT", lambda r: r.case.cache),
+    "rope": ("TEXT", lambda r: _given(r.case.rope)),
     "isa": ("TEXT", lambda r: r.isa),
     "peak_memory": ("INTEGER", lambda r: r.peak_memory),
     "bytes_per_token": ("REAL", lambda r: r.bytes_per_token),

@@ -70,24 +70,34 @@ def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     group.add_argument(
         "--check-tensors", action="store_true", help="first look for NaN and Inf in all weights"
     )
+    add_rope(parser)
+
+
+def add_rope(parser: argparse.ArgumentParser) -> None:
+    """Add those of positions alone."""
     group = parser.add_argument_group("positions (where nothing is given: as the file says)")
     add_flags(group, _ROPE, RopeConfig)
     group.add_argument(_FREQ_SCALE, type=float, metavar="X", help="1 / X is --rope-scale")
 
 
-def config(args: argparse.Namespace) -> EngineConfig:
-    """What they say. UsageError names the flag at fault."""
-    from engine import threads
-
+def rope(args: argparse.Namespace) -> RopeConfig:
+    """What the flags of positions say. UsageError names the flag at fault."""
     if args.rope_freq_scale is not None:
         if args.scale is not None:
             raise UsageError(f"--rope-scale and {_FREQ_SCALE} say the same: give one of them")
         if not args.rope_freq_scale > 0:
             raise UsageError(f"argument {_FREQ_SCALE}: {args.rope_freq_scale}, expected above 0")
         args.scale = 1 / args.rope_freq_scale
+    return checked(RopeConfig, _ROPE, args)
+
+
+def config(args: argparse.Namespace) -> EngineConfig:
+    """What they say. UsageError names the flag at fault."""
+    from engine import threads
+
     values = checked(
         EngineConfig, _FLAGS, args, n_threads=args.n_threads, n_threads_batch=args.n_threads_batch,
-        rope=checked(RopeConfig, _ROPE, args), check_tensors=args.check_tensors,
+        rope=rope(args), check_tensors=args.check_tensors,
     )  # fmt: skip
     for names, dest, _ in _THREADS:
         try:

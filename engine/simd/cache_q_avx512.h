@@ -77,12 +77,34 @@ ALWAYS_INLINE void dequantize_avx512(const void *unit, int first, int n, int64_t
         }
 }
 
+/* Lanes of four vectors added up in part: in each quarter of the result, lane r is of p[r]. */
+ALWAYS_INLINE __m512 sum_4_avx512(const __m512 p_f32x16[4]) {
+    const __m512 *p = p_f32x16;
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(p[0], p[1]), _mm512_unpackhi_ps(p[0], p[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(p[2], p[3]), _mm512_unpackhi_ps(p[2], p[3]));
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+
+/* The rest of it, for 16 vectors: lane i of the result is the sum of the lanes of vector i. */
+ALWAYS_INLINE __m512 sum_quarters_avx512(const __m512 fours_f32x16[4]) {
+    const __m512 *f = fours_f32x16;
+    const __m512 left = _mm512_add_ps(_mm512_shuffle_f32x4(f[0], f[1], 0x88),
+                                      _mm512_shuffle_f32x4(f[0], f[1], 0xdd));
+    const __m512 right = _mm512_add_ps(_mm512_shuffle_f32x4(f[2], f[3], 0x88),
+                                       _mm512_shuffle_f32x4(f[2], f[3], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(left, right, 0x88),
+                         _mm512_shuffle_f32x4(left, right, 0xdd));
+}
+
 /* A query (or, of raw keys, its pairs) against n_g groups of 32 channels from g0 on, and as many
- * half a head further on. Adds to `partial`. */
+ * half a head further on. Adds to `fours`, a vector for four keys (see sum_4_avx512): storing one
+ * for each key costs as much as two of its multiplications. */
 ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int first, int n,
                                       int64_t head_dim, const float *step, int64_t g0,
                                       const int n_g, const float *slot_scales,
-                                      __m512 partial[SLOTS], const int type) {
+                                      __m512 fours[SLOTS / 4], const int type, const int raw) {
     const int64_t half = head_dim / 2;
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
@@ -93,7 +115,7 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
         x[v] = _mm512_loadu_ps(q + i);
         y[v] = _mm512_loadu_ps(q + half + i);
         bend[v] = dx[v] = dy[v] = zx[v] = zy[v] = _mm512_setzero_ps();
-        if (step) {
+        if (raw) {
             bend[v] = _mm512_loadu_ps(step + i);
             const __m512 sine = _mm512_loadu_ps(step + half + i);
             const __m512 half_bend = _mm512_mul_ps(bend[v], _mm512_set1_ps(0.5f));
@@ -117,62 +139,72 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
             zy[v] = load_f16_avx512(scales + head_dim + half + i);
         }
     }
-    for (int j = 0; j < n; j++) {
-        __m512 sum_x = partial[j], sum_y = _mm512_setzero_ps();
-        prefetch_next(group_of(unit, first + j, g0, head_dim, type), unit_bytes);
-        prefetch_next(group_of(unit, first + j, g0 + half / 32, head_dim, type), unit_bytes);
-        _Pragma("GCC unroll 2") for (int g = 0; g < n_g; g++) {
-            __m512 a[2], b[2];
-            load_group_avx512(group_of(unit, first + j, g0 + g, head_dim, type), a, type);
-            load_group_avx512(group_of(unit, first + j, g0 + g + half / 32, head_dim, type), b,
-                              type);
-            if (type == C_Q4_CH)
-                for (int v = 0; v < 2; v++) {
-                    a[v] = _mm512_add_ps(a[v], zx[2 * g + v]);
-                    b[v] = _mm512_add_ps(b[v], zy[2 * g + v]);
+    const int64_t row_bytes = cache_row_bytes(type, head_dim);
+    const int64_t apart = group_of(unit, 0, half / 32, head_dim, type) - (const uint8_t *)unit;
+    const uint8_t *row = group_of(unit, first, g0, head_dim, type);
+    const float *scale = slot_scales + g0 * SLOTS;
+    for (int j = 0; j < n; j += 4) {
+        __m512 p[4];
+        _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++) {
+            __m512 sum_x = _mm512_setzero_ps(), sum_y = _mm512_setzero_ps();
+            prefetch_next(row, unit_bytes);
+            prefetch_next(row + apart, unit_bytes);
+            _Pragma("GCC unroll 2") for (int g = 0; g < n_g; g++) {
+                const int64_t group_bytes = type == C_Q8_0 || type == C_Q8_CH ? 32 : 16;
+                __m512 a[2], b[2];
+                load_group_avx512(row + g * group_bytes, a, type);
+                load_group_avx512(row + apart + g * group_bytes, b, type);
+                if (type == C_Q4_CH)
+                    for (int v = 0; v < 2; v++) {
+                        a[v] = _mm512_add_ps(a[v], zx[2 * g + v]);
+                        b[v] = _mm512_add_ps(b[v], zy[2 * g + v]);
+                    }
+                if (by_channel) {
+                    sum_x = _mm512_fmadd_ps(a[0], x[2 * g], sum_x);
+                    sum_y = _mm512_fmadd_ps(b[0], y[2 * g], sum_y);
+                    sum_x = _mm512_fmadd_ps(a[1], x[2 * g + 1], sum_x);
+                    sum_y = _mm512_fmadd_ps(b[1], y[2 * g + 1], sum_y);
+                } else {
+                    const __m512 of_x =
+                        _mm512_fmadd_ps(a[1], x[2 * g + 1], _mm512_mul_ps(a[0], x[2 * g]));
+                    const __m512 of_y =
+                        _mm512_fmadd_ps(b[1], y[2 * g + 1], _mm512_mul_ps(b[0], y[2 * g]));
+                    sum_x = _mm512_fmadd_ps(of_x, _mm512_set1_ps(scale[g * SLOTS]), sum_x);
+                    sum_y =
+                        _mm512_fmadd_ps(of_y, _mm512_set1_ps(scale[g * SLOTS + half]), sum_y);
                 }
-            if (by_channel) {
-                sum_x = _mm512_fmadd_ps(a[0], x[2 * g], sum_x);
-                sum_y = _mm512_fmadd_ps(b[0], y[2 * g], sum_y);
-                sum_x = _mm512_fmadd_ps(a[1], x[2 * g + 1], sum_x);
-                sum_y = _mm512_fmadd_ps(b[1], y[2 * g + 1], sum_y);
-            } else {
-                const float *scale = slot_scales + (g0 + g) * SLOTS + j;
-                const __m512 of_x =
-                    _mm512_fmadd_ps(a[1], x[2 * g + 1], _mm512_mul_ps(a[0], x[2 * g]));
-                const __m512 of_y =
-                    _mm512_fmadd_ps(b[1], y[2 * g + 1], _mm512_mul_ps(b[0], y[2 * g]));
-                sum_x = _mm512_fmadd_ps(of_x, _mm512_set1_ps(scale[0]), sum_x);
-                sum_y = _mm512_fmadd_ps(of_y, _mm512_set1_ps(scale[half]), sum_y);
             }
+            if (raw)
+                FOR_EACH_VECTOR(v) {
+                    dx[v] = _mm512_fnmadd_ps(bend[v], x[v], dx[v]);
+                    dy[v] = _mm512_fnmadd_ps(bend[v], y[v], dy[v]);
+                    x[v] = _mm512_add_ps(x[v], dx[v]);
+                    y[v] = _mm512_add_ps(y[v], dy[v]);
+                }
+            p[r] = _mm512_add_ps(sum_x, sum_y);
+            scale++;
+            /* What stands behind the last key is read, if it is in the unit, and not used. */
+            if (first + j + r + 1 < SLOTS) row += row_bytes;
         }
-        if (step)
-            FOR_EACH_VECTOR(v) {
-                dx[v] = _mm512_fnmadd_ps(bend[v], x[v], dx[v]);
-                dy[v] = _mm512_fnmadd_ps(bend[v], y[v], dy[v]);
-                x[v] = _mm512_add_ps(x[v], dx[v]);
-                y[v] = _mm512_add_ps(y[v], dy[v]);
-            }
-        partial[j] = _mm512_add_ps(sum_x, sum_y);
+        fours[j / 4] = _mm512_add_ps(fours[j / 4], sum_4_avx512(p));
     }
 }
 
-/* `step` is that of the RoPE table, NULL for keys that are rotated already. */
+/* `step` is that of the RoPE table; not used for keys that are rotated already. */
 ALWAYS_INLINE void unit_scores_avx512(const float *q, const void *unit, int first, int n,
                                       int64_t head_dim, const float *step, float *s,
-                                      const int type) {
+                                      const int type, const int raw) {
     float slot_scales[SLOTS * MAX_HEAD_DIM / 32];
-    __m512 partial[SLOTS];
+    __m512 fours[SLOTS / 4];
     if (type < C_Q8_CH) slot_scales_avx512(unit, first, n, head_dim, NULL, slot_scales, type);
-    for (int j = 0; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
+    for (int j = 0; j < SLOTS / 4; j++) fours[j] = _mm512_setzero_ps();
     int64_t g = 0;
-    if (type != C_Q4_CH) /* whose z would not fit in the registers */
-        for (; g + 2 <= head_dim / 64; g += 2)
-            unit_groups_avx512(q, unit, first, n, head_dim, step, g, 2, slot_scales, partial, type);
+    for (; g + 2 <= head_dim / 64; g += 2)
+        unit_groups_avx512(q, unit, first, n, head_dim, step, g, 2, slot_scales, fours, type, raw);
     for (; g < head_dim / 64; g++)
-        unit_groups_avx512(q, unit, first, n, head_dim, step, g, 1, slot_scales, partial, type);
-    _mm512_storeu_ps(s, sum_16_avx512(partial));
-    if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
+        unit_groups_avx512(q, unit, first, n, head_dim, step, g, 1, slot_scales, fours, type, raw);
+    _mm512_storeu_ps(s, sum_quarters_avx512(fours));
+    if (n > 16) _mm512_storeu_ps(s + 16, sum_quarters_avx512(fours + 4));
 }
 
 /* n_g groups of 32 channels from g0 on */
@@ -211,45 +243,69 @@ ALWAYS_INLINE void unit_weigh_groups_avx512(const float *s, const void *unit, in
     }
 }
 
+/* Weights of 16 bits in two vectors of bytes, for 64 channels of which the second half has other
+ * ones: bytes 0..31 of each are the slots' of the first half. w[h] is of slots 0..15 and 16..31 of
+ * the first half, then of the second. Returns what 1 of the sums is, 0 if there is no weight
+ * and NaN if one is NaN. */
+ALWAYS_INLINE float split_weights_avx512(const __m512 w_f32x16[4], __m512i *high, __m512i *low) {
+    static const uint8_t PICK[64] = {
+        0,  4,  8,  12, 16, 20, 24, 28, 32, 36, 40, 44,  48,  52,  56,  60,
+        2,  6,  10, 14, 18, 22, 26, 30, 34, 38, 42, 46,  50,  54,  58,  62,
+        64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104, 108, 112, 116, 120, 124,
+        66, 70, 74, 78, 82, 86, 90, 94, 98, 102, 106, 110, 114, 118, 122, 126,
+    };
+    const __m512 *w = w_f32x16;
+    __m512i most_i32x16 = _mm512_setzero_si512(); /* see magnitude_bits */
+    for (int h = 0; h < 4; h++)
+        most_i32x16 = _mm512_max_epi32(most_i32x16, _mm512_castps_si512(_mm512_abs_ps(w[h])));
+    const float most = float_of_bits(_mm512_reduce_max_epi32(most_i32x16));
+    if (most == 0) return 0;
+    const __m512 by = _mm512_set1_ps(65535.0f / most);
+    __m512i u[4]; /* 32 bits each, of which 16 are used */
+    for (int h = 0; h < 4; h++) u[h] = _mm512_cvtps_epi32(_mm512_mul_ps(w[h], by));
+    const __m512i first = _mm512_or_si512(u[0], _mm512_slli_epi32(u[1], 16));
+    const __m512i second = _mm512_or_si512(u[2], _mm512_slli_epi32(u[3], 16));
+    const __m512i pick = _mm512_loadu_si512(PICK);
+    *low = _mm512_permutex2var_epi8(first, pick, second);
+    *high = _mm512_permutex2var_epi8(first, _mm512_or_si512(pick, _mm512_set1_epi8(1)), second);
+    return most / 65535.0f;
+}
+
 /* Bytes as whole numbers: weights, of which 32 channels of q8_0 have their own, become numbers of
  * 16 bits in two bytes, and a 32-bit sum takes four positions of a channel at once. That is a third
  * of the operations of float sums. A weight loses what is below 2^-17 of the largest. head_dim
  * divides by 64. */
 ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int first, int n,
                                            int64_t head_dim, float *acc, const int type) {
-    const int64_t n_groups = type == C_Q8_0 ? head_dim / 32 : 1;
     const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
     const f16_t *scales = scales_of(unit, head_dim, type);
-    float weights[SLOTS * MAX_HEAD_DIM / 32];
-    uint8_t high[SLOTS * MAX_HEAD_DIM / 32], low[SLOTS * MAX_HEAD_DIM / 32];
-    if (type == C_Q8_0) {
-        slot_scales_avx512(unit, first, n, head_dim, s, weights, type);
-    } else {
-        for (int j = 0; j < SLOTS; j += 16) {
-            const __mmask16 lanes = j < n ? first_lanes_avx512(n - j) : 0;
-            _mm512_storeu_ps(weights + j, _mm512_maskz_loadu_ps(lanes, s + j));
-        }
+    const __mmask16 lanes[2] = {first_lanes_avx512(n), n > 16 ? first_lanes_avx512(n - 16) : 0};
+    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
+    __m512 seen[2], w[4];
+    __m512i high, low;
+    float back = 0;
+    for (int h = 0; h < 2; h++) seen[h] = _mm512_maskz_loadu_ps(lanes[h], s + 16 * h);
+    if (type == C_Q8_CH) {
+        for (int h = 0; h < 4; h++) w[h] = seen[h % 2];
+        back = split_weights_avx512(w, &high, &low);
+        if (back == 0) return;
     }
-    __m512i most_i32x16 = _mm512_setzero_si512(); /* see magnitude_bits */
-    for (int64_t i = 0; i < n_groups * SLOTS; i += 16)
-        most_i32x16 = _mm512_max_epi32(
-            most_i32x16, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(weights + i))));
-    const float most = float_of_bits(_mm512_reduce_max_epi32(most_i32x16));
-    if (most == 0) return;
-    const __m512 inverse = _mm512_set1_ps(65535.0f / most);
-    for (int64_t i = 0; i < n_groups * SLOTS; i += 16) {
-        const __m512i w_u32x16 = _mm512_min_epu32(
-            _mm512_cvtps_epu32(_mm512_mul_ps(_mm512_loadu_ps(weights + i), inverse)),
-            _mm512_set1_epi32(65535));
-        _mm_storeu_si128((__m128i *)(high + i),
-                         _mm512_cvtepi32_epi8(_mm512_srli_epi32(w_u32x16, 8)));
-        _mm_storeu_si128((__m128i *)(low + i), _mm512_cvtepi32_epi8(w_u32x16));
-    }
-    const __m512 back = _mm512_set1_ps(most / 65535.0f);
     for (int64_t i = 0; i < head_dim; i += 64) {
+        if (type == C_Q8_0) {
+            for (int h = 0; h < 4; h++) {
+                const f16_t *of = scales + (i / 32 + h / 2) * SLOTS;
+                if (h % 2 == 0) prefetch_next(of, unit_bytes);
+                const __m512 scale =
+                    load_lanes_avx512(of, first + h % 2 * 16, lanes[h % 2], 0);
+                w[h] = _mm512_mul_ps(scale, seen[h % 2]);
+            }
+            back = split_weights_avx512(w, &high, &low);
+            if (back == 0) continue;
+        }
         /* sum[x], 128 bits each: channels 4x.. of 16 l.., l = 0..3 */
         __m512i sum_high[4], sum_low[4];
         for (int x = 0; x < 4; x++) sum_high[x] = sum_low[x] = _mm512_setzero_si512();
+        __m512i which = halves;
         for (int j = 0; j < n; j += 4) {
             __m512i row[4], pair[4], four[4];
             for (int r = 0; r < 4; r++) { /* rows behind the last one have no weight */
@@ -266,15 +322,9 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
                 four[2 * x] = _mm512_unpacklo_epi16(pair[x], pair[2 + x]);
                 four[2 * x + 1] = _mm512_unpackhi_epi16(pair[x], pair[2 + x]);
             }
-            const int64_t g0 = type == C_Q8_0 ? i / 32 * SLOTS + j : j;
-            const int64_t g1 = type == C_Q8_0 ? g0 + SLOTS : j;
-            int32_t h0, h1, l0, l1;
-            memcpy(&h0, high + g0, 4);
-            memcpy(&h1, high + g1, 4);
-            memcpy(&l0, low + g0, 4);
-            memcpy(&l1, low + g1, 4);
-            const __m512i w_high = _mm512_mask_set1_epi32(_mm512_set1_epi32(h0), 0xff00, h1);
-            const __m512i w_low = _mm512_mask_set1_epi32(_mm512_set1_epi32(l0), 0xff00, l1);
+            const __m512i w_high = _mm512_permutexvar_epi32(which, high);
+            const __m512i w_low = _mm512_permutexvar_epi32(which, low);
+            which = _mm512_add_epi32(which, _mm512_set1_epi32(1));
             for (int x = 0; x < 4; x++) {
                 sum_high[x] = _mm512_dpbusd_epi32(sum_high[x], w_high, four[x]);
                 sum_low[x] = _mm512_dpbusd_epi32(sum_low[x], w_low, four[x]);
@@ -282,8 +332,8 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
         }
         __m512 sum[4], mixed[4];
         for (int x = 0; x < 4; x++)
-            sum[x] = _mm512_mul_ps(back, _mm512_cvtepi32_ps(_mm512_add_epi32(
-                                             _mm512_slli_epi32(sum_high[x], 8), sum_low[x])));
+            sum[x] = _mm512_cvtepi32_ps(
+                _mm512_add_epi32(_mm512_slli_epi32(sum_high[x], 8), sum_low[x]));
         for (int x = 0; x < 4; x += 2) {
             mixed[x] = _mm512_shuffle_f32x4(sum[x], sum[x + 1], 0x44);
             mixed[x + 1] = _mm512_shuffle_f32x4(sum[x], sum[x + 1], 0xee);
@@ -292,13 +342,12 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
             const __m512 of = l % 2 ? _mm512_shuffle_f32x4(mixed[l / 2], mixed[2 + l / 2], 0xdd)
                                     : _mm512_shuffle_f32x4(mixed[l / 2], mixed[2 + l / 2], 0x88);
             float *to = acc + i + 16 * l;
+            __m512 scale = _mm512_set1_ps(back);
             if (type == C_Q8_CH) {
                 prefetch_next(scales + i + 16 * l, unit_bytes);
-                _mm512_storeu_ps(to, _mm512_fmadd_ps(of, load_f16_avx512(scales + i + 16 * l),
-                                                     _mm512_loadu_ps(to)));
-            } else {
-                _mm512_storeu_ps(to, _mm512_add_ps(of, _mm512_loadu_ps(to)));
+                scale = _mm512_mul_ps(scale, load_f16_avx512(scales + i + 16 * l));
             }
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(of, scale, _mm512_loadu_ps(to)));
         }
     }
 }
@@ -321,12 +370,12 @@ ALWAYS_INLINE void unit_weigh_avx512(const float *s, const void *unit, int first
 
 static void unit_scores_roped_q8_0_avx512(const float *q, const void *unit, int first, int n,
                                           int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q8_0);
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q8_0, 0);
 }
 
 static void unit_scores_raw_q8_0_avx512(const float *q, const void *unit, int first, int n,
                                         int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q8_0);
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q8_0, 1);
 }
 
 static void unit_weigh_q8_0_avx512(const float *s, const void *unit, int first, int n,
@@ -345,12 +394,12 @@ static void quantize_q8_0_avx512(const float *x, int slot, int64_t head_dim, voi
 
 static void unit_scores_roped_q4_0_avx512(const float *q, const void *unit, int first, int n,
                                           int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q4_0);
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q4_0, 0);
 }
 
 static void unit_scores_raw_q4_0_avx512(const float *q, const void *unit, int first, int n,
                                         int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q4_0);
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q4_0, 1);
 }
 
 static void unit_weigh_q4_0_avx512(const float *s, const void *unit, int first, int n,
@@ -369,12 +418,12 @@ static void quantize_q4_0_avx512(const float *x, int slot, int64_t head_dim, voi
 
 static void unit_scores_roped_q8_ch_avx512(const float *q, const void *unit, int first, int n,
                                            int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q8_CH);
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q8_CH, 0);
 }
 
 static void unit_scores_raw_q8_ch_avx512(const float *q, const void *unit, int first, int n,
                                          int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q8_CH);
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q8_CH, 1);
 }
 
 static void unit_weigh_q8_ch_avx512(const float *s, const void *unit, int first, int n,
@@ -393,12 +442,12 @@ static void quantize_q8_ch_avx512(const float *x, int slot UNUSED, int64_t head_
 
 static void unit_scores_roped_q4_ch_avx512(const float *q, const void *unit, int first, int n,
                                            int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q4_CH);
+    unit_scores_avx512(q, unit, first, n, head_dim, NULL, s, C_Q4_CH, 0);
 }
 
 static void unit_scores_raw_q4_ch_avx512(const float *q, const void *unit, int first, int n,
                                          int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q4_CH);
+    unit_scores_avx512(q, unit, first, n, head_dim, rope->step, s, C_Q4_CH, 1);
 }
 
 static void unit_weigh_q4_ch_avx512(const float *s, const void *unit, int first, int n,
