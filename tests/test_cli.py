@@ -466,10 +466,8 @@ def test_interrupt_prints_the_statistics_so_far(endless: str) -> None:
     process = start("generate", "-m", endless, "-p", TEXT, "--ignore-eos")
     assert process.stdout is not None
     process.stdout.read(len(TEXT) + 20)  # it is writing
-    sent = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 1.0  # 0.1 s on an idle machine
     assert process.returncode == 130
     assert re.search(rb"generation +\d+ tokens in", err)
     assert b"finished    interrupted" in err

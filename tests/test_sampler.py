@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 
 import numpy as np
@@ -474,17 +473,3 @@ def test_logits_are_not_changed():
         logits.flags.writeable = False
         sample(logits, SamplingParams(**kwargs), [1, 2, 3], np.random.default_rng(0))
         assert np.array_equal(logits, before)
-
-
-@pytest.mark.parametrize(("kwargs", "milliseconds"), [({"temperature": 0}, 0.05), ({}, 0.3)])
-def test_time_of_a_token(kwargs, milliseconds):
-    """32,000 tokens; the best of many, for the machine may be busy with something else."""
-    rng = np.random.default_rng(0)
-    logits = 3 * rng.standard_normal(32000, np.float32)
-    params = SamplingParams(**kwargs)
-    best = math.inf
-    for _ in range(300):
-        start = time.perf_counter()
-        sample(logits, params, [], rng)
-        best = min(best, time.perf_counter() - start)
-    assert best * 1e3 <= milliseconds

@@ -36,7 +36,7 @@ def main() -> None:
             if not argument.startswith("-") and Path(argument).is_dir():
                 seeds.write_all(Path(argument), Path(folder))
                 break
-        run = targets.Targets(Path(folder))
+        run = targets.Targets(Path(folder), targets.MAX_SECONDS)
 
         def mutator(data: bytes, max_size: int, seed: int) -> bytes:
             return mutate.mutate(data, max_size, seed, atheris.Mutate)
