@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from engine import LLM, SamplingParams, threads
 from engine.memory import allocate
 from tests.model_files import write_llama
+from tests.together import run_together
 
 ROOT = Path(__file__).parent.parent
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -28,36 +28,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- threads (test_llm.py: several that generate at once) ----
 
 
-def read(stream: Iterable[str], n_chars: list[int], wrong: list[BaseException]) -> None:
-    try:
-        n_chars.extend(len(piece) for piece in stream)
-    except BaseException as error:
-        wrong.append(error)
-
-
 def test_threads_that_read_one_stream_get_all_of_it(path: Path) -> None:
     """Each piece goes to one of them."""
     with LLM(path, n_threads=1) as llm:
         expected = llm.generate([1, 5], GREEDY).text
         for _ in range(5):
             stream = llm.stream([1, 5], GREEDY)
-            wrong: list[BaseException] = []
             n_chars: list[int] = []
-            workers = [
-                threading.Thread(target=read, args=(stream, n_chars, wrong), daemon=True)
-                for _ in range(4)
-            ]
-            interval = sys.getswitchinterval()
-            sys.setswitchinterval(1e-6)
-            try:
-                for worker in workers:
-                    worker.start()
-                for worker in workers:
-                    worker.join(30)
-            finally:
-                sys.setswitchinterval(interval)
-            assert not any(worker.is_alive() for worker in workers)
-            assert not wrong
+            run_together(lambda _: n_chars.extend(len(piece) for piece in stream))  # noqa: B023
             assert sum(n_chars) == len(expected)
             assert stream.completion.text == expected
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import random
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from engine import LLM, Completion, ContextError, GGUFError, SamplingParams, sampler
 from engine.sequence import StopText
 from tests.model_files import write_llama
+from tests.together import run_together
 
 N_VOCAB = 288
 N_CTX = 256
@@ -573,26 +572,9 @@ def test_threads_that_generate_at_once(llm):
     """Each takes steps for all; one whose text another thread has finished does not go on."""
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     expected = [llm.generate([5 + i, 6], params).token_ids for i in range(4)]
-    wrong: list[object] = []
 
     def work(i: int) -> None:
-        try:
-            for _ in range(40):
-                got = llm.generate([5 + i, 6], params).token_ids
-                if got != expected[i]:
-                    wrong.append(got)
-        except BaseException as error:
-            wrong.append(error)
+        for _ in range(40):
+            assert llm.generate([5 + i, 6], params).token_ids == expected[i]
 
-    workers = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(30)
-    finally:
-        sys.setswitchinterval(interval)
-    assert not any(worker.is_alive() for worker in workers)
-    assert not wrong
+    run_together(work)
