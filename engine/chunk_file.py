@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from engine.context_file import AT_ONCE, VERSION, check_kind, checksum, written_beside
 from engine.errors import ContextError, quote
 from engine.memory import POPULATE_READ
-from engine.segments import SLOTS
+from engine.segments import within_blocks
 
 _FORMAT = "lariat-chunk"
 _TENSORS = ("keys", "values", "tokens", "sink", "segments")
@@ -148,9 +148,7 @@ def check_fits(chunk: StoredChunk, n_layers: int, bytes_k: int, bytes_v: int) ->
         chunk.keys.shape == (n_layers, chunk.n_blocks, bytes_k)
         and chunk.values.shape == (n_layers, chunk.n_blocks, bytes_v)
         and int(segments[:, 2].sum()) == len(chunk.sink) + len(chunk)
-        and (segments >= (0, 0, 1)).all()
-        and (segments[:, 1] + segments[:, 2] <= SLOTS).all()
-        and (segments[:, 0] < chunk.n_blocks).all()
+        and within_blocks(segments, chunk.n_blocks)
     )
     if not fits:
         raise ContextError(f"{chunk.path}: is damaged: its parts do not fit each other")

@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 from engine import files
 from engine.errors import ContextError, quote
 from engine.gguf import GGUFFile, StringArray
-from engine.segments import SLOTS
+from engine.segments import within_blocks
 
 VERSION = "2"  # 1 had no RoPE settings, and another checksum
 _FORMAT = "lariat-context"
@@ -140,9 +140,7 @@ def _check_shapes(path: str | os.PathLike[str], what: Saved) -> None:
         and segments.ndim == 2
         and segments.shape[1] == 3
         and int(segments[:, 2].sum()) == len(tokens)
-        and (segments >= (0, 0, 1)).all()
-        and (segments[:, 1] + segments[:, 2] <= SLOTS).all()
-        and (segments[:, 0] < len(segments)).all()
+        and within_blocks(segments, len(segments))
         and len(np.unique(segments[:, 0])) == int(segments[:, 0].max(initial=-1)) + 1
     )
     if not fits:

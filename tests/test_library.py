@@ -482,6 +482,12 @@ def test_damaged_files_are_refused(deep, shelf, tmp_path):
             tokens = {"tokens": np.int32([*chunk.tokens[1:], forged]), "sink": np.int32(chunk.sink)}
             chunk_file.save(tmp_path / "forged", llm.cache_kind(99), arrays | tokens)
             refused((tmp_path / "forged").read_bytes(), "damaged: token id .* out of range")
+        arrays = {n: getattr(chunk, n) for n in ("keys", "values")}
+        arrays |= {"tokens": np.int32(chunk.tokens), "sink": np.int32(chunk.sink)}
+        segments = chunk.segments.copy()
+        segments[-1, 1] = 2**31 - 1  # and its length: less than 0 in 32 bits
+        chunk_file.save(tmp_path / "forged", llm.cache_kind(99), arrays | {"segments": segments})
+        refused((tmp_path / "forged").read_bytes(), "damaged: its parts do not fit")
         refused(whole + b"x")
         # It is computed again when it is added again.
         assert shelf.add(llm, "a", A).path.read_bytes() == whole
