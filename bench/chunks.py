@@ -4,7 +4,8 @@
     python -m bench.chunks add -m .bench-models/7b.gguf --library DIR
     python -m bench.chunks time -m .bench-models/7b.gguf --library DIR
 
-`time` adds to the library what is not there yet, which then is in the page cache. Recall is of the
+`time` adds to the library what is not there yet; what is there is read, so that all of it is in the
+page cache, and then shows medians. Recall is of the
 demo model's held-out passages whose facts stand in documents: each document is a chunk, and the
 question stands behind them. Prints Markdown.
 """
@@ -12,9 +13,9 @@ question stands behind them. Prints Markdown.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -91,49 +92,71 @@ def _answer(
         return passage.is_right(text), float(nll.mean())
 
 
-def first_token(model: str, folder: str, n: int, n_question: int, add_only: bool) -> None:
-    """Time to the first token: `n` tokens from the library, or computed, and a question."""
-    with LLM(model, n_ctx=2 * n + 512, cache="raw", prefix_sharing=False) as llm:
-        rng = np.random.default_rng(0)
-        ids = rng.integers(300, min(llm.n_vocab, 10000), n + n_question).tolist()
-        document, question = ids[:n], ids[n:]
-        part = n // _N_PARTS
-        parts = {f"part {i}": document[i * part : (i + 1) * part] for i in range(_N_PARTS)}
-        for name, tokens in {"document": document, **parts}.items():
+def add(model: str, folder: str, n: int) -> None:
+    """Add what `first_token` needs: a document of `n` tokens, and its four parts."""
+    with _load(model, n) as llm:
+        for name, ids in _documents(llm, n).items():
             start = time.perf_counter()
-            ChunkLibrary(folder).add(llm, name, tokens)
+            ChunkLibrary(folder).add(llm, name, ids)
             print(f"{name}: added in {time.perf_counter() - start:.2f} s", flush=True)
-        if add_only:
-            return
 
-        def from_library(names: list[str], recompute: int) -> list[int]:
-            library = ChunkLibrary(folder)
-            with llm.context() as context:
-                for name in names:
-                    context.append(library[name], recompute=recompute)
-                return llm.generate(question, _FIRST, context=context).token_ids
 
-        def timed(run: Callable[[], list[int]]) -> tuple[float, list[int]]:
-            start = time.perf_counter()
-            token = run()
-            return time.perf_counter() - start, token
+def _load(model: str, n: int) -> LLM:
+    return LLM(model, n_ctx=2 * n + 512, cache="raw", prefix_sharing=False)
 
-        rows = [
-            ("library, one chunk, first use in this process", ["document"], 0),
-            ("library, one chunk, again", ["document"], 0),
-            (f"library, {_N_PARTS} chunks, none recomputed", list(parts), 0),
-            (f"library, {_N_PARTS} chunks, 16 tokens of each but the first", list(parts), 16),
-        ]
-        found = [(name, *timed(lambda c=c, k=k: from_library(c, k))) for name, c, k in rows]
-        whole = [*llm.tokenize(""), *document, *question]
-        cold, token = timed(lambda: llm.generate(whole, _FIRST).token_ids)
-        print(f"\n| {n} tokens and a question of {n_question} | first token after | cold / this |")
-        print("| --- | --- | --- |")
-        print(f"| cold: all computed | {cold:.3f} s | |")
-        for name, seconds, _ in found:
-            print(f"| {name} | {seconds:.3f} s | {cold / seconds:.1f} |")
-        print(f"\nthe same first token from one chunk as cold: {found[0][2] == token}")
+
+def _ids(llm: LLM, n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(300, min(llm.n_vocab, 10000), n).tolist()
+
+
+def _documents(llm: LLM, n: int) -> dict[str, list[int]]:
+    ids, part = _ids(llm, n), n // _N_PARTS
+    parts = {f"part {i}": ids[i * part : (i + 1) * part] for i in range(_N_PARTS)}
+    return {"document": ids, **parts}
+
+
+def first_token(model: str, folder: str, n: int, n_question: int, repetitions: int) -> None:
+    """Time to the first token: `n` tokens from the library, or computed, and a question.
+
+    Each repetition loads the model anew, so that a first use is one.
+    """
+    add(model, folder, n)
+    one, parts = ["document"], [f"part {i}" for i in range(_N_PARTS)]
+    rows = {
+        "one chunk, first use": (one, 0),
+        "one chunk, again": (one, 0),
+        f"{_N_PARTS} chunks, first use": (parts, 0),
+        f"{_N_PARTS} chunks, again": (parts, 0),
+        f"{_N_PARTS} chunks, 16 tokens of each but the first recomputed": (parts, 16),
+    }
+    took: dict[str, list[float]] = {name: [] for name in rows}
+    found = {}
+    for _ in range(repetitions):
+        with _load(model, n) as llm:
+            question = _ids(llm, n_question, 1)
+            for name, (names, recompute) in rows.items():
+                start = time.perf_counter()
+                library = ChunkLibrary(folder)
+                with llm.context() as context:
+                    for each in names:
+                        context.append(library[each], recompute=recompute)
+                    found[name] = llm.generate(question, _FIRST, context=context).token_ids
+                took[name].append(time.perf_counter() - start)
+    with _load(model, n) as llm:
+        whole = [*llm.tokenize(""), *_ids(llm, n), *question]
+        start = time.perf_counter()
+        token = llm.generate(whole, _FIRST).token_ids
+        cold = time.perf_counter() - start
+    with _load(model, n) as llm:
         _memory(llm, ChunkLibrary(folder))
+    same = all(found[name] == token for name, (names, _) in rows.items() if names == one)
+    print(f"the same first token from one chunk as cold: {same}\n")
+    print(f"| {n} tokens and a question of {n_question} | median | least | cold / median |")
+    print("| --- | --- | --- | --- |")
+    print(f"| cold: all computed | {cold:.3f} s | | |")
+    for name, times in took.items():
+        median = statistics.median(times)
+        print(f"| library, {name} | {median:.3f} s | {min(times):.3f} s | {cold / median:.1f} |")
 
 
 def _memory(llm: LLM, library: ChunkLibrary) -> None:
@@ -152,13 +175,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-n", type=int, help="passages (100), or tokens of the library (2048)")
     parser.add_argument("--n-question", type=int, default=16)
     parser.add_argument("--library", help="a folder that stays; else a temporary one")
+    parser.add_argument("-r", "--repetitions", type=int, default=5)
     args = parser.parse_args(argv)
     if args.what == "recall":
         recall(args.model, args.n or 100)
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            folder = args.library or temporary
-            first_token(args.model, folder, args.n or 2048, args.n_question, args.what == "add")
+            folder, n = args.library or temporary, args.n or 2048
+            if args.what == "add":
+                add(args.model, folder, n)
+            else:
+                first_token(args.model, folder, n, args.n_question, args.repetitions)
 
 
 if __name__ == "__main__":

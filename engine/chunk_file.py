@@ -13,25 +13,27 @@ and, as metadata, what a cache must have in common with the one that wrote them,
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from engine.context_file import AT_ONCE, VERSION, check_kind, checksum, written_beside
+from engine.context_file import VERSION, check_kind, checksum, written_beside
 from engine.errors import ContextError, quote
-from engine.memory import POPULATE_READ
 from engine.segments import within_blocks
 
 _FORMAT = "lariat-chunk"
 _TENSORS = ("keys", "values", "tokens", "sink", "segments")
 _DTYPES = {"U8": np.uint8, "I32": np.int32}
+_PIECE = 4 << 20  # bytes, of which a few stay in the processor's last cache
+_READERS = 2  # threads, which copy out of the system's cache as fast as one hashes
 ONLY_RAW = "chunks need the raw cache (--cache raw): a key of the roped cache has its position"
 
 
@@ -55,9 +57,6 @@ class StoredChunk:
             check_kind(path, self.metadata, {}, _FORMAT)
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
             self.file = os.fdopen(os.dup(file.fileno()), "rb")
-        for at in range(0, len(self._map), AT_ONCE):
-            with contextlib.suppress(OSError):  # a system without it: pages come one by one
-                self._map.madvise(POPULATE_READ, at, min(AT_ONCE, len(self._map) - at))
         self.offsets = {}  # of the tensors in the file
         arrays = {}
         for name in _TENSORS:
@@ -67,11 +66,32 @@ class StoredChunk:
             arrays[name] = data.view(_DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
         self.keys, self.values = arrays["keys"], arrays["values"]
         self.segments = arrays["segments"]
-        self.checksum = checksum(arrays)
+        self.checksum = checksum(arrays, self._read)
         if self.metadata.get("checksum") != self.checksum:
             raise ContextError(f"{path}: is damaged: its contents do not give its checksum")
         self.tokens: list[int] = arrays["tokens"].tolist()
         self.sink: list[int] = arrays["sink"].tolist()
+
+    def _read(self, name: str, array: np.ndarray) -> Iterator[memoryview]:
+        """The bytes of a tensor in the file, in pieces, each valid until the next.
+
+        They are not read where they are mapped: mapping all those pages and taking them off again
+        takes longer than copying them.
+        """
+        file, begin, size = self.file.fileno(), self.offsets[name], array.nbytes
+        starts = range(0, size, _PIECE)
+        buffers = [memoryview(bytearray(min(_PIECE, size))) for _ in range(_READERS + 1)]
+
+        def read(i: int) -> memoryview:
+            buffer = buffers[i % len(buffers)][: size - starts[i]]
+            return buffer[: os.preadv(file, [buffer], begin + starts[i])]
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            ahead = deque(pool.submit(read, i) for i in range(len(starts))[:_READERS])
+            for i in range(len(starts)):
+                if i + _READERS < len(starts):
+                    ahead.append(pool.submit(read, i + _READERS))
+                yield ahead.popleft().result()
 
     def check_kind(self, kind: Mapping[str, str]) -> None:
         """`ContextError` if it was made for a cache of another `kind`, see `LLM.cache_kind`."""

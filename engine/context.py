@@ -318,7 +318,8 @@ class Context:
     def _insert_chunk(self, at: int, chunk: StoredChunk, recompute: int | None) -> int:
         if recompute is not None and recompute < 0:
             raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
-        chunk.check_kind(self._llm.cache_kind(len(chunk.sink) + len(chunk)))
+        llm = self._llm
+        chunk.check_kind(llm.cache_kind(len(chunk.sink) + len(chunk)))
         whole = self._ids_of(chunk.path, [*chunk.sink, *chunk.tokens])
         with self._editing():
             self._settle()
@@ -333,7 +334,7 @@ class Context:
                 head.truncate(at)
                 self._compute(head, ids[:n_first])
                 if n_first < len(ids):
-                    placed = self._within_pool(lambda: self._llm._cache.place(chunk))
+                    placed = self._within_pool(lambda: llm._cache.place(chunk, llm.n_threads))
                 rest = placed.cut(placed.n_tokens - len(ids) + n_first, placed.n_tokens)
                 rows = np.concatenate([head.segments, rest, self._segments.cut(at, n)])
                 self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])

@@ -19,7 +19,7 @@ from engine.cache_memory import CacheMemory, Stored
 from engine.chunk_file import StoredChunk, check_fits
 from engine.config import ModelConfig
 from engine.errors import ContextError, ModelError
-from engine.memory import map_file
+from engine.memory import map_file, map_pages
 from engine.rope import RopeTable
 from engine.segments import SLOTS, BlockPool, SegmentList, numbered, slots_of
 
@@ -137,7 +137,7 @@ class KVCache(ABC):
         k, v = self._memory.blocks
         return k[:, blocks], v[:, blocks]
 
-    def place(self, chunk: StoredChunk) -> SegmentList:
+    def place(self, chunk: StoredChunk, n_threads: int) -> SegmentList:
         """Make a segment list of a chunk's sink and tokens; they stand in the pool once, however
         often they are used.
 
@@ -157,7 +157,8 @@ class KVCache(ABC):
             raise IndexError("the pool has too few free blocks")
         blocks = [self.pool.allocate() if block is None else block for block in found]
         try:
-            self._fill(np.array(blocks, np.int64)[missing], np.array(missing, np.int64), chunk)
+            into, stored = np.array(blocks, np.int64)[missing], np.array(missing, np.int64)
+            self._fill(into, stored, chunk, n_threads)
             for i in missing:
                 self._memory.hold_sealed(blocks[i], self.pool)
                 self.pool.keep(blocks[i], keys[i])
@@ -171,11 +172,18 @@ class KVCache(ABC):
                 self.pool.release(block)
         return placed
 
-    def _fill(self, blocks: np.ndarray, stored: np.ndarray, chunk: StoredChunk) -> None:
+    def _fill(
+        self, blocks: np.ndarray, stored: np.ndarray, chunk: StoredChunk, n_threads: int
+    ) -> None:
         """Let `blocks` hold the blocks number `stored` of a chunk."""
+        # What is written behind a chunk goes into its last block, if that has room.
+        last = chunk.segments[-1:]
+        has_room = np.isin(stored, last[last[:, 1] + last[:, 2] < SLOTS, 0])
         # Runs that follow each other in both are mapped in one piece.
-        breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(stored) != 1)) + 1
-        for to, at in zip(np.split(blocks, breaks), np.split(stored, breaks), strict=True):
+        ends = (np.diff(blocks) != 1) | (np.diff(stored) != 1) | np.diff(has_room)
+        runs = (np.split(a, np.flatnonzero(ends) + 1) for a in (blocks, stored, has_room))
+        mapped: list[tuple[np.ndarray, bool]] = []
+        for to, at, is_written in zip(*runs, strict=True):
             for part, name in zip(self._memory.blocks, ("keys", "values"), strict=True):
                 source = getattr(chunk, name)
                 for layer in range(len(part) if len(to) else 0):
@@ -183,8 +191,11 @@ class KVCache(ABC):
                     offset = chunk.offsets[name] + source[0, 0].nbytes * (
                         layer * chunk.n_blocks + int(at[0])
                     )
-                    if not map_file(target, chunk.file.fileno(), offset):
+                    if map_file(target, chunk.file.fileno(), offset):
+                        mapped.append((target, bool(is_written[0])))
+                    else:
                         target[:] = source[layer, at[0] : at[-1] + 1]
+        map_pages(mapped, n_threads)
 
     def _copy_slots(self, source: int, target: int, first: int, length: int) -> None:
         self._memory.copy(source, target, first, length, self.pool)

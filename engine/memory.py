@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 _HUGE_PAGE = 2 << 20
 # Below this, a huge page would waste more than it saves in translation misses.
 _HUGE = 4 << 20
-POPULATE_READ = 22  # MADV_POPULATE_READ, which Python has no name for
+_POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_..., which Python has no names for
 _LINE = 64  # bytes of a cache line, which vectors of 64 bytes must not straddle
 
 
@@ -62,8 +64,9 @@ def map_file(target: np.ndarray, fd: int, offset: int) -> bool:
     """Let `target` (uint8 [n], contiguous, a part of what `allocate` gave) show bytes of a file.
 
     Nothing is read or copied: pages come from the system's cache of the file when they are used,
-    and one that is written to becomes a copy, never a change of the file. False, with nothing done,
-    where that cannot be: no whole pages, or the system has no room for one more mapping.
+    or by `map_pages`, and one that is written to becomes a copy, never a change of the file. False,
+    with nothing done, where that cannot be: no whole pages, or the system has no room for one more
+    mapping.
     """
     assert target.flags.c_contiguous
     page = mmap.ALLOCATIONGRANULARITY
@@ -76,9 +79,22 @@ def map_file(target: np.ndarray, fd: int, offset: int) -> bool:
     ]  # fmt: skip
     access, fixed = mmap.PROT_READ | mmap.PROT_WRITE, 0x10  # MAP_FIXED, on Linux and macOS
     at = libc.mmap(target.ctypes.data, target.nbytes, access, mmap.MAP_PRIVATE | fixed, fd, offset)
-    if at != target.ctypes.data:
-        return False
-    # All pages in one call: a fault for each few of them costs as much as reading them. For reading
-    # only, so that none becomes a copy; before Linux 5.14 it is refused, and faults have to do.
-    libc.madvise(ctypes.c_void_p(target.ctypes.data), ctypes.c_size_t(target.nbytes), POPULATE_READ)
-    return True
+    return bool(at == target.ctypes.data)
+
+
+def map_pages(parts: Iterable[tuple[np.ndarray, bool]], n_threads: int) -> None:
+    """Have the system map all pages of `parts` (uint8 [n]) of a file, with `n_threads` threads: a
+    fault for each few of them costs as much as reading them.
+
+    Beside each part stands whether it will be written to. Then its pages become copies at once:
+    later, when they have been read, each copy stops all threads. Linux before 5.14 refuses, and
+    faults have to do.
+    """
+    madvise = ctypes.CDLL(None).madvise  # which lets other threads run, unlike that of mmap
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def populate(part: np.ndarray, is_written: bool) -> None:
+        madvise(part.ctypes.data, part.nbytes, _POPULATE_WRITE if is_written else _POPULATE_READ)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(lambda each: populate(*each), parts))
