@@ -197,9 +197,7 @@ def checksum(
 def _bytes_of(value: Any) -> Iterator[bytes]:
     """A metadata value as bytes."""
     if isinstance(value, StringArray):
-        for text in value.iter_raw():
-            yield len(text).to_bytes(8, "little")
-            yield text
+        yield value.stored
     elif isinstance(value, np.ndarray):
         yield np.ascontiguousarray(value).tobytes()
     elif isinstance(value, (list, tuple)):

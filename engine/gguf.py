@@ -130,6 +130,11 @@ class StringArray(Sequence[str]):
         starts, ends = (self._bounds[:-1] + 8).tolist(), self._bounds[1:].tolist()
         return map(self._blob.__getitem__, map(slice, starts, ends))
 
+    @property
+    def stored(self) -> bytes:
+        """The strings as in the file, each after its length (uint64, little-endian)."""
+        return self._blob
+
     def __repr__(self) -> str:
         return f"<StringArray of {len(self)}>"
 
