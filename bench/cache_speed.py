@@ -2,7 +2,7 @@
 
     python -m bench.cache_speed -m .bench-models/7b4l.gguf
 
-The context is not computed: its blocks are copies of one of random numbers, which cost as much.
+The context is not computed, see `bench.filled`.
 """
 
 from __future__ import annotations
@@ -11,39 +11,13 @@ import argparse
 import statistics
 import time
 
-import numpy as np
-
+from bench import filled
 from engine import threads
-from engine._program import run
-from engine.batch import Chunk, make_batch
-from engine.config import CACHE_STRATEGIES, ModelConfig
-from engine.gguf import GGUFFile
-from engine.kv_cache import STRATEGIES, KVCache
-from engine.model import Model
-from engine.rope import RopeTable
-from engine.segments import SLOTS, SegmentList
-from engine.weights import load_weights
+from engine.config import CACHE_STRATEGIES
+from engine.segments import SLOTS
 
 _TYPES = ("f16", "q8_0", "q8_ch", "q4_0", "q4_ch")
 _TURN = 8  # tokens that one type decodes before it is the next one's
-
-
-def fill(cache: KVCache, config: ModelConfig, depth: int) -> SegmentList:
-    """A context of `depth` positions, in whole blocks."""
-    context, rng = cache.new_segments(), np.random.default_rng(0)
-    slots, positions = context.append(depth)
-    memory, slots, positions = cache._memory, slots[:SLOTS], positions[:SLOTS]
-    memory.open(slots, cache.pool)
-    for layer in range(config.n_layers):
-        keys, values = (
-            rng.standard_normal((SLOTS, config.n_kv_heads, d), np.float32)
-            for d in (config.head_dim_k, config.head_dim_v)
-        )
-        run(cache.store(layer, keys, values, positions, slots))
-    memory.seal(slots, cache.pool, 1)
-    for block in context.segments[1:, 0].tolist():
-        memory.copy(int(slots[0]) // SLOTS, block, 0, SLOTS, cache.pool)
-    return context
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,32 +29,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=16)
     args = parser.parse_args(argv)
     n_threads, depth = threads.resolve(args.threads), args.depth // SLOTS * SLOTS
-    with GGUFFile(args.model) as gguf:
-        config = ModelConfig.from_gguf(gguf)
-        weights = load_weights(gguf, config, n_threads, None)
-        runs = []
-        for name in CACHE_STRATEGIES[::-1]:
-            for type in _TYPES:
-                rope = RopeTable(config, depth + SLOTS, weights.rope_factors)
-                cache = STRATEGIES[name](config, depth + SLOTS, type, type, rope)
-                model = Model(config, weights, cache, 1)
-                runs.append((name, type, fill(cache, config, depth), model, []))
-        for _ in range(args.repetitions):
-            for _, _, context, model, times in runs:
+    kinds = [(strategy, type) for strategy in CACHE_STRATEGIES[::-1] for type in _TYPES]
+    times: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
+    with filled.load(args.model, kinds, depth + SLOTS, 1, n_threads) as (_, _, models):
+        contexts = [model.context(depth) for model in models]
+        runs = list(zip(models, contexts, times.values(), strict=True))
+        for _, order in filled.in_turns(runs, args.repetitions):
+            for model, context, took in order:
                 for _ in range(_TURN):
                     start = time.perf_counter()
-                    with threads.forward_pass():
-                        model.forward(make_batch([Chunk(context, [5], "last")]), n_threads)
-                    times.append(1000 * (time.perf_counter() - start))
+                    model.forward(context, [5], n_threads)
+                    took.append(1000 * (time.perf_counter() - start))
                 context.truncate(depth)
     print("| cache | keys and values | median | least | f16's median / this |")
     print("| --- | --- | --- | --- | --- |")
-    of_f16 = {name: statistics.median(t) for name, type, _, _, t in runs if type == "f16"}
-    for name, type, _, _, times in runs:
-        median = statistics.median(times)
+    for (strategy, type), took in times.items():
+        median, of_f16 = statistics.median(took), statistics.median(times[strategy, "f16"])
         print(
-            f"| {name} | {type} | {median:.2f} ms | {min(times):.2f} ms |"
-            f" {of_f16[name] / median:.2f} |"
+            f"| {strategy} | {type} | {median:.2f} ms | {min(took):.2f} ms |"
+            f" {of_f16 / median:.2f} |"
         )
 
 

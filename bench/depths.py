@@ -2,11 +2,10 @@
 
     python -m bench.depths -m .bench-models/7b4l.gguf
 
-Depth costs no time here: the cache is filled with random keys and values, because how long
-attention takes depends on how many there are, not on what they are. Each repetition runs both
-caches, the other one first every second time, so that a machine that drifts slows both alike;
-medians are shown, and the median of the ratios within a repetition. The last columns are what a
-token has to read, and its share of the bandwidth measured in the same repetitions.
+Depth costs no time here, see `bench.filled`. Each repetition runs both caches, the other one first
+every second time; medians are shown, and the median of the ratios within a repetition. The last
+columns are what a token has to read, and its share of the bandwidth measured in the same
+repetitions.
 """
 
 from __future__ import annotations
@@ -17,45 +16,38 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
-
-from engine import LLM, _kernels, _machine
-from engine.batch import Chunk, split
+from bench import filled
+from engine import _kernels, _machine
 from engine.cases import Case, Cost
 from engine.cli.console import Bar
 from engine.machine import Probe, cpu_info
 
 _CACHES = ("roped", "raw")
-_NOISE = 1 << 20  # random numbers, repeated over the cache
+_N_UBATCH = 512  # most tokens of one forward pass
 
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
-def _fill(llm: LLM, rng: np.random.Generator) -> None:
-    """Random keys and values in every slot of the cache."""
-    noise = (rng.standard_normal(_NOISE, np.float32) * 0.5).astype(np.float16)
-    for part in llm._cache._memory.blocks:
-        flat = part.reshape(-1).view(np.float16)
-        for at in range(0, len(flat), _NOISE):
-            flat[at : at + _NOISE] = noise[: len(flat) - at]
-
-
 def _alternate(
-    llms: dict[str, LLM], work: Callable[[LLM], None], probe: Probe, repetitions: int
+    models: list[filled.FilledModel],
+    work: Callable[[filled.FilledModel], None],
+    probe: Probe,
+    n_threads: int,
+    repetitions: int,
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds of `work` with each cache by repetition, and the bandwidth beside each."""
-    took: dict[str, list[float]] = {cache: [] for cache in llms}
-    bandwidth = []
-    for i in range(repetitions + 1):  # the first warms up
-        for cache in _CACHES if i % 2 else _CACHES[::-1]:
+    took: dict[str, list[float]] = {cache: [] for cache in _CACHES}
+    bandwidth: list[float] = []
+    for i, order in filled.in_turns(models, repetitions + 1):  # the first warms up
+        for model in order:
             start = time.perf_counter()
-            work(llms[cache])
+            work(model)
             if i:
-                took[cache].append(time.perf_counter() - start)
+                took[model.strategy].append(time.perf_counter() - start)
         start = time.perf_counter()
-        _machine.read(probe._memory, _kernels.isa(), llms["raw"].n_threads)
+        _machine.read(probe._memory, _kernels.isa(), n_threads)
         bandwidth.append(probe.n_bytes / (time.perf_counter() - start))
     return took, bandwidth
 
@@ -73,34 +65,37 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=9)
     args = parser.parse_args(argv)
     n_ctx = max([*args.n_depth, *args.n_prompt, 0]) + args.n_gen + 64
-    llms = {cache: LLM(args.model, n_ctx=n_ctx, cache=cache) for cache in _CACHES}
-    for llm in llms.values():
-        _fill(llm, np.random.default_rng(0))
-    cost = Cost(llms["raw"].config, llms["raw"]._model._weights)
     probe = Probe(max(args.threads), 256 << 20)
-    print(f"**{os.path.basename(args.model)}** on {cpu_info()}, {_kernels.isa()}\n")
-    print("| test | threads | roped t/s | raw t/s | raw / roped | in pairs | MB/token | of read |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     todo = [(n, d, 0) for n in args.threads for d in args.n_depth]
     todo += [(n, 0, p) for n in args.threads for p in args.n_prompt]
-    with Bar("measuring") as bar:
+    kinds = [(cache, "f16") for cache in _CACHES]
+    with (
+        filled.load(args.model, kinds, n_ctx, _N_UBATCH, max(args.threads)) as loaded,
+        Bar("measuring") as bar,
+    ):
+        cost = Cost(loaded.config, loaded.weights)
+        print(f"**{os.path.basename(args.model)}** on {cpu_info()}, {_kernels.isa()}\n")
+        print(
+            "| test | threads | roped t/s | raw t/s | raw / roped | in pairs | MB/token | of read |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for i, (n_threads, depth, n_prompt) in enumerate(todo):
-            for llm in llms.values():
-                llm.n_threads = llm.n_threads_batch = n_threads
             n = n_prompt or args.n_gen
+            ids = list(range(300, 300 + n))
+            steps = [ids] if n_prompt else [[token] for token in ids]
 
-            def work(llm: LLM, depth: int = depth, n_prompt: int = n_prompt) -> None:
-                segments = llm.new_segments()
-                segments.append(depth)
-                if n_prompt:
-                    chunk = Chunk(segments, list(range(300, 300 + n_prompt)), "last")
-                    for group in split([chunk], llm.n_ubatch):
-                        llm.forward(group)
-                for token in range(300, 300 + (0 if n_prompt else args.n_gen)):
-                    llm.forward([Chunk(segments, [token], "last")])
-                segments.clear()
+            def work(
+                model: filled.FilledModel,
+                depth: int = depth,
+                steps: list[list[int]] = steps,
+                n_threads: int = n_threads,
+            ) -> None:
+                context = model.context(depth)
+                for step in steps:
+                    model.forward(context, step, n_threads)
+                context.clear()
 
-            took, bandwidth = _alternate(llms, work, probe, args.repetitions)
+            took, bandwidth = _alternate(loaded.models, work, probe, n_threads, args.repetitions)
             medians = {cache: statistics.median(took[cache]) for cache in _CACHES}
             pairs = [a / b for a, b in zip(took["roped"], took["raw"], strict=True)]
             read = ["", ""]

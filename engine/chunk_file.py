@@ -27,12 +27,13 @@ from safetensors import SafetensorError, safe_open
 
 from engine.context_file import VERSION, check_kind, checksum, written_beside
 from engine.errors import ContextError, quote
+from engine.memory import allocate
 from engine.segments import within_blocks
 
 _FORMAT = "lariat-chunk"
 _TENSORS = ("keys", "values", "tokens", "sink", "segments")
 _DTYPES = {"U8": np.uint8, "I32": np.int32}
-_PIECE = 4 << 20  # bytes, of which a few stay in the processor's last cache
+_PIECE = 2 << 20  # bytes; the few pieces there are stay in the processor's last cache
 _READERS = 2  # threads, which copy out of the system's cache as fast as one hashes
 ONLY_RAW = "chunks need the raw cache (--cache raw): a key of the roped cache has its position"
 
@@ -66,32 +67,14 @@ class StoredChunk:
             arrays[name] = data.view(_DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
         self.keys, self.values = arrays["keys"], arrays["values"]
         self.segments = arrays["segments"]
-        self.checksum = checksum(arrays, self._read)
+        with _ReadAhead(self.file.fileno()) as reader:
+            self.checksum = checksum(
+                arrays, lambda name, array: reader.read(self.offsets[name], array.nbytes)
+            )
         if self.metadata.get("checksum") != self.checksum:
             raise ContextError(f"{path}: is damaged: its contents do not give its checksum")
         self.tokens: list[int] = arrays["tokens"].tolist()
         self.sink: list[int] = arrays["sink"].tolist()
-
-    def _read(self, name: str, array: np.ndarray) -> Iterator[memoryview]:
-        """The bytes of a tensor in the file, in pieces, each valid until the next.
-
-        They are not read where they are mapped: mapping all those pages and taking them off again
-        takes longer than copying them.
-        """
-        file, begin, size = self.file.fileno(), self.offsets[name], array.nbytes
-        starts = range(0, size, _PIECE)
-        buffers = [memoryview(bytearray(min(_PIECE, size))) for _ in range(_READERS + 1)]
-
-        def read(i: int) -> memoryview:
-            buffer = buffers[i % len(buffers)][: size - starts[i]]
-            return buffer[: os.preadv(file, [buffer], begin + starts[i])]
-
-        with ThreadPoolExecutor(_READERS) as pool:
-            ahead = deque(pool.submit(read, i) for i in range(len(starts))[:_READERS])
-            for i in range(len(starts)):
-                if i + _READERS < len(starts):
-                    ahead.append(pool.submit(read, i + _READERS))
-                yield ahead.popleft().result()
 
     def check_kind(self, kind: Mapping[str, str]) -> None:
         """`ContextError` if it was made for a cache of another `kind`, see `LLM.cache_kind`."""
@@ -111,6 +94,39 @@ class StoredChunk:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+class _ReadAhead:
+    """Reads a file by threads, ahead of who uses it.
+
+    Not through a mapping: to map all pages and to take them off again takes longer than copying.
+    """
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._threads = ThreadPoolExecutor(_READERS)
+        self._pieces = allocate((_READERS + 1) * _PIECE).reshape(-1, _PIECE)
+
+    def __enter__(self) -> _ReadAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
+
+    def read(self, begin: int, n_bytes: int) -> Iterator[memoryview]:
+        """So many bytes from `begin` on, in pieces, each valid until the next; fewer at the end of
+        the file."""
+        starts = range(begin, begin + n_bytes, _PIECE)
+
+        def read(i: int) -> memoryview:
+            piece = self._pieces[i % len(self._pieces), : begin + n_bytes - starts[i]].data
+            return piece[: os.preadv(self._file, [piece], starts[i])]
+
+        coming = deque(self._threads.submit(read, i) for i in range(len(starts))[:_READERS])
+        for i in range(len(starts)):
+            if i + _READERS < len(starts):
+                coming.append(self._threads.submit(read, i + _READERS))
+            yield coming.popleft().result()
 
 
 def save(path: Path, kind: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
