@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import mmap
 import random
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -204,27 +202,6 @@ def test_blocks_of_whole_pages_are_mapped_and_others_copied(paths, shelf, monkey
                 context.append(chunk)
                 assert sum(mapped) == (chunk.nbytes if shape == "mapped" else 0), "once is enough"
         mapped.clear()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults of Linux")
-def test_pages_are_there_before_they_are_used(tmp_path):
-    """Those that will be written too, and the file keeps what it has."""
-    n_pages, page = 128, mmap.PAGESIZE
-    contents = np.random.default_rng(0).bytes(2 * n_pages * page)
-    path = tmp_path / "file"
-    path.write_bytes(contents)
-    target, first_bytes = memory.allocate(len(contents)), np.zeros(n_pages, np.uint8)
-    with open(path, "rb") as file:
-        assert memory.map_file(target, file.fileno(), 0)
-    read, written = np.split(target, 2)
-    memory.map_pages([(read, False), (written, True)], 2)
-    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-    first_bytes[:] = read[::page]
-    written[::page] = first_bytes
-    after = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-    assert after - before < 8  # without it, 8 to find what is there and 128 copies
-    assert target[:: 2 * page].tobytes() == contents[:: 2 * page][: n_pages // 2] * 2
-    assert path.read_bytes() == contents
 
 
 @pytest.mark.parametrize("types", ["f32", "f16"])
