@@ -93,21 +93,27 @@ typedef struct {
     } part[8];
 } q3_K_x16;
 
-typedef struct {
-    f16_t d[16];
-    f16_t dmin[16];
-    uint8_t scales[12][16];
-    uint8_t q[8][4][64];
-} q4_K_x16;
-
+/* Parts in pairs: of byte 4r + j of vector v the low nibble is column 4v + j of part 2i, row r, the
+ * high one that column of part 2i + 1. */
 typedef struct {
     f16_t d[16];
     f16_t dmin[16];
     uint8_t scales[12][16];
     struct {
-        uint8_t q[4][64];
-        uint8_t qh[64];
-    } part[8];
+        uint8_t q[8][64];
+    } pair[4];
+} q4_K_x16;
+
+/* As before, with 5 bits low in a byte, and above them the upper 3 of the other 5, whose lower 2 are
+ * bits 2 (v % 4) and up of byte 4r + j of qh[v / 4]. */
+typedef struct {
+    f16_t d[16];
+    f16_t dmin[16];
+    uint8_t scales[12][16];
+    struct {
+        uint8_t qh[2][64];
+        uint8_t q[8][64];
+    } pair[4];
 } q5_K_x16;
 
 /* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale

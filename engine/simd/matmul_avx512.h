@@ -16,10 +16,13 @@
 
 #define FOR_EACH_COLUMN _Pragma("GCC unroll 16") for (int c = 0; c < nc; c++)
 
-ALWAYS_INLINE __m512i broadcast_4_bytes_avx512(const int8_t *q) {
-    int32_t four;
-    memcpy(&four, q, 4);
-    return _mm512_set1_epi32(four);
+/* Each lane of `sum` plus 4 weights of a row times the 4 bytes at q. Compilers load the broadcast
+ * apart; as an operand it costs no instruction (16 columns: 8 to 10 % faster). */
+ALWAYS_INLINE __m512i add_products_avx512(__m512i sum, __m512i w_u8x64, const int8_t *q) {
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+            : "+v"(sum)
+            : "v"(w_u8x64), "m"(*(const int8_t(*)[4])q));
+    return sum;
 }
 
 ALWAYS_INLINE __m512 load_16_f16_avx512(const f16_t *p) {
@@ -59,7 +62,7 @@ ALWAYS_INLINE __m512i dot_avx512(__m512i start, const __m512i *w_u8x64, const in
                                  const int from, const int to) {
     _Pragma("GCC unroll 8")
     for (int v = from; v < to; v++)
-        start = _mm512_dpbusd_epi32(start, w_u8x64[v], broadcast_4_bytes_avx512(q + 4 * v));
+        start = add_products_avx512(start, w_u8x64[v], q + 4 * v);
     return start;
 }
 

@@ -32,8 +32,22 @@ ALWAYS_INLINE __m256i shift_avx2(__m256i t, const int n) {
     return n > 0 ? _mm256_slli_epi16(t, n) : n < 0 ? _mm256_srli_epi16(t, -n) : t;
 }
 
+/* Vector v of part 2i (odd: 0) or 2i + 1 of a pair, half h of the rows */
+ALWAYS_INLINE __m256i paired_integers_avx2(block_x16 block, const int type, const int odd,
+                                           const int v, int h) {
+    const __m256i t = load_half_avx2(block.low[v], h);
+    if (type == W_Q4_K)
+        return _mm256_and_si256(shift_avx2(t, odd ? -4 : 0), _mm256_set1_epi8(15));
+    if (!odd) return _mm256_and_si256(t, _mm256_set1_epi8(31));
+    const __m256i low = shift_avx2(load_half_avx2(block.high[v / 4], h), -2 * (v % 4));
+    return _mm256_or_si256(_mm256_and_si256(shift_avx2(t, -3), _mm256_set1_epi8(28)),
+                           _mm256_and_si256(low, _mm256_set1_epi8(3)));
+}
+
 /* Vector v of the integers, half h of the rows */
-ALWAYS_INLINE __m256i k_integers_avx2(block_x16 block, const int type, const int v, int h) {
+ALWAYS_INLINE __m256i k_integers_avx2(block_x16 block, const int type, const int odd, const int v,
+                                      int h) {
+    if (is_paired(type)) return paired_integers_avx2(block, type, odd, v, h);
     const int n = low_bits(type);
     const __m256i low = shift_avx2(load_half_avx2(block.low[v % n], h), -n * (v / n));
     const __m256i q = _mm256_and_si256(low, _mm256_set1_epi8((1 << n) - 1));
@@ -47,7 +61,7 @@ ALWAYS_INLINE __m256i k_integers_avx2(block_x16 block, const int type, const int
 
 /* dot += the products of vectors [from, to) of a block with nc columns that are 32 bytes apart */
 ALWAYS_INLINE void k_dots_avx2(block_x16 block, const int8_t *x, const int nc,
-                               const int from, const int to, const int type,
+                               const int from, const int to, const int type, const int odd,
                                __m256i dot[][2]) {
     __m256i sum_i16x16[COLUMNS_AVX2][2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[c][h] = _mm256_setzero_si256();
@@ -55,7 +69,7 @@ ALWAYS_INLINE void k_dots_avx2(block_x16 block, const int8_t *x, const int nc,
     for (int v = from; v < to; v++) {
         __m256i w[2], magnitude[2];
         FOR_BOTH_HALVES {
-            w[h] = k_integers_avx2(block, type, v, h);
+            w[h] = k_integers_avx2(block, type, odd, v, h);
             if (type == W_IQ4_NL) magnitude[h] = _mm256_abs_epi8(w[h]);
         }
         FOR_EACH_COLUMN {
@@ -99,7 +113,10 @@ ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, i
                                                       : _mm256_set1_epi32(sums.start[part][c]);
             const int n = is_halved(type) || has_high_bit(type) ? 4 : 8;
             for (int v = 4 * part; v < (is_halved(type) ? 4 * part + 4 : 8); v += n)
-                k_dots_avx2(block, a->q + at * BLOCK, nc, v, v + n, type, dot);
+                if (is_paired(type) && block.part % 2)
+                    k_dots_avx2(block, a->q + at * BLOCK, nc, v, v + n, type, 1, dot);
+                else
+                    k_dots_avx2(block, a->q + at * BLOCK, nc, v, v + n, type, 0, dot);
             const rows_f32x16_avx2 d =
                 scaled_f16_avx2(block.d, factors.d[i], type);
             FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d.half, a->scale[at + c]);

@@ -101,25 +101,149 @@ ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a,
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. */
-#define K_MATMUL_AVX512(name, type)                                                             \
-    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,            \
-                     float *out, int64_t out_stride, int n_rows, int add) {                     \
-        switch (n_cols) {                                                                       \
-        case 16: k_columns_avx512(w, a, col, 16, out, out_stride, n_rows, add, type); break;    \
-        case 8: k_columns_avx512(w, a, col, 8, out, out_stride, n_rows, add, type); break;      \
-        case 4: k_columns_avx512(w, a, col, 4, out, out_stride, n_rows, add, type); break;      \
-        case 2: k_columns_avx512(w, a, col, 2, out, out_stride, n_rows, add, type); break;      \
-        default: k_columns_avx512(w, a, col, 1, out, out_stride, n_rows, add, type);            \
-        }                                                                                       \
+/* ---- Q4_K and Q5_K: a super-block at a time --------------------------------------------------
+ *
+ * The sums q x of a part are integers, and so are the factors f and g of its scale and minimum:
+ *     sum (d f q - dmin g) s x = d sum_p s_p (f_p sum q x) - dmin sum_p g_p (s_p sum x)
+ * over the parts p, s_p being the scale of a part's activations x. So only the product f_p sum q x
+ * becomes a float, and d and dmin are used once for eight parts. What stands high in a byte is not
+ * moved down: 16 or 8 times the number gives as many times the sum, and s_p is divided by that. */
+
+/* Vector v of part 2i of a pair (odd: 0), or 16 (Q4_K) or 8 (Q5_K) times that of part 2i + 1 */
+ALWAYS_INLINE __m512i paired_integers_avx512(block_x16 pair, const int type, const int odd,
+                                             const int v) {
+    const __m512i t = _mm512_loadu_si512(pair.low[v]);
+    if (!odd) return _mm512_and_si512(t, _mm512_set1_epi8(type == W_Q4_K ? 15 : 31));
+    if (type == W_Q4_K) return _mm512_and_si512(t, _mm512_set1_epi8((char)0xf0));
+    const __m512i low = shift_avx512(_mm512_loadu_si512(pair.high[v / 4]), 3 - 2 * (v % 4));
+    const int choose = 0xca; /* as in six_bits_avx512 */
+    const __m512i both =
+        _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)0xe0), t, low, choose);
+    return _mm512_and_si512(both, _mm512_set1_epi8((char)0xf8));
+}
+
+/* total += scale * (factor * dot) */
+ALWAYS_INLINE __m512 add_part_avx512(__m512 total, __m512i dot, __m512i factor, float scale) {
+    const __m512i product = _mm512_mullo_epi32(dot, factor);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_set1_ps(scale), total);
+}
+
+/* Both parts of a pair; x and scale of nc columns for each part. With few columns a vector is used
+ * for both parts as soon as it is there; with many a part's vectors stay in registers. */
+ALWAYS_INLINE void add_pair_avx512(block_x16 pair, const int8_t (*factor)[16], const int8_t *x,
+                                   const float *scale, const int nc, const int type,
+                                   __m512 *total) {
+    __m512i factors[2], dot[2][TILE_COLUMNS];
+    for (int odd = 0; odd < 2; odd++)
+        factors[odd] = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)factor[odd]));
+    if (nc > 2) {
+        _Pragma("GCC unroll 2")
+        for (int odd = 0; odd < 2; odd++, x += nc * BLOCK, scale += nc) {
+            __m512i w_u8x64[8];
+            for (int v = 0; v < 8; v++) w_u8x64[v] = paired_integers_avx512(pair, type, odd, v);
+            FOR_EACH_COLUMN total[c] = add_part_avx512(
+                total[c], dot_avx512(_mm512_setzero_si512(), w_u8x64, x + c * BLOCK, 0, 8),
+                factors[odd], scale[c]);
+        }
+        return;
     }
-K_MATMUL_AVX512(matmul_q5_0_avx512, W_Q5_0)
-K_MATMUL_AVX512(matmul_q5_1_avx512, W_Q5_1)
-K_MATMUL_AVX512(matmul_iq4_NL_avx512, W_IQ4_NL)
-K_MATMUL_AVX512(matmul_q2_K_avx512, W_Q2_K)
-K_MATMUL_AVX512(matmul_q3_K_avx512, W_Q3_K)
-K_MATMUL_AVX512(matmul_q4_K_avx512, W_Q4_K)
-K_MATMUL_AVX512(matmul_q5_K_avx512, W_Q5_K)
+    FOR_EACH_COLUMN dot[0][c] = dot[1][c] = _mm512_setzero_si512();
+    _Pragma("GCC unroll 8")
+    for (int v = 0; v < 8; v++) {
+        const __m512i even = paired_integers_avx512(pair, type, 0, v);
+        const __m512i odd = paired_integers_avx512(pair, type, 1, v);
+        FOR_EACH_COLUMN {
+            dot[0][c] = add_products_avx512(dot[0][c], even, x + c * BLOCK + 4 * v);
+            dot[1][c] = add_products_avx512(dot[1][c], odd, x + (nc + c) * BLOCK + 4 * v);
+        }
+    }
+    FOR_EACH_COLUMN {
+        total[c] = add_part_avx512(total[c], dot[0][c], factors[0], scale[c]);
+        total[c] = add_part_avx512(total[c], dot[1][c], factors[1], scale[nc + c]);
+    }
+}
+
+/* Of 8 parts of nc columns: scales, those of odd parts times `odd`, and scaled sums */
+ALWAYS_INLINE void part_scales_avx512(const activations_t *a, int64_t at, const int nc, float odd,
+                                      float *scale, float *sum) {
+    for (int i = 0; i < 8 * nc; i += 8) {
+        const __mmask8 odd_parts =
+            (__mmask8)(nc == 1 ? 0xaa : nc == 2 ? 0xcc : nc == 4 ? 0xf0 : -(i / nc % 2));
+        const __m256 s = _mm256_loadu_ps(a->scale + at + i);
+        const __m256i sums = _mm256_loadu_si256((const __m256i *)(a->neg8_sum + at + i));
+        _mm256_storeu_ps(scale + i, _mm256_mask_mul_ps(s, odd_parts, s, _mm256_set1_ps(odd)));
+        _mm256_storeu_ps(sum + i, _mm256_mul_ps(_mm256_mul_ps(s, _mm256_set1_ps(-0.125f)),
+                                                _mm256_cvtepi32_ps(sums)));
+    }
+}
+
+ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_t *a, int64_t col,
+                                         const int nc, float *out, int64_t out_stride, int n_rows,
+                                         int add, const int type) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    int64_t at = col * n_blocks;
+    __m512 acc_f32x16[TILE_COLUMNS];
+    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < n_blocks; b += 8, at += 8 * nc) {
+        const block_x16 super = block_of(weights, b, type);
+        float scale[8 * TILE_COLUMNS], sum[8 * TILE_COLUMNS]; /* [part][nc] */
+        part_scales_avx512(a, at, nc, type == W_Q4_K ? 0x1p-4f : 0x1p-3f, scale, sum);
+        factors_t factors;
+        unpack_factors(super, type, &factors);
+        /* Back through memory: what is taken out of registers costs an instruction more. */
+        __asm__("" : "+m"(factors), "+m"(scale), "+m"(sum));
+        __m512 total[TILE_COLUMNS];
+        FOR_EACH_COLUMN total[c] = _mm512_setzero_ps();
+        if (nc <= 2) {
+            _Pragma("GCC unroll 4")
+            for (int p = 0; p < 8; p += 2)
+                add_pair_avx512(block_of(weights, b + p, type), factors.d + p,
+                                a->q + (at + p * nc) * BLOCK, scale + p * nc, nc, type, total);
+        } else {
+            for (int p = 0; p < 8; p += 2) {
+                const block_x16 pair = block_of(weights, b + p, type);
+                fetch_ahead_avx512(type == W_Q5_K ? pair.high : pair.low,
+                                   64 * (type == W_Q5_K ? 10 : 8), nc);
+                add_pair_avx512(pair, factors.d + p, a->q + (at + p * nc) * BLOCK, scale + p * nc,
+                                nc, type, total);
+            }
+        }
+        const __m512 d = load_16_f16_avx512(super.d), dmin = load_16_f16_avx512(super.m);
+        __m512 m[8];
+        for (int p = 0; p < 8; p++)
+            m[p] = _mm512_cvtepi32_ps(
+                _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)factors.m[p])));
+        FOR_EACH_COLUMN {
+            __m512 least = _mm512_setzero_ps();
+            _Pragma("GCC unroll 8")
+            for (int p = 0; p < 8; p++)
+                least = _mm512_fmadd_ps(m[p], _mm512_set1_ps(sum[p * nc + c]), least);
+            acc_f32x16[c] = _mm512_fmadd_ps(d, total[c], acc_f32x16[c]);
+            acc_f32x16[c] = _mm512_fmadd_ps(dmin, least, acc_f32x16[c]);
+        }
+    }
+    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+}
+
+/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. */
+#define K_MATMUL_AVX512(name, columns, type)                                          \
+    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,  \
+                     float *out, int64_t out_stride, int n_rows, int add) {           \
+        switch (n_cols) {                                                             \
+        case 16: columns(w, a, col, 16, out, out_stride, n_rows, add, type); break;   \
+        case 8: columns(w, a, col, 8, out, out_stride, n_rows, add, type); break;     \
+        case 4: columns(w, a, col, 4, out, out_stride, n_rows, add, type); break;     \
+        case 2: columns(w, a, col, 2, out, out_stride, n_rows, add, type); break;     \
+        default: columns(w, a, col, 1, out, out_stride, n_rows, add, type);           \
+        }                                                                             \
+    }
+K_MATMUL_AVX512(matmul_q5_0_avx512, k_columns_avx512, W_Q5_0)
+K_MATMUL_AVX512(matmul_q5_1_avx512, k_columns_avx512, W_Q5_1)
+K_MATMUL_AVX512(matmul_iq4_NL_avx512, k_columns_avx512, W_IQ4_NL)
+K_MATMUL_AVX512(matmul_q2_K_avx512, k_columns_avx512, W_Q2_K)
+K_MATMUL_AVX512(matmul_q3_K_avx512, k_columns_avx512, W_Q3_K)
+K_MATMUL_AVX512(matmul_q4_K_avx512, paired_columns_avx512, W_Q4_K)
+K_MATMUL_AVX512(matmul_q5_K_avx512, paired_columns_avx512, W_Q5_K)
 
 #undef K_MATMUL_AVX512
 #undef FOR_EACH_COLUMN

@@ -7,9 +7,16 @@
 
 /* Integers to whole bytes: byte 4r + j of vector v is row r, column 4v + j. */
 ALWAYS_INLINE void k_integers_scalar(block_x16 block, const int type, uint8_t q[8][64]) {
-    const int n = low_bits(type), mask = (1 << n) - 1;
+    const int n = low_bits(type), mask = (1 << n) - 1, odd = block.part % 2;
     for (int v = 0; v < 8; v++)
         for (int i = 0; i < 64; i++) {
+            if (is_paired(type)) {
+                const int byte = block.low[v][i];
+                q[v][i] = (uint8_t)(type == W_Q4_K ? (odd ? byte >> 4 : byte & 15)
+                                    : odd ? byte >> 5 << 2 | (block.high[v / 4][i] >> v % 4 * 2 & 3)
+                                          : byte & 31);
+                continue;
+            }
             const int high = has_high_bit(type) ? block.high[0][i] >> v & 1 : 0;
             q[v][i] = (uint8_t)((block.low[v % n][i] >> (n * (v / n)) & mask) | high << n);
         }

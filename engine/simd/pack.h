@@ -237,12 +237,30 @@ static void pack_q4_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
             memcpy(&w->dmin[r], block[r] + 2, 2);
             put_scales(w->scales, 12, r, block[r] + 4);
         }
-        for (int part = 0; part < 8; part++)
-            put_parts(block, 16 + 32 * (part / 2), part % 2, w->q[part]);
+        for (int i = 0; i < 8; i++) { /* half a pair */
+            bytes16_t x[16];
+            for (int r = 0; r < 16; r++) x[r] = load16(block[r] + 16 + 16 * i);
+            put_vectors(x, w->pair[i / 2].q + i % 2 * 4);
+        }
     }
 }
 
 /* block_q5_K: f16 d, f16 dmin, scales[12], qh[32], qs[128]. As Q4_K; bit `part` of qh[l] on top. */
+static void put_half_pair(const uint8_t *const block[16], int i, uint8_t q[4][64], uint8_t qh[64]) {
+    bytes16_t x[16];
+    for (int r = 0; r < 16; r++) {
+        const bytes16_t nibbles = load16(block[r] + 48 + 16 * i);
+        const bytes16_t bits = load16(block[r] + 16 + i % 2 * 16) >> (uint8_t)(i / 2 * 2);
+        const bytes16_t lower_2 = nibbles >> 4 & 3;
+        uint32_t four[4];
+        memcpy(four, &lower_2, 16);
+        four[0] |= four[1] << 2 | four[2] << 4 | four[3] << 6;
+        memcpy(&qh[4 * r], four, 4);
+        x[r] = (nibbles & 15) | (bits & 1) << 4 | nibbles >> 6 << 5 | (bits & 2) << 6;
+    }
+    put_vectors(x, q);
+}
+
 static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     static const uint8_t nothing[176];
     q5_K_x16 *w = out;
@@ -254,11 +272,9 @@ static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
             memcpy(&w->d[r], block[r], 2);
             memcpy(&w->dmin[r], block[r] + 2, 2);
             put_scales(w->scales, 12, r, block[r] + 4);
-            for (int part = 0; part < 8; part++)
-                put_bits(block[r] + 16, part, r, w->part[part].qh);
         }
-        for (int part = 0; part < 8; part++)
-            put_parts(block, 48 + 32 * (part / 2), part % 2, w->part[part].q);
+        for (int i = 0; i < 8; i++)
+            put_half_pair(block, i, w->pair[i / 2].q + i % 2 * 4, w->pair[i / 2].qh[i % 2]);
     }
 }
 

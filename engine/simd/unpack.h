@@ -18,8 +18,8 @@ static const int8_t IQ4_NL_STEPS[16] = {-127, -104, -83, -65, -49, -35, -22, -10
 typedef struct {
     const f16_t *d, *m;          /* of 16 rows; m: types with a minimum */
     const uint8_t (*scales)[16]; /* K types: packed as in the file */
-    const uint8_t (*low)[64];    /* plane of 4 bits, or of 2 */
-    const uint8_t (*high)[64];   /* plane of the bit above them */
+    const uint8_t (*low)[64];    /* plane of 4 bits, or of 2; if `is_paired`, the pair's q */
+    const uint8_t (*high)[64];   /* plane of the bit above them, or the pair's qh */
     int part;                    /* which of a super-block's 8 */
 } block_x16;
 
@@ -35,6 +35,7 @@ typedef struct {
 
 ALWAYS_INLINE int is_super(const int type) { return type >= W_Q2_K; }
 ALWAYS_INLINE int is_halved(const int type) { return type == W_Q2_K || type == W_Q3_K; }
+ALWAYS_INLINE int is_paired(const int type) { return type == W_Q4_K || type == W_Q5_K; }
 ALWAYS_INLINE int low_bits(const int type) { return is_halved(type) ? 2 : 4; }
 ALWAYS_INLINE int has_high_bit(const int type) {
     return type == W_Q5_0 || type == W_Q5_1 || type == W_Q3_K || type == W_Q5_K;
@@ -61,10 +62,11 @@ ALWAYS_INLINE block_x16 block_of(const void *weights, int64_t b, const int type)
     case W_Q2_K: return (block_x16){q2_K->d, q2_K->dmin, q2_K->scales, q2_K->q[p], NULL, p};
     case W_Q3_K:
         return (block_x16){q3_K->d, NULL, q3_K->scales, q3_K->part[p].q, &q3_K->part[p].qh, p};
-    case W_Q4_K: return (block_x16){q4_K->d, q4_K->dmin, q4_K->scales, q4_K->q[p], NULL, p};
+    case W_Q4_K:
+        return (block_x16){q4_K->d, q4_K->dmin, q4_K->scales, q4_K->pair[p / 2].q, NULL, p};
     case W_Q5_K:
-        return (block_x16){q5_K->d,         q5_K->dmin,         q5_K->scales,
-                           q5_K->part[p].q, &q5_K->part[p].qh, p};
+        return (block_x16){q5_K->d,             q5_K->dmin,          q5_K->scales,
+                           q5_K->pair[p / 2].q, q5_K->pair[p / 2].qh, p};
     default: return (block_x16){iq4_NL->d, NULL, NULL, iq4_NL->q, NULL, 0};
     }
 }
@@ -78,7 +80,7 @@ ALWAYS_INLINE block_x16 block_of(const void *weights, int64_t b, const int type)
  *     8 + i % 4 on top. */
 ALWAYS_INLINE void unpack_factors(block_x16 block, const int type, factors_t *out) {
     u8x64 s[4], d[4], m[4]; /* 4 numbers of each row in a vector */
-    memcpy(s, block.scales, type == W_Q2_K ? 256 : 192);
+    for (int i = 0; i < (type == W_Q2_K ? 4 : 3); i++) memcpy(&s[i], block.scales[4 * i], 64);
     if (type == W_Q2_K) {
         _Pragma("GCC unroll 4")
         for (int i = 0; i < 4; i++) d[i] = s[i] & 15, m[i] = -(s[i] >> 4);
@@ -88,11 +90,13 @@ ALWAYS_INLINE void unpack_factors(block_x16 block, const int type, factors_t *ou
         d[2] = (s[0] >> 4 | (s[2] >> 4 & 3) << 4) - 32;
         d[3] = (s[1] >> 4 | s[2] >> 6 << 4) - 32;
     } else {
-        d[0] = s[0] & 63, d[1] = (s[2] & 15) | s[0] >> 6 << 4;
-        m[0] = -(s[1] & 63), m[1] = -(s[2] >> 4 | s[1] >> 6 << 4);
+        d[0] = s[0] & 63, d[1] = (s[2] & 15) | (s[0] >> 2 & 48);
+        m[0] = -(s[1] & 63), m[1] = -(s[2] >> 4 | (s[1] >> 2 & 48));
     }
-    memcpy(out->d, d, is_halved(type) ? 256 : 128);
-    if (has_minimum(type)) memcpy(out->m, m, is_halved(type) ? 256 : 128);
+    for (int i = 0; i < (is_halved(type) ? 4 : 2); i++) {
+        memcpy(out->d[4 * i], &d[i], 64);
+        if (has_minimum(type)) memcpy(out->m[4 * i], &m[i], 64);
+    }
 }
 
 /* Of column c of the block at `at`: the sum of its half h or, if both share a scale, of all of it.
