@@ -49,20 +49,20 @@ typedef struct {
     uint8_t q[8][64];
 } q8_0_x16;
 
-/* A super-block of 256 columns in 8 parts of 32. Low 4 bits as in Q4_0. The high 2 bits of column
- * 4v + j, v = 0..7, are bits 2(v / 2) and up of byte 4r + j of qh[v % 2]. */
+/* A super-block of 256 columns in 8 parts of 32, each of two halves that have a scale. Byte 4r + j of
+ * vector k of half h is column 4 (4h + k) + j of row r, in bits 0..5. Bits 6, 7 of the three vectors
+ * are together the 6 bits of vector 4h + 3's column, those of vector 0 on top. */
 typedef struct {
     f16_t d[16];
     struct {
         int8_t scale[2][16];
-        uint8_t ql[4][64];
-        uint8_t qh[2][64];
+        uint8_t q[2][3][64];
     } part[8];
 } q6_K_x16;
 
 /* Integers of other widths stand in planes of 4, 2 or 1 bits. In a plane of n bits, column 4v + j
- * of row r has its bits at n (v / n) and up of byte 4r + j of vector v % n; so Q4_0's nibbles, and
- * the 2 high bits of Q6_K. `qh` is the bit above those in `q`. Scales of the K types stay packed as
+ * of row r has its bits at n (v / n) and up of byte 4r + j of vector v % n; so Q4_0's nibbles.
+ * `qh` is the bit above those in `q`. Scales of the K types stay packed as
  * in the file (unpack.h); [i][r] is byte i of row r. */
 typedef struct {
     f16_t d[16];

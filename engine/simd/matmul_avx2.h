@@ -158,20 +158,22 @@ ALWAYS_INLINE void q8_0_columns_avx2(const q8_0_x16 *w, const activations_t *a, 
     store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
 }
 
-/* Bits 2(v / 2) and up of each byte of `high` to bits 4 and 5 */
-ALWAYS_INLINE __m256i high_bits_avx2(__m256i high, const int v) {
-    const __m256i shifted = v < 2   ? _mm256_slli_epi16(high, 4)
-                            : v < 4 ? _mm256_slli_epi16(high, 2)
-                            : v < 6 ? high
-                                    : _mm256_srli_epi16(high, 2);
-    return _mm256_and_si256(shifted, _mm256_set1_epi8(0x30));
+/* Vector k = 0..3 of a half's 6-bit integers, half h of the rows */
+ALWAYS_INLINE __m256i q6_integers_avx2(const uint8_t (*q)[64], const int k, int h) {
+    const __m256i low = _mm256_set1_epi8(3);
+    if (k < 3) return _mm256_and_si256(load_half_avx2(q[k], h), _mm256_set1_epi8(63));
+    const __m256i top = _mm256_srli_epi16(load_half_avx2(q[0], h), 2);
+    const __m256i middle = _mm256_srli_epi16(load_half_avx2(q[1], h), 4);
+    const __m256i bottom = _mm256_srli_epi16(load_half_avx2(q[2], h), 6);
+    return _mm256_or_si256(_mm256_and_si256(top, _mm256_slli_epi16(low, 4)),
+                           _mm256_or_si256(_mm256_and_si256(middle, _mm256_slli_epi16(low, 2)),
+                                           _mm256_and_si256(bottom, low)));
 }
 
 ALWAYS_INLINE void q6_K_columns_avx2(const q6_K_x16 *w, const activations_t *a, int64_t col,
                                      int width, int first, const int nc, float *out,
                                      int64_t out_stride, int n_rows, int add) {
     const int64_t n_blocks = a->n_k / BLOCK;
-    const __m256i low = _mm256_set1_epi8(15);
     int64_t at = col * n_blocks + first;
     rows_f32x16_avx2 acc[COLUMNS_AVX2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
@@ -187,17 +189,9 @@ ALWAYS_INLINE void q6_K_columns_avx2(const q6_K_x16 *w, const activations_t *a, 
             for (int pair = 0; pair < 2; pair++) {
                 __m256i weight[2][2];
                 _Pragma("GCC unroll 2")
-                for (int i = 0; i < 2; i++) {
-                    const int v = 4 * s + 2 * pair + i;
-                    FOR_BOTH_HALVES {
-                        const __m256i t = load_half_avx2(super->part[part].ql[v % 4], h);
-                        const __m256i nibble =
-                            _mm256_and_si256(s ? _mm256_srli_epi16(t, 4) : t, low);
-                        weight[i][h] = _mm256_or_si256(
-                            nibble,
-                            high_bits_avx2(load_half_avx2(super->part[part].qh[v % 2], h), v));
-                    }
-                }
+                for (int i = 0; i < 2; i++)
+                    FOR_BOTH_HALVES weight[i][h] =
+                        q6_integers_avx2(super->part[part].q[s], 2 * pair + i, h);
                 FOR_EACH_COLUMN {
                     const int8_t *q = a->q + (at + c) * BLOCK + 4 * (4 * s + 2 * pair);
                     const __m256i q0 = broadcast_4_bytes_avx2(q);

@@ -150,45 +150,70 @@ ALWAYS_INLINE __m512i six_bits_avx512(__m512i low, __m512i high) {
     return _mm512_and_si512(both, _mm512_set1_epi8(63));
 }
 
+/* Vector k = 0..3 of a half's integers */
+ALWAYS_INLINE __m512i q6_integers_avx512(const uint8_t (*q)[64], const int k) {
+    const __m512i mask = _mm512_set1_epi8(63);
+    if (k < 3) return _mm512_and_si512(_mm512_loadu_si512(q[k]), mask);
+    const int choose = 0xca;
+    const __m512i top = _mm512_srli_epi16(_mm512_loadu_si512(q[0]), 2);
+    const __m512i middle = _mm512_srli_epi16(_mm512_loadu_si512(q[1]), 4);
+    const __m512i bottom = _mm512_srli_epi16(_mm512_loadu_si512(q[2]), 6);
+    const __m512i upper = _mm512_ternarylogic_epi32(_mm512_set1_epi8(48), top, middle, choose);
+    const __m512i all = _mm512_ternarylogic_epi32(_mm512_set1_epi8(60), upper, bottom, choose);
+    return _mm512_and_si512(all, mask);
+}
+
+/* A part: total += scale (f0 dot0 + f1 dot1) for its two halves; as in matmul_k_avx512.h */
+ALWAYS_INLINE void add_q6_part_avx512(const uint8_t (*q)[3][64], const int8_t (*factor)[16],
+                                      const int8_t *x, const int32_t *start, const float *scale,
+                                      const int nc, __m512 *total) {
+    __m512i w_u8x64[8], f[2];
+    for (int v = 0; v < 8; v++) w_u8x64[v] = q6_integers_avx512(q[v / 4], v % 4);
+    for (int h = 0; h < 2; h++)
+        f[h] = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)factor[h]));
+    FOR_EACH_COLUMN {
+        const __m512i first =
+            dot_avx512(_mm512_set1_epi32(start[2 * c]), w_u8x64, x + c * BLOCK, 0, 4);
+        const __m512i second =
+            dot_avx512(_mm512_set1_epi32(start[2 * c + 1]), w_u8x64, x + c * BLOCK, 4, 8);
+        const __m512i sum =
+            _mm512_add_epi32(_mm512_mullo_epi32(first, f[0]), _mm512_mullo_epi32(second, f[1]));
+        total[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale[c]), total[c]);
+    }
+}
+
 ALWAYS_INLINE void q6_K_columns_avx512(const q6_K_x16 *w, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
                                        int add) {
     const int64_t n_blocks = a->n_k / BLOCK;
-    const int8_t *q = a->q + col * a->n_k;
-    const float *scale = a->scale + col * n_blocks;
-    const int16_t *half_sum = a->half_sum + col * n_blocks * 2;
+    int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, q += nc * BLOCK, scale += nc, half_sum += 2 * nc) {
-        const q6_K_x16 *super = w + b / 8;
-        const int part = (int)(b % 8);
-        fetch_ahead_avx512(&super->part[part], sizeof super->part[part], nc);
-        __m512i w_u8x64[8];
-        for (int i = 0; i < 2; i++) { /* vector v: bits 2(v / 2) of qh[v % 2] move to bits 4, 5 */
-            const __m512i high = _mm512_loadu_si512(super->part[part].qh[i]);
-            const __m512i first = _mm512_loadu_si512(super->part[part].ql[i]);
-            const __m512i second = _mm512_loadu_si512(super->part[part].ql[2 + i]);
-            w_u8x64[i] = six_bits_avx512(first, _mm512_slli_epi16(high, 4));
-            w_u8x64[2 + i] = six_bits_avx512(second, _mm512_slli_epi16(high, 2));
-            w_u8x64[4 + i] = six_bits_avx512(_mm512_srli_epi16(first, 4), high);
-            w_u8x64[6 + i] =
-                six_bits_avx512(_mm512_srli_epi16(second, 4), _mm512_srli_epi16(high, 2));
+    for (int64_t b = 0; b < n_blocks; b += 8, at += 8 * nc, w++) {
+        int32_t start[16 * TILE_COLUMNS]; /* [part][nc][half] */
+        for (int i = 0; i < 16 * nc; i += 16) {
+            const __m256i sums =
+                _mm256_loadu_si256((const __m256i *)(a->half_sum + 2 * at + i));
+            _mm512_storeu_si512(start + i, _mm512_mullo_epi32(_mm512_cvtepi16_epi32(sums),
+                                                              _mm512_set1_epi32(-32)));
         }
-        const __m512 d = load_16_f16_avx512(super->d);
-        __m512 d_half[2];
-        for (int h = 0; h < 2; h++) {
-            const __m128i s = _mm_loadu_si128((const __m128i *)super->part[part].scale[h]);
-            d_half[h] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(s)));
+        __asm__("" : "+m"(start)); /* from memory a broadcast is a load and nothing else */
+        __m512 total[TILE_COLUMNS];
+        FOR_EACH_COLUMN total[c] = _mm512_setzero_ps();
+        /* As many parts unrolled as memory is read fastest with: the hardware's prefetch goes by the
+         * steps of single instructions. */
+        const int run = nc == 2 ? 8 : 1;
+        _Pragma("GCC unroll 1")
+        for (int first = 0; first < 8; first += run) {
+            _Pragma("GCC unroll 8")
+            for (int p = first; p < first + run; p++) {
+                fetch_ahead_avx512(&w->part[p], sizeof w->part[p], nc);
+                add_q6_part_avx512(w->part[p].q, w->part[p].scale, a->q + (at + p * nc) * BLOCK,
+                                   start + 2 * p * nc, a->scale + at + p * nc, nc, total);
+            }
         }
-        FOR_EACH_COLUMN {
-            const __m512i first = dot_avx512(_mm512_set1_epi32(-32 * half_sum[2 * c]), w_u8x64,
-                                             q + c * BLOCK, 0, 4);
-            const __m512i second = dot_avx512(_mm512_set1_epi32(-32 * half_sum[2 * c + 1]), w_u8x64,
-                                              q + c * BLOCK, 4, 8);
-            const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), d_half[0],
-                                               _mm512_mul_ps(_mm512_cvtepi32_ps(second), d_half[1]));
-            acc_f32x16[c] = _mm512_fmadd_ps(sum, _mm512_set1_ps(scale[c]), acc_f32x16[c]);
-        }
+        const __m512 d = load_16_f16_avx512(w->d);
+        FOR_EACH_COLUMN acc_f32x16[c] = _mm512_fmadd_ps(d, total[c], acc_f32x16[c]);
     }
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }

@@ -194,19 +194,13 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
         __asm__("" : "+m"(factors), "+m"(scale), "+m"(sum));
         __m512 total[TILE_COLUMNS];
         FOR_EACH_COLUMN total[c] = _mm512_setzero_ps();
-        if (nc <= 2) {
-            _Pragma("GCC unroll 4")
-            for (int p = 0; p < 8; p += 2)
-                add_pair_avx512(block_of(weights, b + p, type), factors.d + p,
-                                a->q + (at + p * nc) * BLOCK, scale + p * nc, nc, type, total);
-        } else {
-            for (int p = 0; p < 8; p += 2) {
-                const block_x16 pair = block_of(weights, b + p, type);
-                fetch_ahead_avx512(type == W_Q5_K ? pair.high : pair.low,
-                                   64 * (type == W_Q5_K ? 10 : 8), nc);
-                add_pair_avx512(pair, factors.d + p, a->q + (at + p * nc) * BLOCK, scale + p * nc,
-                                nc, type, total);
-            }
+        _Pragma("GCC unroll 1") /* as in q6_K_columns_avx512 */
+        for (int p = 0; p < 8; p += 2) {
+            const block_x16 pair = block_of(weights, b + p, type);
+            fetch_ahead_avx512(type == W_Q5_K ? pair.high : pair.low,
+                               64 * (type == W_Q5_K ? 10 : 8), nc);
+            add_pair_avx512(pair, factors.d + p, a->q + (at + p * nc) * BLOCK, scale + p * nc, nc,
+                            type, total);
         }
         const __m512 d = load_16_f16_avx512(super.d), dmin = load_16_f16_avx512(super.m);
         __m512 m[8];

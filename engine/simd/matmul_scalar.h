@@ -89,12 +89,15 @@ static void matmul_q6_K_scalar(const void *weights, const activations_t *a, int6
                 float sum = 0;
                 for (int h = 0; h < 2; h++) {
                     int32_t dot = -32 * a->half_sum[2 * at + h];
-                    for (int v = 4 * h; v < 4 * h + 4; v++)
-                        for (int j = 0; j < 4; j++) {
-                            const int low = w->part[b % 8].ql[v % 4][4 * r + j] >> (4 * h) & 15;
-                            const int high = w->part[b % 8].qh[v % 2][4 * r + j] >> (v / 2 * 2) & 3;
-                            dot += (low | high << 4) * q[4 * v + j];
+                    for (int j = 0; j < 4; j++) {
+                        int last = 0;
+                        for (int k = 0; k < 3; k++) {
+                            const int byte = w->part[b % 8].q[h][k][4 * r + j];
+                            dot += (byte & 63) * q[16 * h + 4 * k + j];
+                            last = last << 2 | byte >> 6;
                         }
+                        dot += last * q[16 * h + 12 + j];
+                    }
                     sum += (float)dot * (f16_to_f32(w->d[r]) * (float)w->part[b % 8].scale[h][r]);
                 }
                 acc[r] += sum * a->scale[at];

@@ -58,13 +58,6 @@ static inline void put_vectors(const bytes16_t x[16], uint8_t q[4][64]) {
 #endif
 }
 
-/* The nibbles of part `high` (0: the lower four bits, 1: the upper) of 32 bytes, as in Q4_0: those
- * of the first 16 bytes below those of the last */
-static inline bytes16_t nibbles_of(const uint8_t *src, int high) {
-    const bytes16_t a = load16(src), b = load16(src + 16);
-    return high ? a >> 4 | (b & 0xf0) : (a & 0x0f) | b << 4;
-}
-
 /* The rows of a group follow each other in the file, and so do groups: ask for the bytes that stand
  * as far into the next group as the block, of n_bytes for all rows, does in this one. */
 static inline void fetch_next_group(const uint8_t *const rows[16], int64_t row_bytes, int64_t block,
@@ -121,13 +114,6 @@ static void pack_q8_0(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         put_vectors(x[0], w->q);
         put_vectors(x[1], w->q + 4);
     }
-}
-
-/* The nibbles of 32 bytes of each block to a plane of 4 bits */
-static inline void put_parts(const uint8_t *const block[16], int at, int high, uint8_t q[4][64]) {
-    bytes16_t x[16];
-    for (int r = 0; r < 16; r++) x[r] = nibbles_of(block[r] + at, high);
-    put_vectors(x, q);
 }
 
 /* Bits 2 p and 2 p + 1 of 32 bytes to row r of a plane of 2 bits */
@@ -281,6 +267,23 @@ static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
 /* block_q6_K: ql[128], qh[64], int8 scales[16], f16 d. Of each half of 128 columns, column
  * 32 p + l (p = 0..3) has its low bits in nibble p / 2 of ql[64 half + 32 (p % 2) + l] and its high
  * bits at 2 p of qh[32 half + l]. */
+static void put_half_part(const uint8_t *const block[16], int half, int p, int h,
+                          uint8_t q[3][64]) {
+    bytes16_t x[16];
+    uint8_t vectors[4][64];
+    for (int r = 0; r < 16; r++) {
+        const bytes16_t low = load16(block[r] + 64 * half + p % 2 * 32 + 16 * h);
+        const bytes16_t high = load16(block[r] + 128 + 32 * half + 16 * h) >> (uint8_t)(2 * p);
+        x[r] = (p < 2 ? low & 15 : low >> 4) | (high & 3) << 4;
+        uint32_t four[4];
+        memcpy(four, &x[r], 16);
+        for (int k = 0; k < 3; k++) four[k] |= (four[3] >> (4 - 2 * k) & 0x03030303u) << 6;
+        memcpy(&x[r], four, 16);
+    }
+    put_vectors(x, vectors);
+    memcpy(q, vectors, sizeof vectors[0] * 3);
+}
+
 static void pack_q6_K(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     static const uint8_t nothing[210];
     q6_K_x16 *w = out;
@@ -290,14 +293,11 @@ static void pack_q6_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         for (int r = 0; r < 16; r++) {
             block[r] = rows[r] ? rows[r] + b * 210 : nothing;
             memcpy(&w->d[r], block[r] + 208, 2);
-            for (int part = 0; part < 8; part++) {
-                put_pairs(block[r] + 128 + 32 * (part / 4), part % 4, r, w->part[part].qh);
-                w->part[part].scale[0][r] = (int8_t)block[r][192 + 2 * part];
-                w->part[part].scale[1][r] = (int8_t)block[r][192 + 2 * part + 1];
-            }
+            for (int i = 0; i < 16; i++)
+                w->part[i / 2].scale[i % 2][r] = (int8_t)block[r][192 + i];
         }
-        for (int part = 0; part < 8; part++)
-            put_parts(block, 64 * (part / 4) + 32 * (part % 2), part % 4 / 2, w->part[part].ql);
+        for (int i = 0; i < 16; i++) /* halves of parts */
+            put_half_part(block, i / 8, i / 2 % 4, i % 2, w->part[i / 2].q[i % 2]);
     }
 }
 
