@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -45,6 +46,17 @@ class Entry:
     model: str  # fingerprint
     type_k: str
     type_v: str
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what no library writes: an index may come from anywhere."""
+        texts = (self.name, self.content, self.model, self.type_k, self.type_v)
+        numbers = (self.n_tokens, self.n_bytes)
+        if not (
+            all(isinstance(text, str) and text.isprintable() for text in texts)
+            and re.fullmatch("[0-9a-f]{32}", self.content)
+            and all(type(number) is int and number >= 0 for number in numbers)
+        ):
+            raise ValueError("an entry of another form than a library writes")
 
 
 class ChunkLibrary:

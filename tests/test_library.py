@@ -500,6 +500,18 @@ def test_damaged_files_are_refused(deep, shelf, tmp_path, monkeypatch):
             index.write_text(bad)
             with pytest.raises(ContextError, match=r"index.json: is damaged"):
                 shelf.entries()
+        entry = {"name": "a", "content": "0" * 32, "n_tokens": 1, "n_bytes": 1}
+        entry |= {"model": "", "type_k": "f16", "type_v": "f16"}
+        index.write_text(json.dumps([entry]))
+        assert [e.name for e in shelf.entries()] == ["a"]
+        for key, forged in [
+            ("name", 5), ("name", "\x1b[2J"), ("content", 5), ("content", "../" * 8 + "0" * 8),
+            ("content", "0" * 5000), ("n_tokens", "1"), ("n_tokens", True), ("n_bytes", -1),
+            ("type_k", "\x1b[2J"), ("type_v", None), ("model", []), ("model", "\n"), ("more", 1),
+        ]:  # fmt: skip
+            index.write_text(json.dumps([entry | {key: forged}]))
+            with pytest.raises(ContextError, match=r"index.json: is damaged"):
+                shelf.entries()
 
 
 _ADDER = """
