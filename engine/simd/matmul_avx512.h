@@ -66,6 +66,28 @@ ALWAYS_INLINE __m512i dot_avx512(__m512i start, const __m512i *w_u8x64, const in
     return start;
 }
 
+/* One column: high nibbles stay where they are, and 16 times their sum is moved down once. Four
+ * blocks a turn of the loop: a fifth faster from the L2 cache, the same from memory. */
+ALWAYS_INLINE __m512 q4_0_column_avx512(const q4_0_x16 *w, const int8_t *q, const float *scale,
+                                        const int32_t *neg8_sum, int64_t n_blocks) {
+    __m512 acc_f32x16 = _mm512_setzero_ps();
+    _Pragma("GCC unroll 4")
+    for (int64_t b = 0; b < n_blocks; b++, w++, q += BLOCK) {
+        __m512i low = _mm512_set1_epi32(neg8_sum[b]), high = _mm512_setzero_si512();
+        _Pragma("GCC unroll 4")
+        for (int v = 0; v < 4; v++) {
+            const __m512i t = _mm512_loadu_si512(w->q[v]);
+            const __m512i above = _mm512_and_si512(t, _mm512_set1_epi8((char)0xf0));
+            low = add_products_avx512(low, _mm512_and_si512(t, _mm512_set1_epi8(15)), q + 4 * v);
+            high = add_products_avx512(high, above, q + 16 + 4 * v);
+        }
+        const __m512i dot = _mm512_add_epi32(low, _mm512_srai_epi32(high, 4));
+        const __m512 d = _mm512_mul_ps(load_16_f16_avx512(w->d), _mm512_set1_ps(scale[b]));
+        acc_f32x16 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), d, acc_f32x16);
+    }
+    return acc_f32x16;
+}
+
 ALWAYS_INLINE void q4_0_columns_avx512(const q4_0_x16 *w, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
                                        int add) {
@@ -75,6 +97,11 @@ ALWAYS_INLINE void q4_0_columns_avx512(const q4_0_x16 *w, const activations_t *a
     const int32_t *neg8_sum = a->neg8_sum + col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
+    if (nc == 1) {
+        acc_f32x16[0] = q4_0_column_avx512(w, q, scale, neg8_sum, n_blocks);
+        store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+        return;
+    }
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
         fetch_ahead_avx512(w, sizeof *w, nc);
         __m512i w_u8x64[8];
