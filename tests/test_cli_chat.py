@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import stat
 import subprocess
@@ -248,11 +249,25 @@ class Person:
             if match:
                 shown, self.seen = self.seen[: match.end()], self.seen[match.end() :]
                 return shown
-            assert time.monotonic() < deadline, self.seen
+            left = max(0.0, deadline - time.monotonic())
+            assert select.select([self.ours], [], [], left)[0], f"{pattern} not in {self.seen!r}"
             try:
                 self.seen += os.read(self.ours, 1 << 16).decode("utf-8", "replace")
             except OSError:  # the terminal is closed
                 raise AssertionError(f"left, with {self.seen!r}") from None
+
+    def interrupt(self, text: str = "") -> None:
+        """Ctrl-C, behind `text`, when the program waits for a key. One that comes between the
+        prompt and the waiting is noticed by readline only with the next key."""
+        deadline = time.monotonic() + 60
+        while not (self._sleeps() and self._sleeps()):
+            assert time.monotonic() < deadline
+        self.type(text + "\x03")
+
+    def _sleeps(self) -> bool:
+        time.sleep(0.03)
+        status = Path(f"/proc/{self.process.pid}/stat")
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "S"
 
     def leave(self) -> int:
         code = self.process.wait(timeout=60)
@@ -326,10 +341,10 @@ def test_control_c(person: Callable[..., Person], model: str, tmp_path: Path) ->
     one.wait_for(PROMPT)
     one.type("/stats\n")
     assert re.search(r"messages +2\r\n", one.wait_for(PROMPT))
-    one.type("half a line\x03")
+    one.interrupt("half a line")
     one.wait_for(r"Ctrl-C again leaves")
     one.wait_for(PROMPT)
-    one.type("\x03")
+    one.interrupt()
     assert one.leave() == 130
     assert not (tmp_path / "lariat").exists()
 
