@@ -170,18 +170,11 @@ ALWAYS_INLINE void q8_0_columns_avx512(const q8_0_x16 *w, const activations_t *a
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-/* Bytes of the low 4 bits of `low` and bits 4, 5 of `high` */
-ALWAYS_INLINE __m512i six_bits_avx512(__m512i low, __m512i high) {
-    const int choose = 0xca; /* bit by bit: where the first operand is 1 the second, else the third */
-    const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), low, high, choose);
-    return _mm512_and_si512(both, _mm512_set1_epi8(63));
-}
-
 /* Vector k = 0..3 of a half's integers */
 ALWAYS_INLINE __m512i q6_integers_avx512(const uint8_t (*q)[64], const int k) {
     const __m512i mask = _mm512_set1_epi8(63);
     if (k < 3) return _mm512_and_si512(_mm512_loadu_si512(q[k]), mask);
-    const int choose = 0xca;
+    const int choose = 0xca; /* bit by bit: where the first operand is 1 the second, else the third */
     const __m512i top = _mm512_srli_epi16(_mm512_loadu_si512(q[0]), 2);
     const __m512i middle = _mm512_srli_epi16(_mm512_loadu_si512(q[1]), 4);
     const __m512i bottom = _mm512_srli_epi16(_mm512_loadu_si512(q[2]), 6);

@@ -45,9 +45,7 @@ ALWAYS_INLINE __m256i paired_integers_avx2(block_x16 block, const int type, cons
 }
 
 /* Vector v of the integers, half h of the rows */
-ALWAYS_INLINE __m256i k_integers_avx2(block_x16 block, const int type, const int odd, const int v,
-                                      int h) {
-    if (is_paired(type)) return paired_integers_avx2(block, type, odd, v, h);
+ALWAYS_INLINE __m256i k_integers_avx2(block_x16 block, const int type, const int v, int h) {
     const int n = low_bits(type);
     const __m256i low = shift_avx2(load_half_avx2(block.low[v % n], h), -n * (v / n));
     const __m256i q = _mm256_and_si256(low, _mm256_set1_epi8((1 << n) - 1));
@@ -61,7 +59,7 @@ ALWAYS_INLINE __m256i k_integers_avx2(block_x16 block, const int type, const int
 
 /* dot += the products of vectors [from, to) of a block with nc columns that are 32 bytes apart */
 ALWAYS_INLINE void k_dots_avx2(block_x16 block, const int8_t *x, const int nc,
-                               const int from, const int to, const int type, const int odd,
+                               const int from, const int to, const int type,
                                __m256i dot[][2]) {
     __m256i sum_i16x16[COLUMNS_AVX2][2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[c][h] = _mm256_setzero_si256();
@@ -69,7 +67,7 @@ ALWAYS_INLINE void k_dots_avx2(block_x16 block, const int8_t *x, const int nc,
     for (int v = from; v < to; v++) {
         __m256i w[2], magnitude[2];
         FOR_BOTH_HALVES {
-            w[h] = k_integers_avx2(block, type, odd, v, h);
+            w[h] = k_integers_avx2(block, type, v, h);
             if (type == W_IQ4_NL) magnitude[h] = _mm256_abs_epi8(w[h]);
         }
         FOR_EACH_COLUMN {
@@ -88,6 +86,18 @@ ALWAYS_INLINE void k_dots_avx2(block_x16 block, const int8_t *x, const int nc,
     if (type != W_IQ4_NL)
         FOR_EACH_COLUMN FOR_BOTH_HALVES dot[c][h] =
             _mm256_add_epi32(dot[c][h], widen_avx2(sum_i16x16[c][h]));
+}
+
+/* acc += d f dot s + m g sum: part i of a super-block, with scales and scaled sums of nc columns */
+ALWAYS_INLINE void add_part_avx2(rows_f32x16_avx2 *acc, __m256i dot[][2], block_x16 block,
+                                 const factors_t *factors, int i, const float *scale,
+                                 const float *scaled_sum, const int nc, const int type) {
+    const rows_f32x16_avx2 d = scaled_f16_avx2(block.d, factors->d[i], type);
+    FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d.half, scale[c]);
+    if (!has_minimum(type)) return;
+    const rows_f32x16_avx2 m = scaled_f16_avx2(block.m, factors->m[i], type);
+    FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] =
+        _mm256_fmadd_ps(m.half[h], _mm256_set1_ps(scaled_sum[c]), acc[c].half[h]);
 }
 
 /* nc columns from column `first` on of a tile of `width` columns */
@@ -113,42 +123,94 @@ ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, i
                                                       : _mm256_set1_epi32(sums.start[part][c]);
             const int n = is_halved(type) || has_high_bit(type) ? 4 : 8;
             for (int v = 4 * part; v < (is_halved(type) ? 4 * part + 4 : 8); v += n)
-                if (is_paired(type) && block.part % 2)
-                    k_dots_avx2(block, a->q + at * BLOCK, nc, v, v + n, type, 1, dot);
-                else
-                    k_dots_avx2(block, a->q + at * BLOCK, nc, v, v + n, type, 0, dot);
-            const rows_f32x16_avx2 d =
-                scaled_f16_avx2(block.d, factors.d[i], type);
-            FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d.half, a->scale[at + c]);
-            if (!has_minimum(type)) continue;
-            const rows_f32x16_avx2 m =
-                scaled_f16_avx2(block.m, factors.m[i], type);
-            FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_fmadd_ps(
-                m.half[h], _mm256_set1_ps(sums.scaled[part][c]), acc[c].half[h]);
+                k_dots_avx2(block, a->q + at * BLOCK, nc, v, v + n, type, dot);
+            add_part_avx2(acc, dot, block, &factors, i, a->scale + at, sums.scaled[part], nc, type);
         }
     }
     store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
 }
 
-#define K_MATMUL_AVX2(name, type)                                                             \
+/* Parts [from, to) of a pair, whose activations are `apart` bytes from each other: each vector is
+ * loaded once for those parts. */
+ALWAYS_INLINE void pair_dots_avx2(block_x16 pair, const int8_t *x, int64_t apart, const int nc,
+                                  const int from, const int to, const int type,
+                                  __m256i dot[2][COLUMNS_AVX2][2]) {
+    const int run = type == W_Q5_K ? 4 : 8; /* vectors whose sums fit 16 bits */
+    _Pragma("GCC unroll 2")
+    for (int v0 = 0; v0 < 8; v0 += run) {
+        __m256i sum_i16x16[2][COLUMNS_AVX2][2];
+        _Pragma("GCC unroll 2")
+        for (int odd = from; odd < to; odd++)
+            FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[odd][c][h] = _mm256_setzero_si256();
+        _Pragma("GCC unroll 8")
+        for (int v = v0; v < v0 + run; v++)
+            _Pragma("GCC unroll 2")
+            for (int odd = from; odd < to; odd++) {
+                __m256i w[2];
+                FOR_BOTH_HALVES w[h] = paired_integers_avx2(pair, type, odd, v, h);
+                FOR_EACH_COLUMN {
+                    const __m256i four =
+                        broadcast_4_bytes_avx2(x + odd * apart + c * BLOCK + 4 * v);
+                    FOR_BOTH_HALVES sum_i16x16[odd][c][h] = _mm256_add_epi16(
+                        sum_i16x16[odd][c][h], _mm256_maddubs_epi16(w[h], four));
+                }
+            }
+        _Pragma("GCC unroll 2")
+        for (int odd = from; odd < to; odd++)
+            FOR_EACH_COLUMN FOR_BOTH_HALVES dot[odd][c][h] = _mm256_add_epi32(
+                dot[odd][c][h], widen_avx2(sum_i16x16[odd][c][h]));
+    }
+}
+
+/* As k_columns_avx2, a pair of parts at a time. With few columns both parts are computed together, so
+ * that memory is read in one run; with more there are not registers enough. */
+ALWAYS_INLINE void paired_columns_avx2(const void *weights, const activations_t *a, int64_t col,
+                                       int width, int first, const int nc, float *out,
+                                       int64_t out_stride, int n_rows, int add, const int type) {
+    const int64_t n_blocks = a->n_k / BLOCK;
+    int64_t at = col * n_blocks + first;
+    rows_f32x16_avx2 acc[COLUMNS_AVX2];
+    FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
+    factors_t factors;
+    for (int64_t b = 0; b < n_blocks; b += 2, at += 2 * width) {
+        const block_x16 pair = block_of(weights, b, type);
+        if (b % 8 == 0) unpack_factors(pair, type, &factors);
+        __m256i dot[2][COLUMNS_AVX2][2];
+        for (int odd = 0; odd < 2; odd++)
+            FOR_EACH_COLUMN FOR_BOTH_HALVES dot[odd][c][h] = _mm256_setzero_si256();
+        const int8_t *x = a->q + at * BLOCK;
+        if (nc <= 2) pair_dots_avx2(pair, x, width * BLOCK, nc, 0, 2, type, dot);
+        _Pragma("GCC unroll 2")
+        for (int odd = 0; odd < 2; odd++) {
+            const int64_t of_part = at + odd * width;
+            if (nc > 2) pair_dots_avx2(pair, x, width * BLOCK, nc, odd, odd + 1, type, dot);
+            sums_t sums;
+            block_sums(a, of_part, nc, type, &sums);
+            add_part_avx2(acc, dot[odd], pair, &factors, pair.part + odd, a->scale + of_part,
+                          sums.scaled[0], nc, type);
+        }
+    }
+    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+}
+
+#define K_MATMUL_AVX2(name, columns, type)                                                    \
     static void name(const void *weights, const activations_t *a, int64_t col, int n_cols,    \
                      float *out, int64_t out_stride, int n_rows, int add) {                   \
         if (n_cols == 1)                                                                      \
-            k_columns_avx2(weights, a, col, 1, 0, 1, out, out_stride, n_rows, add, type);     \
+            columns(weights, a, col, 1, 0, 1, out, out_stride, n_rows, add, type);            \
         else if (n_cols == 2)                                                                 \
-            k_columns_avx2(weights, a, col, 2, 0, 2, out, out_stride, n_rows, add, type);     \
+            columns(weights, a, col, 2, 0, 2, out, out_stride, n_rows, add, type);            \
         else                                                                                  \
             for (int c = 0; c < n_cols; c += 4)                                               \
-                k_columns_avx2(weights, a, col, n_cols, c, 4, out, out_stride, n_rows, add,   \
-                               type);                                                         \
+                columns(weights, a, col, n_cols, c, 4, out, out_stride, n_rows, add, type);   \
     }
-K_MATMUL_AVX2(matmul_q5_0_avx2, W_Q5_0)
-K_MATMUL_AVX2(matmul_q5_1_avx2, W_Q5_1)
-K_MATMUL_AVX2(matmul_iq4_NL_avx2, W_IQ4_NL)
-K_MATMUL_AVX2(matmul_q2_K_avx2, W_Q2_K)
-K_MATMUL_AVX2(matmul_q3_K_avx2, W_Q3_K)
-K_MATMUL_AVX2(matmul_q4_K_avx2, W_Q4_K)
-K_MATMUL_AVX2(matmul_q5_K_avx2, W_Q5_K)
+K_MATMUL_AVX2(matmul_q5_0_avx2, k_columns_avx2, W_Q5_0)
+K_MATMUL_AVX2(matmul_q5_1_avx2, k_columns_avx2, W_Q5_1)
+K_MATMUL_AVX2(matmul_iq4_NL_avx2, k_columns_avx2, W_IQ4_NL)
+K_MATMUL_AVX2(matmul_q2_K_avx2, k_columns_avx2, W_Q2_K)
+K_MATMUL_AVX2(matmul_q3_K_avx2, k_columns_avx2, W_Q3_K)
+K_MATMUL_AVX2(matmul_q4_K_avx2, paired_columns_avx2, W_Q4_K)
+K_MATMUL_AVX2(matmul_q5_K_avx2, paired_columns_avx2, W_Q5_K)
 
 #undef K_MATMUL_AVX2
 #undef FOR_BOTH_HALVES

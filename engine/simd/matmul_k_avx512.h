@@ -116,7 +116,7 @@ ALWAYS_INLINE __m512i paired_integers_avx512(block_x16 pair, const int type, con
     if (!odd) return _mm512_and_si512(t, _mm512_set1_epi8(type == W_Q4_K ? 15 : 31));
     if (type == W_Q4_K) return _mm512_and_si512(t, _mm512_set1_epi8((char)0xf0));
     const __m512i low = shift_avx512(_mm512_loadu_si512(pair.high[v / 4]), 3 - 2 * (v % 4));
-    const int choose = 0xca; /* as in six_bits_avx512 */
+    const int choose = 0xca; /* as in q6_integers_avx512 */
     const __m512i both =
         _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)0xe0), t, low, choose);
     return _mm512_and_si512(both, _mm512_set1_epi8((char)0xf8));
