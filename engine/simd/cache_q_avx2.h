@@ -68,19 +68,18 @@ ALWAYS_INLINE void unit_half_group_avx2(const float *q, const void *unit, int fi
     const int64_t half = head_dim / 2;
     const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
     const f16_t *scales = scales_of(unit, head_dim, type);
-    __m256 x[2], y[2], last_x[2], last_y[2], twice_cosine[2], zx[2], zy[2];
+    __m256 x[2], y[2], dx[2], dy[2], bend[2], zx[2], zy[2];
     for (int v = 0; v < 2; v++) {
         const int64_t i = 32 * g + 16 * part + 8 * v;
         x[v] = _mm256_loadu_ps(q + i);
         y[v] = _mm256_loadu_ps(q + half + i);
-        twice_cosine[v] = last_x[v] = last_y[v] = zx[v] = zy[v] = _mm256_setzero_ps();
+        bend[v] = dx[v] = dy[v] = zx[v] = zy[v] = _mm256_setzero_ps();
         if (step) {
-            const __m256 bend = _mm256_loadu_ps(step + i), sine = _mm256_loadu_ps(step + half + i);
-            const __m256 one = _mm256_set1_ps(1.0f), half_one = _mm256_set1_ps(0.5f);
-            const __m256 cosine = _mm256_fnmadd_ps(bend, half_one, one);
-            last_x[v] = _mm256_fmsub_ps(cosine, x[v], _mm256_mul_ps(sine, y[v]));
-            last_y[v] = _mm256_fmadd_ps(cosine, y[v], _mm256_mul_ps(sine, x[v]));
-            twice_cosine[v] = _mm256_add_ps(cosine, cosine);
+            bend[v] = _mm256_loadu_ps(step + i);
+            const __m256 sine = _mm256_loadu_ps(step + half + i);
+            const __m256 half_bend = _mm256_mul_ps(bend[v], _mm256_set1_ps(0.5f));
+            dx[v] = _mm256_fmadd_ps(half_bend, x[v], _mm256_mul_ps(sine, y[v]));
+            dy[v] = _mm256_fmsub_ps(half_bend, y[v], _mm256_mul_ps(sine, x[v]));
         }
         if (type >= C_Q8_CH) {
             prefetch_next(scales + i, unit_bytes);
@@ -89,8 +88,8 @@ ALWAYS_INLINE void unit_half_group_avx2(const float *q, const void *unit, int fi
             const __m256 scale_y = load_f16_avx2(scales + half + i);
             x[v] = _mm256_mul_ps(x[v], scale_x);
             y[v] = _mm256_mul_ps(y[v], scale_y);
-            last_x[v] = _mm256_mul_ps(last_x[v], scale_x);
-            last_y[v] = _mm256_mul_ps(last_y[v], scale_y);
+            dx[v] = _mm256_mul_ps(dx[v], scale_x);
+            dy[v] = _mm256_mul_ps(dy[v], scale_y);
         }
         if (type == C_Q4_CH) {
             zx[v] = load_f16_avx2(scales + head_dim + i);
@@ -122,12 +121,10 @@ ALWAYS_INLINE void unit_half_group_avx2(const float *q, const void *unit, int fi
         }
         if (step)
             for (int v = 0; v < 2; v++) {
-                const __m256 next_x = _mm256_fmsub_ps(twice_cosine[v], x[v], last_x[v]);
-                const __m256 next_y = _mm256_fmsub_ps(twice_cosine[v], y[v], last_y[v]);
-                last_x[v] = x[v];
-                last_y[v] = y[v];
-                x[v] = next_x;
-                y[v] = next_y;
+                dx[v] = _mm256_fnmadd_ps(bend[v], x[v], dx[v]);
+                dy[v] = _mm256_fnmadd_ps(bend[v], y[v], dy[v]);
+                x[v] = _mm256_add_ps(x[v], dx[v]);
+                y[v] = _mm256_add_ps(y[v], dy[v]);
             }
     }
 }

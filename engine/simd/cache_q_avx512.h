@@ -1,8 +1,5 @@
-/* Quantized keys and values for AVX-512. Layouts and operations are said in cache_q_scalar.h.
- *
- * A raw query is stepped by the plain recurrence q(j + 1) = 2 cos(theta) q(j) - q(j - 1), one operation
- * a component where attention_avx512.h has two. Its error grows with the square of j, to 1.3e-5 of the
- * query at the 32nd key, where a key of 8 bits is off by some 5e-3.
+/* Quantized keys and values for AVX-512. Layouts and operations are said in cache_q_scalar.h, the
+ * stepping of a raw query in attention_avx512.h.
  *
  * Numbers become float as they are; scales go elsewhere. A channel's goes into the query before
  * keys are read (stepping is linear, so it stays there), and into the sum of values at its end.
@@ -112,19 +109,18 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
     const f16_t *scales = scales_of(unit, head_dim, type);
-    __m512 x[4], y[4], last_x[4], last_y[4], twice_cosine[4], zx[4], zy[4];
+    __m512 x[4], y[4], dx[4], dy[4], bend[4], zx[4], zy[4];
     FOR_EACH_VECTOR(v) {
         const int64_t i = 32 * g0 + 16 * v;
         x[v] = _mm512_loadu_ps(q + i);
         y[v] = _mm512_loadu_ps(q + half + i);
-        twice_cosine[v] = last_x[v] = last_y[v] = zx[v] = zy[v] = _mm512_setzero_ps();
+        bend[v] = dx[v] = dy[v] = zx[v] = zy[v] = _mm512_setzero_ps();
         if (raw) {
-            const __m512 bend = _mm512_loadu_ps(step + i), sine = _mm512_loadu_ps(step + half + i);
-            const __m512 one = _mm512_set1_ps(1.0f), half_one = _mm512_set1_ps(0.5f);
-            const __m512 cosine = _mm512_fnmadd_ps(bend, half_one, one);
-            last_x[v] = _mm512_fmsub_ps(cosine, x[v], _mm512_mul_ps(sine, y[v]));
-            last_y[v] = _mm512_fmadd_ps(cosine, y[v], _mm512_mul_ps(sine, x[v]));
-            twice_cosine[v] = _mm512_add_ps(cosine, cosine);
+            bend[v] = _mm512_loadu_ps(step + i);
+            const __m512 sine = _mm512_loadu_ps(step + half + i);
+            const __m512 half_bend = _mm512_mul_ps(bend[v], _mm512_set1_ps(0.5f));
+            dx[v] = _mm512_fmadd_ps(half_bend, x[v], _mm512_mul_ps(sine, y[v]));
+            dy[v] = _mm512_fmsub_ps(half_bend, y[v], _mm512_mul_ps(sine, x[v]));
         }
         if (by_channel) {
             prefetch_next(scales + i, unit_bytes);
@@ -133,8 +129,8 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
             const __m512 scale_y = load_f16_avx512(scales + half + i);
             x[v] = _mm512_mul_ps(x[v], scale_x);
             y[v] = _mm512_mul_ps(y[v], scale_y);
-            last_x[v] = _mm512_mul_ps(last_x[v], scale_x);
-            last_y[v] = _mm512_mul_ps(last_y[v], scale_y);
+            dx[v] = _mm512_mul_ps(dx[v], scale_x);
+            dy[v] = _mm512_mul_ps(dy[v], scale_y);
         }
         if (type == C_Q4_CH) {
             prefetch_next(scales + head_dim + i, unit_bytes);
@@ -180,12 +176,10 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
             }
             if (raw)
                 FOR_EACH_VECTOR(v) {
-                    const __m512 next_x = _mm512_fmsub_ps(twice_cosine[v], x[v], last_x[v]);
-                    const __m512 next_y = _mm512_fmsub_ps(twice_cosine[v], y[v], last_y[v]);
-                    last_x[v] = x[v];
-                    last_y[v] = y[v];
-                    x[v] = next_x;
-                    y[v] = next_y;
+                    dx[v] = _mm512_fnmadd_ps(bend[v], x[v], dx[v]);
+                    dy[v] = _mm512_fnmadd_ps(bend[v], y[v], dy[v]);
+                    x[v] = _mm512_add_ps(x[v], dx[v]);
+                    y[v] = _mm512_add_ps(y[v], dy[v]);
                 }
             p[r] = _mm512_add_ps(sum_x, sum_y);
             scale++;

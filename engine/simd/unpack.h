@@ -38,7 +38,7 @@ ALWAYS_INLINE int is_halved(const int type) { return type == W_Q2_K || type == W
 ALWAYS_INLINE int is_paired(const int type) { return type == W_Q4_K || type == W_Q5_K; }
 ALWAYS_INLINE int low_bits(const int type) { return is_halved(type) ? 2 : 4; }
 ALWAYS_INLINE int has_high_bit(const int type) {
-    return type == W_Q5_0 || type == W_Q5_1 || type == W_Q3_K || type == W_Q5_K;
+    return type == W_Q5_0 || type == W_Q5_1 || type == W_Q3_K; /* in a plane of its own */
 }
 ALWAYS_INLINE int has_minimum(const int type) {
     return type == W_Q5_1 || type == W_Q2_K || type == W_Q4_K || type == W_Q5_K;
