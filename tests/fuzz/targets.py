@@ -42,6 +42,7 @@ N_TOKENIZERS = 1 + len(_SCHEMES)
 MAX_SECONDS = 2.0  # of the processor, for one input
 _MAX_MESSAGE = 700  # characters; a sentence, a path and what is cut out of a file
 _MAX_TEXT = 1 << 14  # characters of a template's text that are tokenized
+_MAX_BYTES = 1 << 15  # of a text: what is checked here of 64 KB takes most of two seconds by itself
 _MESSAGES = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello {{ 1 }} <s>"},
@@ -142,6 +143,7 @@ class Targets:
     def _text(self, data: bytes) -> None:
         if not data:
             return
+        data = data[:_MAX_BYTES]
         tokenizer = self._tokenizers[data[0] % N_TOKENIZERS]
         text = data[1:].decode("utf-8", "replace")
         damaged = data[1:].decode("utf-8", "surrogateescape")
