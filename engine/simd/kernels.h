@@ -26,6 +26,7 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #include "matmul_avx2.h"
 #include "matmul_k_avx2.h"
+#include "matmul_wide_avx2.h"
 #include "vector_avx2.h"
 #include "attention_avx2.h"
 #include "cache_q_avx2.h"
@@ -44,6 +45,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #include "matmul_avx2.h"
 #include "matmul_k_avx2.h"
+#include "matmul_wide_avx2.h"
 #include "vector_avx2.h"
 #include "attention_avx2.h"
 #include "cache_q_avx2.h"

@@ -1,4 +1,5 @@
-/* Matmul tiles for AVX2 with FMA and F16C: one group of 16 rows times one tile of columns.
+/* Matmul tiles for AVX2 with FMA and F16C: one group of 16 rows times a tile of 1, 2 or 4
+ * columns, and what wider tiles (matmul_wide_avx2.h) share with them.
  *
  * The 16 rows of a 64-byte vector are two halves of 8. vpmaddubsw multiplies unsigned weight bytes
  * with signed activation bytes and adds pairs in int16. A nibble times an activation is at most
@@ -12,8 +13,9 @@
 #include <immintrin.h>
 
 #include "layout.h"
+#include "table.h"
 
-enum { COLUMNS_AVX2 = 4 }; /* columns that share one unpacking: 8 int16 sums, half the registers */
+enum { COLUMNS_AVX2 = 4 }; /* multiplied at a time: 8 vectors of sums, half the registers */
 
 #define FOR_EACH_COLUMN _Pragma("GCC unroll 4") for (int c = 0; c < nc; c++)
 #define FOR_BOTH_HALVES _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
@@ -30,6 +32,10 @@ ALWAYS_INLINE __m256i broadcast_4_bytes_avx2(const int8_t *q) {
 
 ALWAYS_INLINE __m256 load_8_f16_avx2(const f16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+
+ALWAYS_INLINE rows_f32x16_avx2 load_16_f16_avx2(const f16_t *p) {
+    return (rows_f32x16_avx2){{load_8_f16_avx2(p), load_8_f16_avx2(p + 8)}};
 }
 
 ALWAYS_INLINE __m256i load_half_avx2(const uint8_t vector[64], int h) {
@@ -59,6 +65,14 @@ ALWAYS_INLINE void add_scaled_avx2(rows_f32x16_avx2 *acc, const __m256i dot[2], 
                         acc->half[h]);
 }
 
+/* sum + the pair sums of unsigned w times q. Without the barrier gcc takes all products of a block
+ * before it adds them up, for which there are four times too few registers. */
+ALWAYS_INLINE __m256i add_pairs_avx2(__m256i sum_i16x16, __m256i w, __m256i q) {
+    sum_i16x16 = _mm256_add_epi16(sum_i16x16, _mm256_maddubs_epi16(w, q));
+    __asm__("" : "+x"(sum_i16x16));
+    return sum_i16x16;
+}
+
 /* int16 sums of one block of nibbles for nc columns that are 32 bytes apart */
 ALWAYS_INLINE void nibble_dots_avx2(const uint8_t w[4][64], const int8_t *q, const int nc,
                                     __m256i sum_i16x16[][2]) {
@@ -75,74 +89,64 @@ ALWAYS_INLINE void nibble_dots_avx2(const uint8_t w[4][64], const int8_t *q, con
         FOR_EACH_COLUMN {
             const __m256i q0 = broadcast_4_bytes_avx2(q + c * BLOCK + 4 * v);
             const __m256i q1 = broadcast_4_bytes_avx2(q + c * BLOCK + 16 + 4 * v);
-            FOR_BOTH_HALVES sum_i16x16[c][h] = _mm256_add_epi16(
-                sum_i16x16[c][h], _mm256_add_epi16(_mm256_maddubs_epi16(first[h], q0),
-                                                   _mm256_maddubs_epi16(second[h], q1)));
+            FOR_BOTH_HALVES sum_i16x16[c][h] = add_pairs_avx2(sum_i16x16[c][h], first[h], q0);
+            FOR_BOTH_HALVES sum_i16x16[c][h] = add_pairs_avx2(sum_i16x16[c][h], second[h], q1);
         }
     }
 }
 
-/* Each *_columns function does nc columns from column `first` on of a tile of `width` columns. */
-ALWAYS_INLINE void q4_0_columns_avx2(const q4_0_x16 *w, const activations_t *a, int64_t col,
-                                     int width, int first, const int nc, float *out,
-                                     int64_t out_stride, int n_rows, int add) {
+/* Each *_columns function does a tile of nc columns, 1, 2 or 4. */
+ALWAYS_INLINE void q4_columns_avx2(const void *weights, const activations_t *a, int64_t col,
+                                   const int nc, float *out, int64_t out_stride, int n_rows,
+                                   int add, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
-    int64_t at = col * n_blocks + first;
+    int64_t at = col * n_blocks;
     rows_f32x16_avx2 acc[COLUMNS_AVX2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, w++, at += width) {
+    for (int64_t b = 0; b < n_blocks; b++, at += nc) {
+        const q4_0_x16 *q4_0 = (const q4_0_x16 *)weights + b;
+        const q4_1_x16 *q4_1 = (const q4_1_x16 *)weights + b;
         __m256i sum_i16x16[COLUMNS_AVX2][2];
-        nibble_dots_avx2(w->q, a->q + at * BLOCK, nc, sum_i16x16);
-        const __m256 d[2] = {load_8_f16_avx2(w->d), load_8_f16_avx2(w->d + 8)};
-        FOR_EACH_COLUMN {
-            const __m256i start = _mm256_set1_epi32(a->neg8_sum[at + c]);
-            __m256i dot[2];
-            FOR_BOTH_HALVES dot[h] = _mm256_add_epi32(widen_avx2(sum_i16x16[c][h]), start);
-            add_scaled_avx2(&acc[c], dot, d, a->scale[at + c]);
-        }
-    }
-    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
-}
-
-ALWAYS_INLINE void q4_1_columns_avx2(const q4_1_x16 *w, const activations_t *a, int64_t col,
-                                     int width, int first, const int nc, float *out,
-                                     int64_t out_stride, int n_rows, int add) {
-    const int64_t n_blocks = a->n_k / BLOCK;
-    int64_t at = col * n_blocks + first;
-    rows_f32x16_avx2 acc[COLUMNS_AVX2];
-    FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, w++, at += width) {
-        __m256i sum_i16x16[COLUMNS_AVX2][2];
-        nibble_dots_avx2(w->q, a->q + at * BLOCK, nc, sum_i16x16);
-        const __m256 d[2] = {load_8_f16_avx2(w->d), load_8_f16_avx2(w->d + 8)};
-        const __m256 m[2] = {load_8_f16_avx2(w->m), load_8_f16_avx2(w->m + 8)};
+        nibble_dots_avx2(type == W_Q4_0 ? q4_0->q : q4_1->q, a->q + at * BLOCK, nc, sum_i16x16);
+        const rows_f32x16_avx2 d = load_16_f16_avx2(type == W_Q4_0 ? q4_0->d : q4_1->d);
         FOR_EACH_COLUMN {
             __m256i dot[2];
-            FOR_BOTH_HALVES dot[h] = widen_avx2(sum_i16x16[c][h]);
-            add_scaled_avx2(&acc[c], dot, d, a->scale[at + c]);
+            FOR_BOTH_HALVES {
+                dot[h] = widen_avx2(sum_i16x16[c][h]);
+                if (type == W_Q4_0)
+                    dot[h] = _mm256_add_epi32(dot[h], _mm256_set1_epi32(a->neg8_sum[at + c]));
+            }
+            add_scaled_avx2(&acc[c], dot, d.half, a->scale[at + c]);
+            if (type == W_Q4_0) continue;
             const __m256 sum =
                 _mm256_set1_ps(a->scale[at + c] * -0.125f * (float)a->neg8_sum[at + c]);
-            FOR_BOTH_HALVES acc[c].half[h] = _mm256_fmadd_ps(m[h], sum, acc[c].half[h]);
+            FOR_BOTH_HALVES acc[c].half[h] =
+                _mm256_fmadd_ps(load_8_f16_avx2(q4_1->m + 8 * h), sum, acc[c].half[h]);
         }
     }
-    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+    store_columns_avx2(acc, nc, out, out_stride, n_rows, add);
 }
 
-ALWAYS_INLINE void q8_0_columns_avx2(const q8_0_x16 *w, const activations_t *a, int64_t col,
-                                     int width, int first, const int nc, float *out,
-                                     int64_t out_stride, int n_rows, int add) {
+/* Vector v of a block's signed weights, half h of the rows */
+ALWAYS_INLINE __m256i q8_0_integers_avx2(const q8_0_x16 *w, int v, int h) {
+    return _mm256_xor_si256(load_half_avx2(w->q[v], h), _mm256_set1_epi8((char)0x80));
+}
+
+ALWAYS_INLINE void q8_0_columns_avx2(const void *weights, const activations_t *a, int64_t col,
+                                     const int nc, float *out, int64_t out_stride, int n_rows,
+                                     int add, const int type UNUSED) {
     const int64_t n_blocks = a->n_k / BLOCK;
-    const __m256i flip = _mm256_set1_epi8((char)0x80);
-    int64_t at = col * n_blocks + first;
+    int64_t at = col * n_blocks;
+    const q8_0_x16 *w = weights;
     rows_f32x16_avx2 acc[COLUMNS_AVX2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, w++, at += width) {
+    for (int64_t b = 0; b < n_blocks; b++, w++, at += nc) {
         __m256i dot[COLUMNS_AVX2][2];
         FOR_EACH_COLUMN FOR_BOTH_HALVES dot[c][h] = _mm256_setzero_si256();
         for (int v = 0; v < 8; v++) {
             __m256i weight[2], magnitude[2];
             FOR_BOTH_HALVES {
-                weight[h] = _mm256_xor_si256(load_half_avx2(w->q[v], h), flip);
+                weight[h] = q8_0_integers_avx2(w, v, h);
                 magnitude[h] = _mm256_abs_epi8(weight[h]);
             }
             FOR_EACH_COLUMN {
@@ -152,10 +156,10 @@ ALWAYS_INLINE void q8_0_columns_avx2(const q8_0_x16 *w, const activations_t *a, 
                                    magnitude[h], _mm256_sign_epi8(q, weight[h]))));
             }
         }
-        const __m256 d[2] = {load_8_f16_avx2(w->d), load_8_f16_avx2(w->d + 8)};
-        FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d, a->scale[at + c]);
+        const rows_f32x16_avx2 d = load_16_f16_avx2(w->d);
+        FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d.half, a->scale[at + c]);
     }
-    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+    store_columns_avx2(acc, nc, out, out_stride, n_rows, add);
 }
 
 /* Vector k = 0..3 of a half's 6-bit integers, half h of the rows */
@@ -170,15 +174,25 @@ ALWAYS_INLINE __m256i q6_integers_avx2(const uint8_t (*q)[64], const int k, int 
                                            _mm256_and_si256(bottom, low)));
 }
 
-ALWAYS_INLINE void q6_K_columns_avx2(const q6_K_x16 *w, const activations_t *a, int64_t col,
-                                     int width, int first, const int nc, float *out,
-                                     int64_t out_stride, int n_rows, int add) {
+/* d of half s of part p of a super-block, times the half's scales */
+ALWAYS_INLINE rows_f32x16_avx2 q6_scales_avx2(const q6_K_x16 *super, int p, int s) {
+    rows_f32x16_avx2 d = load_16_f16_avx2(super->d);
+    FOR_BOTH_HALVES {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(super->part[p].scale[s] + 8 * h));
+        d.half[h] = _mm256_mul_ps(d.half[h], _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+    }
+    return d;
+}
+
+ALWAYS_INLINE void q6_K_columns_avx2(const void *weights, const activations_t *a, int64_t col,
+                                     const int nc, float *out, int64_t out_stride, int n_rows,
+                                     int add, const int type UNUSED) {
     const int64_t n_blocks = a->n_k / BLOCK;
-    int64_t at = col * n_blocks + first;
+    int64_t at = col * n_blocks;
     rows_f32x16_avx2 acc[COLUMNS_AVX2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, at += width) {
-        const q6_K_x16 *super = w + b / 8;
+    for (int64_t b = 0; b < n_blocks; b++, at += nc) {
+        const q6_K_x16 *super = (const q6_K_x16 *)weights + b / 8;
         const int part = (int)(b % 8);
         _Pragma("GCC unroll 2")
         for (int s = 0; s < 2; s++) { /* 16 columns with one scale a row */
@@ -202,45 +216,11 @@ ALWAYS_INLINE void q6_K_columns_avx2(const q6_K_x16 *w, const activations_t *a, 
                                                     _mm256_maddubs_epi16(weight[1][h], q1))));
                 }
             }
-            __m256 d[2];
-            FOR_BOTH_HALVES {
-                const __m128i bytes =
-                    _mm_loadl_epi64((const __m128i *)(super->part[part].scale[s] + 8 * h));
-                d[h] = _mm256_mul_ps(load_8_f16_avx2(super->d + 8 * h),
-                                     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
-            }
-            FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d, a->scale[at + c]);
+            const rows_f32x16_avx2 d = q6_scales_avx2(super, part, s);
+            FOR_EACH_COLUMN add_scaled_avx2(&acc[c], dot[c], d.half, a->scale[at + c]);
         }
     }
-    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
-}
-
-#define BY_WIDTH_AVX2(columns, type)                                                       \
-    const type *w = weights;                                                               \
-    if (n_cols == 1) columns(w, a, col, 1, 0, 1, out, out_stride, n_rows, add);            \
-    else if (n_cols == 2) columns(w, a, col, 2, 0, 2, out, out_stride, n_rows, add);       \
-    else                                                                                   \
-        for (int c = 0; c < n_cols; c += 4)                                                \
-            columns(w, a, col, n_cols, c, 4, out, out_stride, n_rows, add);
-
-static void matmul_q4_0_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                             float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX2(q4_0_columns_avx2, q4_0_x16)
-}
-
-static void matmul_q4_1_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                             float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX2(q4_1_columns_avx2, q4_1_x16)
-}
-
-static void matmul_q8_0_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                             float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX2(q8_0_columns_avx2, q8_0_x16)
-}
-
-static void matmul_q6_K_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                             float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX2(q6_K_columns_avx2, q6_K_x16)
+    store_columns_avx2(acc, nc, out, out_stride, n_rows, add);
 }
 
 enum { F32_WEIGHTS_AVX2, F16_WEIGHTS_AVX2, BF16_WEIGHTS_AVX2 };
@@ -314,7 +294,6 @@ static void matmul_bf16_avx2(const void *weights, const activations_t *a, int64_
     float_tile_avx2(weights, a, col, n_cols, out, out_stride, n_rows, add, BF16_WEIGHTS_AVX2);
 }
 
-#undef BY_WIDTH_AVX2
 #undef FOR_BOTH_HALVES
 #undef FOR_EACH_COLUMN
 #endif

@@ -1,4 +1,4 @@
-/* Matmul tiles of Q5_0, Q5_1, IQ4_NL and Q2_K to Q5_K for AVX2 with FMA and F16C.
+/* Matmul tiles of Q5_0, Q5_1, IQ4_NL and Q2_K to Q5_K for AVX2 with FMA and F16C: one or two columns.
  *
  * As in matmul_avx2.h, pairs of products are summed in int16. Eight pair sums of a nibble (30480)
  * and four of five bits (4 * 2 * 31 * 127 = 31496) fit and are then widened; those of IQ4_NL, which
@@ -12,12 +12,13 @@
 #include "matmul_avx2.h"
 #include "unpack.h"
 
-#define FOR_EACH_COLUMN _Pragma("GCC unroll 4") for (int c = 0; c < nc; c++)
+#define FOR_EACH_COLUMN _Pragma("GCC unroll 2") for (int c = 0; c < nc; c++)
 #define FOR_BOTH_HALVES _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
+#define FOR_BOTH_PARTS _Pragma("GCC unroll 2") for (int odd = 0; odd < 2; odd++)
 
 /* f16 of 16 rows, times their factors in the K types */
 ALWAYS_INLINE rows_f32x16_avx2 scaled_f16_avx2(const f16_t *f16, const int8_t *factor, const int type) {
-    rows_f32x16_avx2 rows = {{load_8_f16_avx2(f16), load_8_f16_avx2(f16 + 8)}};
+    rows_f32x16_avx2 rows = load_16_f16_avx2(f16);
     if (!is_super(type)) return rows;
     FOR_BOTH_HALVES {
         const __m128i bytes = _mm_loadl_epi64((const __m128i *)(factor + 8 * h));
@@ -61,7 +62,7 @@ ALWAYS_INLINE __m256i k_integers_avx2(block_x16 block, const int type, const int
 ALWAYS_INLINE void k_dots_avx2(block_x16 block, const int8_t *x, const int nc,
                                const int from, const int to, const int type,
                                __m256i dot[][2]) {
-    __m256i sum_i16x16[COLUMNS_AVX2][2];
+    __m256i sum_i16x16[2][2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[c][h] = _mm256_setzero_si256();
     _Pragma("GCC unroll 8")
     for (int v = from; v < to; v++) {
@@ -78,8 +79,7 @@ ALWAYS_INLINE void k_dots_avx2(block_x16 block, const int8_t *x, const int nc,
                         dot[c][h], widen_avx2(_mm256_maddubs_epi16(
                                        magnitude[h], _mm256_sign_epi8(four, w[h]))));
                 else
-                    sum_i16x16[c][h] =
-                        _mm256_add_epi16(sum_i16x16[c][h], _mm256_maddubs_epi16(w[h], four));
+                    sum_i16x16[c][h] = add_pairs_avx2(sum_i16x16[c][h], w[h], four);
             }
         }
     }
@@ -100,16 +100,15 @@ ALWAYS_INLINE void add_part_avx2(rows_f32x16_avx2 *acc, __m256i dot[][2], block_
         _mm256_fmadd_ps(m.half[h], _mm256_set1_ps(scaled_sum[c]), acc[c].half[h]);
 }
 
-/* nc columns from column `first` on of a tile of `width` columns */
 ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, int64_t col,
-                                  int width, int first, const int nc, float *out,
-                                  int64_t out_stride, int n_rows, int add, const int type) {
+                                  const int nc, float *out, int64_t out_stride, int n_rows, int add,
+                                  const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
-    int64_t at = col * n_blocks + first;
-    rows_f32x16_avx2 acc[COLUMNS_AVX2];
+    int64_t at = col * n_blocks;
+    rows_f32x16_avx2 acc[2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
     factors_t factors;
-    for (int64_t b = 0; b < n_blocks; b++, at += width) {
+    for (int64_t b = 0; b < n_blocks; b++, at += nc) {
         const block_x16 block = block_of(weights, b, type);
         if (is_super(type) && b % 8 == 0) unpack_factors(block, type, &factors);
         sums_t sums;
@@ -117,7 +116,7 @@ ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, i
         _Pragma("GCC unroll 2")
         for (int part = 0; part < 1 + is_halved(type); part++) { /* columns with one scale */
             const int i = is_halved(type) ? 2 * block.part + part : block.part;
-            __m256i dot[COLUMNS_AVX2][2];
+            __m256i dot[2][2];
             FOR_EACH_COLUMN FOR_BOTH_HALVES dot[c][h] =
                 has_minimum(type) || type == W_IQ4_NL ? _mm256_setzero_si256()
                                                       : _mm256_set1_epi32(sums.start[part][c]);
@@ -127,92 +126,62 @@ ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, i
             add_part_avx2(acc, dot, block, &factors, i, a->scale + at, sums.scaled[part], nc, type);
         }
     }
-    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+    store_columns_avx2(acc, nc, out, out_stride, n_rows, add);
 }
 
-/* Parts [from, to) of a pair, whose activations are `apart` bytes from each other: each vector is
- * loaded once for those parts. */
-ALWAYS_INLINE void pair_dots_avx2(block_x16 pair, const int8_t *x, int64_t apart, const int nc,
-                                  const int from, const int to, const int type,
-                                  __m256i dot[2][COLUMNS_AVX2][2]) {
+/* Both parts of a pair, whose activations are nc blocks from each other: each vector is loaded once, and
+ * memory is read in one run. */
+ALWAYS_INLINE void pair_dots_avx2(block_x16 pair, const int8_t *x, const int nc, const int type,
+                                  __m256i dot[2][2][2]) {
     const int run = type == W_Q5_K ? 4 : 8; /* vectors whose sums fit 16 bits */
     _Pragma("GCC unroll 2")
     for (int v0 = 0; v0 < 8; v0 += run) {
-        __m256i sum_i16x16[2][COLUMNS_AVX2][2];
-        _Pragma("GCC unroll 2")
-        for (int odd = from; odd < to; odd++)
-            FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[odd][c][h] = _mm256_setzero_si256();
+        __m256i sum_i16x16[2][2][2];
+        FOR_BOTH_PARTS FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[odd][c][h] = _mm256_setzero_si256();
         _Pragma("GCC unroll 8")
         for (int v = v0; v < v0 + run; v++)
-            _Pragma("GCC unroll 2")
-            for (int odd = from; odd < to; odd++) {
+            FOR_BOTH_PARTS {
                 __m256i w[2];
                 FOR_BOTH_HALVES w[h] = paired_integers_avx2(pair, type, odd, v, h);
                 FOR_EACH_COLUMN {
                     const __m256i four =
-                        broadcast_4_bytes_avx2(x + odd * apart + c * BLOCK + 4 * v);
-                    FOR_BOTH_HALVES sum_i16x16[odd][c][h] = _mm256_add_epi16(
-                        sum_i16x16[odd][c][h], _mm256_maddubs_epi16(w[h], four));
+                        broadcast_4_bytes_avx2(x + (odd * nc + c) * BLOCK + 4 * v);
+                    FOR_BOTH_HALVES sum_i16x16[odd][c][h] =
+                        add_pairs_avx2(sum_i16x16[odd][c][h], w[h], four);
                 }
             }
-        _Pragma("GCC unroll 2")
-        for (int odd = from; odd < to; odd++)
-            FOR_EACH_COLUMN FOR_BOTH_HALVES dot[odd][c][h] = _mm256_add_epi32(
-                dot[odd][c][h], widen_avx2(sum_i16x16[odd][c][h]));
+        FOR_BOTH_PARTS FOR_EACH_COLUMN FOR_BOTH_HALVES dot[odd][c][h] =
+            _mm256_add_epi32(dot[odd][c][h], widen_avx2(sum_i16x16[odd][c][h]));
     }
 }
 
-/* As k_columns_avx2, a pair of parts at a time. With few columns both parts are computed together, so
- * that memory is read in one run; with more there are not registers enough. */
+/* As k_columns_avx2, a pair of parts at a time */
 ALWAYS_INLINE void paired_columns_avx2(const void *weights, const activations_t *a, int64_t col,
-                                       int width, int first, const int nc, float *out,
-                                       int64_t out_stride, int n_rows, int add, const int type) {
+                                       const int nc, float *out, int64_t out_stride, int n_rows,
+                                       int add, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
-    int64_t at = col * n_blocks + first;
-    rows_f32x16_avx2 acc[COLUMNS_AVX2];
+    int64_t at = col * n_blocks;
+    rows_f32x16_avx2 acc[2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
     factors_t factors;
-    for (int64_t b = 0; b < n_blocks; b += 2, at += 2 * width) {
+    for (int64_t b = 0; b < n_blocks; b += 2, at += 2 * nc) {
         const block_x16 pair = block_of(weights, b, type);
         if (b % 8 == 0) unpack_factors(pair, type, &factors);
-        __m256i dot[2][COLUMNS_AVX2][2];
-        for (int odd = 0; odd < 2; odd++)
-            FOR_EACH_COLUMN FOR_BOTH_HALVES dot[odd][c][h] = _mm256_setzero_si256();
-        const int8_t *x = a->q + at * BLOCK;
-        if (nc <= 2) pair_dots_avx2(pair, x, width * BLOCK, nc, 0, 2, type, dot);
-        _Pragma("GCC unroll 2")
-        for (int odd = 0; odd < 2; odd++) {
-            const int64_t of_part = at + odd * width;
-            if (nc > 2) pair_dots_avx2(pair, x, width * BLOCK, nc, odd, odd + 1, type, dot);
+        __m256i dot[2][2][2];
+        FOR_BOTH_PARTS FOR_EACH_COLUMN FOR_BOTH_HALVES dot[odd][c][h] = _mm256_setzero_si256();
+        pair_dots_avx2(pair, a->q + at * BLOCK, nc, type, dot);
+        FOR_BOTH_PARTS {
+            const int64_t of_part = at + odd * nc;
             sums_t sums;
             block_sums(a, of_part, nc, type, &sums);
             add_part_avx2(acc, dot[odd], pair, &factors, pair.part + odd, a->scale + of_part,
                           sums.scaled[0], nc, type);
         }
     }
-    store_columns_avx2(acc, nc, out + first * out_stride, out_stride, n_rows, add);
+    store_columns_avx2(acc, nc, out, out_stride, n_rows, add);
 }
 
-#define K_MATMUL_AVX2(name, columns, type)                                                    \
-    static void name(const void *weights, const activations_t *a, int64_t col, int n_cols,    \
-                     float *out, int64_t out_stride, int n_rows, int add) {                   \
-        if (n_cols == 1)                                                                      \
-            columns(weights, a, col, 1, 0, 1, out, out_stride, n_rows, add, type);            \
-        else if (n_cols == 2)                                                                 \
-            columns(weights, a, col, 2, 0, 2, out, out_stride, n_rows, add, type);            \
-        else                                                                                  \
-            for (int c = 0; c < n_cols; c += 4)                                               \
-                columns(weights, a, col, n_cols, c, 4, out, out_stride, n_rows, add, type);   \
-    }
-K_MATMUL_AVX2(matmul_q5_0_avx2, k_columns_avx2, W_Q5_0)
-K_MATMUL_AVX2(matmul_q5_1_avx2, k_columns_avx2, W_Q5_1)
-K_MATMUL_AVX2(matmul_iq4_NL_avx2, k_columns_avx2, W_IQ4_NL)
-K_MATMUL_AVX2(matmul_q2_K_avx2, k_columns_avx2, W_Q2_K)
-K_MATMUL_AVX2(matmul_q3_K_avx2, k_columns_avx2, W_Q3_K)
-K_MATMUL_AVX2(matmul_q4_K_avx2, paired_columns_avx2, W_Q4_K)
-K_MATMUL_AVX2(matmul_q5_K_avx2, paired_columns_avx2, W_Q5_K)
-
-#undef K_MATMUL_AVX2
+#undef FOR_BOTH_PARTS
 #undef FOR_BOTH_HALVES
 #undef FOR_EACH_COLUMN
 #endif

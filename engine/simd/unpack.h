@@ -1,4 +1,5 @@
-/* Types whose integers stand in planes of bits (matmul_k_*.h): what is alike at every level.
+/* Types of small integers, most of all those that stand in planes of bits (matmul_k_*.h): what is alike
+ * at every level.
  *
  * A weight is d (q - offset) or d q + m: q unsigned, d and m of 32 columns of a row or of 16. In the
  * K types d and m are themselves products of an f16 of 256 columns and a small integer. What is
@@ -34,21 +35,31 @@ typedef struct {
 } factors_t;
 
 ALWAYS_INLINE int is_super(const int type) { return type >= W_Q2_K; }
-ALWAYS_INLINE int is_halved(const int type) { return type == W_Q2_K || type == W_Q3_K; }
+ALWAYS_INLINE int is_halved(const int type) { /* a scale for 16 columns */
+    return type == W_Q2_K || type == W_Q3_K || type == W_Q6_K;
+}
 ALWAYS_INLINE int is_paired(const int type) { return type == W_Q4_K || type == W_Q5_K; }
-ALWAYS_INLINE int low_bits(const int type) { return is_halved(type) ? 2 : 4; }
+ALWAYS_INLINE int low_bits(const int type) { return type == W_Q2_K || type == W_Q3_K ? 2 : 4; }
 ALWAYS_INLINE int has_high_bit(const int type) {
     return type == W_Q5_0 || type == W_Q5_1 || type == W_Q3_K; /* in a plane of its own */
 }
 ALWAYS_INLINE int has_minimum(const int type) {
-    return type == W_Q5_1 || type == W_Q2_K || type == W_Q4_K || type == W_Q5_K;
+    return type == W_Q4_1 || type == W_Q5_1 || type == W_Q2_K || type == W_Q4_K || type == W_Q5_K;
 }
 ALWAYS_INLINE int offset_of(const int type) {
-    return type == W_Q5_0 ? 16 : type == W_Q3_K ? 4 : type == W_IQ4_NL ? 128 : 0;
+    switch (type) {
+    case W_Q3_K: return 4;
+    case W_Q4_0: return 8;
+    case W_Q5_0: return 16;
+    case W_Q6_K: return 32;
+    case W_IQ4_NL: return 128;
+    default: return 0;
+    }
 }
 
 ALWAYS_INLINE block_x16 block_of(const void *weights, int64_t b, const int type) {
-    const q4_0_x16 *iq4_NL = (const q4_0_x16 *)weights + b;
+    const q4_0_x16 *nibbles = (const q4_0_x16 *)weights + b;
+    const q4_1_x16 *q4_1 = (const q4_1_x16 *)weights + b;
     const q5_0_x16 *q5_0 = (const q5_0_x16 *)weights + b;
     const q5_1_x16 *q5_1 = (const q5_1_x16 *)weights + b;
     const q2_K_x16 *q2_K = (const q2_K_x16 *)weights + b / 8;
@@ -67,7 +78,8 @@ ALWAYS_INLINE block_x16 block_of(const void *weights, int64_t b, const int type)
     case W_Q5_K:
         return (block_x16){q5_K->d,             q5_K->dmin,          q5_K->scales,
                            q5_K->pair[p / 2].q, q5_K->pair[p / 2].qh, p};
-    default: return (block_x16){iq4_NL->d, NULL, NULL, iq4_NL->q, NULL, 0};
+    case W_Q4_1: return (block_x16){q4_1->d, q4_1->m, NULL, q4_1->q, NULL, 0};
+    default: return (block_x16){nibbles->d, NULL, NULL, nibbles->q, NULL, 0}; /* Q4_0, IQ4_NL */
     }
 }
 
@@ -111,7 +123,9 @@ ALWAYS_INLINE void block_sums(const activations_t *a, int64_t at, const int nc, 
                               sums_t *out) {
     for (int h = 0; h < 1 + is_halved(type); h++)
         for (int c = 0; c < nc; c++) {
-            const int32_t half = a->half_sum[2 * (at + c) + h], neg8 = a->neg8_sum[at + c];
+            int32_t both; /* one load, so that the loop becomes vectors */
+            memcpy(&both, a->half_sum + 2 * (at + c), 4);
+            const int32_t half = h ? both >> 16 : (int16_t)both, neg8 = a->neg8_sum[at + c];
             if (!has_minimum(type))
                 out->start[h][c] =
                     is_halved(type) ? -offset_of(type) * half : offset_of(type) / 8 * neg8;
