@@ -57,6 +57,23 @@ ALWAYS_INLINE int offset_of(const int type) {
     }
 }
 
+/* Bytes of a block's integers (of all of it, if it is no part of a super-block) */
+ALWAYS_INLINE int block_bytes(const int type) {
+    switch (type) {
+    case W_Q4_0: case W_IQ4_NL: return sizeof(q4_0_x16);
+    case W_Q4_1: return sizeof(q4_1_x16);
+    case W_Q8_0: return sizeof(q8_0_x16);
+    case W_Q5_0: return sizeof(q5_0_x16);
+    case W_Q5_1: return sizeof(q5_1_x16);
+    case W_Q2_K: return sizeof(q2_K_x16) / 8;
+    case W_Q3_K: return sizeof(q3_K_x16) / 8;
+    case W_Q4_K: return sizeof(q4_K_x16) / 8;
+    case W_Q5_K: return sizeof(q5_K_x16) / 8;
+    case W_Q6_K: return sizeof(q6_K_x16) / 8;
+    default: return 0;
+    }
+}
+
 ALWAYS_INLINE block_x16 block_of(const void *weights, int64_t b, const int type) {
     const q4_0_x16 *nibbles = (const q4_0_x16 *)weights + b;
     const q4_1_x16 *q4_1 = (const q4_1_x16 *)weights + b;
