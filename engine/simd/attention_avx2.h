@@ -11,6 +11,8 @@
 #include "layout.h"
 #include "vector_avx2.h"
 
+#define FOR_EACH_KEY(o) _Pragma("GCC unroll 8") for (int o = 0; o < n_k; o++)
+
 ALWAYS_INLINE __m256 load_avx2(const void *p, int64_t i, const int f32) {
     return f32 ? _mm256_loadu_ps((const float *)p + i)
                : _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const f16_t *)p + i)));
@@ -22,6 +24,12 @@ static inline __m256 load_some_avx2(const void *p, int64_t i, int64_t n, const i
     if (f32) memcpy(padded, (const float *)p + i, 4 * (size_t)n);
     else memcpy(padded, (const f16_t *)p + i, 2 * (size_t)n);
     return load_avx2(padded, 0, f32);
+}
+
+/* 8 elements from i on, or with `some` the n that are left */
+ALWAYS_INLINE __m256 load_lanes_avx2(const void *p, int64_t i, int64_t n, const int f32,
+                                     const int some) {
+    return some ? load_some_avx2(p, i, n, f32) : load_avx2(p, i, f32);
 }
 
 /* 8 elements from i on, or what a row of `end` elements has left */
@@ -42,11 +50,28 @@ static inline void store_up_to_avx2(float *p, int64_t i, int64_t end, __m256 x) 
 
 /* Lane i of the result is the sum of the lanes of p[i]. */
 ALWAYS_INLINE __m256 sum_8_avx2(const __m256 p_f32x8[8]) {
-    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(p_f32x8[0], p_f32x8[1]),
-                                    _mm256_hadd_ps(p_f32x8[2], p_f32x8[3]));
-    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(p_f32x8[4], p_f32x8[5]),
-                                    _mm256_hadd_ps(p_f32x8[6], p_f32x8[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    __m256 pairs[4], fours[2];
+    for (int i = 0; i < 4; i++)
+        pairs[i] = _mm256_add_ps(_mm256_unpacklo_ps(p_f32x8[2 * i], p_f32x8[2 * i + 1]),
+                                 _mm256_unpackhi_ps(p_f32x8[2 * i], p_f32x8[2 * i + 1]));
+    for (int i = 0; i < 2; i++) {
+        const __m256d a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
+        fours[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                                 _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    return _mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                         _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+}
+
+/* Asks for lines of the block behind this one, from `byte` of it on, into the L2 cache. What walks a
+ * block does not read it in the order of memory, and the hardware's prefetch follows it badly; so
+ * the next one is asked for in that order, a little at each step. That halves the time of a key
+ * from memory; asked for in bursts, or in the order of the walk, it gains a third of that. */
+ALWAYS_INLINE void fetch_lines_avx2(const void *p_f16, int64_t head_dim, int64_t byte,
+                                    const int n_lines) {
+    const char *from = (const char *)p_f16 + 2 * SLOTS * head_dim + byte;
+    _Pragma("GCC unroll 16") for (int i = 0; i < n_lines; i++)
+        __builtin_prefetch(from + 64 * i, 0, 2);
 }
 
 static void rotate_back_avx2(const float *x, int n, const float *row, int64_t half, float *out) {
@@ -69,68 +94,83 @@ static void rotate_back_avx2(const float *x, int n, const float *row, int64_t ha
         }
 }
 
-/* Keys as they are, or (rows not NULL) key j turned by j with table row j; n_q is 1, 2 or 4. */
-ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k, int n,
-                                    int64_t head_dim, const float *rows, float *s, const int f32) {
-    const int64_t half = head_dim / 2;
-    const int fetch = n_q == 4 && !f32;
-    for (int j0 = 0; j0 < n; j0 += 8) {
-        __m256 partial[4][8];
-        for (int j = 0; j < 8; j++) {
-            __m256 sum[4];
-            FOR_EACH_QUERY sum[r] = _mm256_setzero_ps();
-            const int64_t at = (j0 + j) * head_dim;
-            if (fetch && j0 + j < n) fetch_blocks_ahead(k, at, head_dim, head_dim);
-            if (j0 + j < n && rows)
-                for (int64_t i = 0; i < half; i += 8) {
-                    const __m256 a = load_up_to_avx2(k, i, half, at, f32);
-                    const __m256 b = load_up_to_avx2(k, i, half, at + half, f32);
-                    const __m256 cosine = load_up_to_avx2(rows, i, half, at, 1);
-                    const __m256 sine = load_up_to_avx2(rows, i, half, at + half, 1);
-                    const __m256 x = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
-                    const __m256 y = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
-                    FOR_EACH_QUERY {
-                        const int64_t row = r * head_dim;
-                        sum[r] = _mm256_fmadd_ps(x, load_up_to_avx2(q, i, half, row, 1), sum[r]);
-                        sum[r] =
-                            _mm256_fmadd_ps(y, load_up_to_avx2(q, i, half, row + half, 1), sum[r]);
-                    }
-                }
-            else if (j0 + j < n)
-                for (int64_t i = 0; i < head_dim; i += 8) {
-                    const __m256 key = load_up_to_avx2(k, i, head_dim, at, f32);
-                    FOR_EACH_QUERY
-                        sum[r] = _mm256_fmadd_ps(
-                            key, load_up_to_avx2(q, i, head_dim, r * head_dim, 1), sum[r]);
-                }
-            FOR_EACH_QUERY partial[r][j] = sum[r];
-        }
-        FOR_EACH_QUERY _mm256_storeu_ps(s + r * SLOTS + j0, sum_8_avx2(partial[r]));
+/* Adds to n_q x n_k sums, [query][key], the products of dims i.. (of raw keys, which are turned by
+ * `rows`: of both halves) with the keys that begin at at[]; with `some`, of the last dims only. */
+ALWAYS_INLINE void add_products_avx2(const float *q, const int n_q, const void *k,
+                                     const int64_t *at, const int n_k, int64_t head_dim, int64_t i,
+                                     const float *rows, __m256 *sum, const int raw, const int f32,
+                                     const int some) {
+    const int64_t half = head_dim / 2, left = (raw ? half : head_dim) - i;
+    __m256 x[8], y[8];
+    FOR_EACH_KEY(o) {
+        x[o] = load_lanes_avx2(k, at[o] + i, left, f32, some);
+        if (!raw) continue;
+        const __m256 a = x[o], b = load_lanes_avx2(k, at[o] + half + i, left, f32, some);
+        const __m256 cosine = load_lanes_avx2(rows, at[o] + i, left, 1, some);
+        const __m256 sine = load_lanes_avx2(rows, at[o] + half + i, left, 1, some);
+        x[o] = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
+        y[o] = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
+    }
+    FOR_EACH_QUERY {
+        const __m256 qx = load_lanes_avx2(q, r * head_dim + i, left, 1, some);
+        FOR_EACH_KEY(o) sum[r * n_k + o] = _mm256_fmadd_ps(x[o], qx, sum[r * n_k + o]);
+        if (!raw) continue;
+        const __m256 qy = load_lanes_avx2(q, r * head_dim + half + i, left, 1, some);
+        FOR_EACH_KEY(o) sum[r * n_k + o] = _mm256_fmadd_ps(y[o], qy, sum[r * n_k + o]);
     }
 }
 
-/* One query stepped from key to key, 8 * n_v pairs from pair i0 on. Adds to `partial`. */
+/* Keys as they are, or, if they are raw, key j turned by j with table row j; n_q is 1, 2 or 4. Eight
+ * sums at once are what hides the latency of a multiply-add. */
+ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k, int n,
+                                    int64_t head_dim, const float *rows, float *s, const int raw,
+                                    const int f32) {
+    const int n_k = 8 / n_q, n_lines = raw ? n_k : n_k / 2; /* that hold 16 dims of n_k keys */
+    const int64_t end = raw ? head_dim / 2 : head_dim;
+    for (int j = 0; j < n; j += n_k) {
+        __m256 sum[8];
+        int64_t at[8], i = 0;
+        for (int o = 0; o < 8; o++) sum[o] = _mm256_setzero_ps();
+        FOR_EACH_KEY(o) at[o] = (j + o < n ? j + o : n - 1) * head_dim;
+        for (; i + 16 <= end; i += 16) {
+            if (!f32) fetch_lines_avx2(k, head_dim, 2 * at[0] + 4 * n_lines * i, n_lines);
+            add_products_avx2(q, n_q, k, at, n_k, head_dim, i, rows, sum, raw, f32, 0);
+            add_products_avx2(q, n_q, k, at, n_k, head_dim, i + 8, rows, sum, raw, f32, 0);
+        }
+        for (; i + 8 <= end; i += 8)
+            add_products_avx2(q, n_q, k, at, n_k, head_dim, i, rows, sum, raw, f32, 0);
+        if (i < end) add_products_avx2(q, n_q, k, at, n_k, head_dim, i, rows, sum, raw, f32, 1);
+        float sums[8];
+        _mm256_storeu_ps(n_q == 1 ? s + j : sums, sum_8_avx2(sum));
+        if (n_q > 1)
+            FOR_EACH_QUERY memcpy(s + r * SLOTS + j, sums + r * n_k, sizeof(float) * (size_t)n_k);
+    }
+}
+
+/* One query stepped from key to key, 8 * n_v pairs from pair i0 on. The first pairs set `partial`,
+ * the others add to it. */
 ALWAYS_INLINE void step_query_avx2(const float *q, const void *k, int n, int64_t head_dim,
                                    const float *step, int64_t i0, const int n_v,
-                                   __m256 partial[SLOTS], const int f32) {
-    const int64_t half = head_dim / 2;
+                                   __m256 partial[SLOTS], const int f32, const int some) {
+    const int64_t half = head_dim / 2, left = half - i0;
     __m256 x[2], y[2], dx[2], dy[2], bend[2];
     FOR_EACH_VECTOR(v) {
         const int64_t i = i0 + 8 * v;
-        x[v] = load_up_to_avx2(q, i, half, 0, 1);
-        y[v] = load_up_to_avx2(q, i, half, half, 1);
-        bend[v] = load_up_to_avx2(step, i, half, 0, 1);
-        const __m256 sine = load_up_to_avx2(step, i, half, half, 1);
+        x[v] = load_lanes_avx2(q, i, left, 1, some);
+        y[v] = load_lanes_avx2(q, half + i, left, 1, some);
+        bend[v] = load_lanes_avx2(step, i, left, 1, some);
+        const __m256 sine = load_lanes_avx2(step, half + i, left, 1, some);
         const __m256 half_bend = _mm256_mul_ps(bend[v], _mm256_set1_ps(0.5f));
         dx[v] = _mm256_fmadd_ps(half_bend, x[v], _mm256_mul_ps(sine, y[v]));
         dy[v] = _mm256_fmsub_ps(half_bend, y[v], _mm256_mul_ps(sine, x[v]));
     }
     for (int j = 0; j < n; j++) {
-        __m256 sum_x = partial[j], sum_y = _mm256_setzero_ps();
+        if (!f32) fetch_lines_avx2(k, head_dim, 128 * i0 + 64 * n_v * j / 2, (n_v + 1) / 2);
+        __m256 sum_x = i0 ? partial[j] : _mm256_setzero_ps(), sum_y = _mm256_setzero_ps();
         FOR_EACH_VECTOR(v) {
-            const int64_t i = i0 + 8 * v, at = j * head_dim;
-            sum_x = _mm256_fmadd_ps(load_up_to_avx2(k, i, half, at, f32), x[v], sum_x);
-            sum_y = _mm256_fmadd_ps(load_up_to_avx2(k, i, half, at + half, f32), y[v], sum_y);
+            const int64_t at = j * head_dim + i0 + 8 * v;
+            sum_x = _mm256_fmadd_ps(load_lanes_avx2(k, at, left, f32, some), x[v], sum_x);
+            sum_y = _mm256_fmadd_ps(load_lanes_avx2(k, at + half, left, f32, some), y[v], sum_y);
             dx[v] = _mm256_fnmadd_ps(bend[v], x[v], dx[v]);
             dy[v] = _mm256_fnmadd_ps(bend[v], y[v], dy[v]);
             x[v] = _mm256_add_ps(x[v], dx[v]);
@@ -146,55 +186,61 @@ ALWAYS_INLINE void scores_stepped_avx2(const float *q, const void *k, int n, int
     __m256 partial[SLOTS];
     for (int j = 0; j < SLOTS; j++) partial[j] = _mm256_setzero_ps();
     int64_t i = 0;
-    for (; i + 16 <= half; i += 16) step_query_avx2(q, k, n, head_dim, step, i, 2, partial, f32);
-    for (; i < half; i += 8) step_query_avx2(q, k, n, head_dim, step, i, 1, partial, f32);
+    for (; i + 16 <= half; i += 16)
+        step_query_avx2(q, k, n, head_dim, step, i, 2, partial, f32, 0);
+    for (; i + 8 <= half; i += 8)
+        step_query_avx2(q, k, n, head_dim, step, i, 1, partial, f32, 0);
+    if (i < half) step_query_avx2(q, k, n, head_dim, step, i, 1, partial, f32, 1);
     for (int j = 0; j < n; j += 8) _mm256_storeu_ps(s + j, sum_8_avx2(partial + j));
 }
 
-ALWAYS_INLINE void scores_one_avx2(const float *q, const void *k, int n, int64_t head_dim,
-                                   const rope_t *rope, float *s, const int f32) {
-    if (rope->step)
+ALWAYS_INLINE void scores_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                               const rope_t *rope, float *s, const int raw, const int f32) {
+    const float *rows = raw ? rope->rows : NULL;
+    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS)
+        scores_rows_avx2(q, 4, k, n, head_dim, rows, s, raw, f32);
+    if (n_q >= 2) {
+        scores_rows_avx2(q, 2, k, n, head_dim, rows, s, raw, f32);
+        n_q -= 2, q += 2 * head_dim, s += 2 * SLOTS;
+    }
+    if (n_q && raw && rope->step)
         scores_stepped_avx2(q, k, n, head_dim, rope->step, s, f32);
-    else
-        scores_rows_avx2(q, 1, k, n, head_dim, rope->rows, s, f32);
+    else if (n_q)
+        scores_rows_avx2(q, 1, k, n, head_dim, rows, s, raw, f32);
 }
 
-#define BY_QUERIES_AVX2(four, two, one)                                                    \
-    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS) four;                    \
-    if (n_q >= 2) {                                                                        \
-        two;                                                                               \
-        n_q -= 2, q += 2 * head_dim, s += 2 * SLOTS;                                       \
-    }                                                                                      \
-    if (n_q) one;
+/* With a head_dim that is known when compiling, addresses are few and need few registers. */
+#define BY_HEAD_DIM_AVX2(of)                  \
+    if (head_dim == 128) of(128);             \
+    else if (head_dim == 64) of(64);          \
+    else of(head_dim);
+
+#define SCORES_AVX2(d) scores_avx2(q, n_q, k, n, d, rope, s, raw, f32)
+ALWAYS_INLINE void scores_any_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
+                                   const rope_t *rope, float *s, const int raw, const int f32) {
+    BY_HEAD_DIM_AVX2(SCORES_AVX2)
+}
+#undef SCORES_AVX2
 
 static void scores_roped_f16_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
-                                  const rope_t *rope UNUSED, float *s) {
-    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, NULL, s, 0),
-                    scores_rows_avx2(q, 2, k, n, head_dim, NULL, s, 0),
-                    scores_rows_avx2(q, 1, k, n, head_dim, NULL, s, 0))
+                                  const rope_t *rope, float *s) {
+    scores_any_avx2(q, n_q, k, n, head_dim, rope, s, 0, 0);
 }
 
 static void scores_roped_f32_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
-                                  const rope_t *rope UNUSED, float *s) {
-    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, NULL, s, 1),
-                    scores_rows_avx2(q, 2, k, n, head_dim, NULL, s, 1),
-                    scores_rows_avx2(q, 1, k, n, head_dim, NULL, s, 1))
+                                  const rope_t *rope, float *s) {
+    scores_any_avx2(q, n_q, k, n, head_dim, rope, s, 0, 1);
 }
 
 static void scores_raw_f16_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                 const rope_t *rope, float *s) {
-    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, rope->rows, s, 0),
-                    scores_rows_avx2(q, 2, k, n, head_dim, rope->rows, s, 0),
-                    scores_one_avx2(q, k, n, head_dim, rope, s, 0))
+    scores_any_avx2(q, n_q, k, n, head_dim, rope, s, 1, 0);
 }
 
 static void scores_raw_f32_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                 const rope_t *rope, float *s) {
-    BY_QUERIES_AVX2(scores_rows_avx2(q, 4, k, n, head_dim, rope->rows, s, 1),
-                    scores_rows_avx2(q, 2, k, n, head_dim, rope->rows, s, 1),
-                    scores_one_avx2(q, k, n, head_dim, rope, s, 1))
+    scores_any_avx2(q, n_q, k, n, head_dim, rope, s, 1, 1);
 }
-#undef BY_QUERIES_AVX2
 
 ALWAYS_INLINE void keys_avx2(const void *k, int n, int64_t head_dim, const float *row, float *tile,
                              const int f32) {
@@ -295,26 +341,31 @@ static void softmax_block_avx2(float *s, int n_q, int n, int n_visible, int more
     }
 }
 
-/* n_q rows of acc, 8 * n_v dims from dim i on; the last vector may be partial */
+/* n_q rows of acc, 8 * n_v dims from dim i on, or with `some` the last dims */
 ALWAYS_INLINE void weigh_dims_avx2(const float *s, const int n_q, const void *v, int n,
                                    int64_t head_dim, int64_t i, const int n_v, float *acc,
-                                   const int f32) {
-    const int fetch = n_q == 4 && n_v == 2 && i % 32 == 0 && !f32;
-    __m256 sum[4][8];
+                                   const int f32, const int some) {
+    __m256 sum[8];
     FOR_EACH_QUERY
         FOR_EACH_VECTOR(x)
-            sum[r][x] = load_up_to_avx2(acc, i + 8 * x, head_dim, r * head_dim, 1);
+            sum[r * n_v + x] =
+                load_lanes_avx2(acc, r * head_dim + i + 8 * x, head_dim - i, 1, some);
     for (int j = 0; j < n; j++) {
-        if (fetch) fetch_blocks_ahead(v, j * head_dim + i, 16, head_dim);
-        FOR_EACH_VECTOR(x) {
-            const __m256 value = load_up_to_avx2(v, i + 8 * x, head_dim, j * head_dim, f32);
-            FOR_EACH_QUERY
-                sum[r][x] = _mm256_fmadd_ps(value, _mm256_set1_ps(s[r * SLOTS + j]), sum[r][x]);
+        __m256 value[8];
+        if (!f32 && (n_v >= 4 || j % 2 == 0))
+            fetch_lines_avx2(v, head_dim, 64 * i + 16 * n_v * j, n_v < 4 ? 1 : n_v / 4);
+        FOR_EACH_VECTOR(x)
+            value[x] = load_lanes_avx2(v, j * head_dim + i + 8 * x, head_dim - i, f32, some);
+        FOR_EACH_QUERY {
+            const __m256 weight = _mm256_set1_ps(s[r * SLOTS + j]);
+            FOR_EACH_VECTOR(x)
+                sum[r * n_v + x] = _mm256_fmadd_ps(value[x], weight, sum[r * n_v + x]);
         }
     }
     FOR_EACH_QUERY
         FOR_EACH_VECTOR(x)
-            store_up_to_avx2(acc + r * head_dim, i + 8 * x, head_dim, sum[r][x]);
+            store_up_to_avx2(acc + r * head_dim, i + 8 * x, some ? head_dim : INT64_MAX,
+                             sum[r * n_v + x]);
 }
 
 ALWAYS_INLINE void weigh_rows_avx2(const float *s, const int n_q, const void *v, int n,
@@ -322,27 +373,40 @@ ALWAYS_INLINE void weigh_rows_avx2(const float *s, const int n_q, const void *v,
     int64_t i = 0;
     if (n_q == 1)
         for (; i + 64 <= head_dim; i += 64)
-            weigh_dims_avx2(s, n_q, v, n, head_dim, i, 8, acc, f32);
-    for (; i + 16 <= head_dim; i += 16) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 2, acc, f32);
-    for (; i < head_dim; i += 8) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 1, acc, f32);
+            weigh_dims_avx2(s, n_q, v, n, head_dim, i, 8, acc, f32, 0);
+    if (n_q <= 2)
+        for (; i + 32 <= head_dim; i += 32)
+            weigh_dims_avx2(s, n_q, v, n, head_dim, i, 4, acc, f32, 0);
+    for (; i + 16 <= head_dim; i += 16)
+        weigh_dims_avx2(s, n_q, v, n, head_dim, i, 2, acc, f32, 0);
+    for (; i + 8 <= head_dim; i += 8) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 1, acc, f32, 0);
+    if (i < head_dim) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 1, acc, f32, 1);
 }
 
 ALWAYS_INLINE void weigh_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
                               float *acc, const int f32) {
     for (; n_q >= 4; n_q -= 4, s += 4 * SLOTS, acc += 4 * head_dim)
         weigh_rows_avx2(s, 4, v, n, head_dim, acc, f32);
-    for (; n_q; n_q--, s += SLOTS, acc += head_dim)
-        weigh_rows_avx2(s, 1, v, n, head_dim, acc, f32);
+    for (; n_q >= 2; n_q -= 2, s += 2 * SLOTS, acc += 2 * head_dim)
+        weigh_rows_avx2(s, 2, v, n, head_dim, acc, f32);
+    if (n_q) weigh_rows_avx2(s, 1, v, n, head_dim, acc, f32);
 }
+
+#define WEIGH_AVX2(d) weigh_avx2(s, n_q, v, n, d, acc, f32)
+ALWAYS_INLINE void weigh_any_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                                  float *acc, const int f32) {
+    BY_HEAD_DIM_AVX2(WEIGH_AVX2)
+}
+#undef WEIGH_AVX2
 
 static void weigh_f16_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
                            float *acc) {
-    weigh_avx2(s, n_q, v, n, head_dim, acc, 0);
+    weigh_any_avx2(s, n_q, v, n, head_dim, acc, 0);
 }
 
 static void weigh_f32_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
                            float *acc) {
-    weigh_avx2(s, n_q, v, n, head_dim, acc, 1);
+    weigh_any_avx2(s, n_q, v, n, head_dim, acc, 1);
 }
 
 static void to_f32_avx2(const f16_t *x, int64_t n, float *out) {
