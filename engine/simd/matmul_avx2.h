@@ -13,7 +13,7 @@
 #include <immintrin.h>
 
 #include "layout.h"
-#include "table.h"
+#include "unpack.h"
 
 enum { COLUMNS_AVX2 = 4 }; /* multiplied at a time: 8 vectors of sums, half the registers */
 enum { FETCH_AHEAD_AVX2 = 1152 }; /* bytes */
@@ -49,6 +49,11 @@ ALWAYS_INLINE void fetch_ahead_avx2(const void *p, const int n_bytes) {
     _Pragma("GCC unroll 16")
     for (int i = 0; i < n_bytes; i += 64)
         _mm_prefetch((const char *)p + FETCH_AHEAD_AVX2 + i, _MM_HINT_T0);
+}
+
+/* The same for block b, counted as if a super-block were eight blocks in a row */
+ALWAYS_INLINE void fetch_block_avx2(const void *weights, int64_t b, const int type) {
+    fetch_ahead_avx2((const char *)weights + b * block_bytes(type), block_bytes(type));
 }
 
 /* int16 pairs to int32 */
@@ -115,8 +120,7 @@ ALWAYS_INLINE void q4_columns_avx2(const void *weights, const activations_t *a, 
     for (int64_t b = 0; b < n_blocks; b++, at += nc) {
         const q4_0_x16 *q4_0 = (const q4_0_x16 *)weights + b;
         const q4_1_x16 *q4_1 = (const q4_1_x16 *)weights + b;
-        if (type == W_Q4_0) fetch_ahead_avx2(q4_0, sizeof(*q4_0));
-        else fetch_ahead_avx2(q4_1, sizeof(*q4_1));
+        fetch_block_avx2(weights, b, type);
         __m256i sum_i16x16[COLUMNS_AVX2][2];
         nibble_dots_avx2(type == W_Q4_0 ? q4_0->q : q4_1->q, a->q + at * BLOCK, nc, sum_i16x16);
         const rows_f32x16_avx2 d = load_16_f16_avx2(type == W_Q4_0 ? q4_0->d : q4_1->d);
@@ -145,14 +149,14 @@ ALWAYS_INLINE __m256i q8_0_integers_avx2(const q8_0_x16 *w, int v, int h) {
 
 ALWAYS_INLINE void q8_0_columns_avx2(const void *weights, const activations_t *a, int64_t col,
                                      const int nc, float *out, int64_t out_stride, int n_rows,
-                                     int add, const int type UNUSED) {
+                                     int add, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     const q8_0_x16 *w = weights;
     rows_f32x16_avx2 acc[COLUMNS_AVX2];
     FOR_EACH_COLUMN FOR_BOTH_HALVES acc[c].half[h] = _mm256_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, at += nc) {
-        fetch_ahead_avx2(w, sizeof(*w));
+        fetch_block_avx2(weights, b, type);
         __m256i dot[COLUMNS_AVX2][2];
         FOR_EACH_COLUMN FOR_BOTH_HALVES dot[c][h] = _mm256_setzero_si256();
         for (int v = 0; v < 8; v++) {
@@ -198,7 +202,7 @@ ALWAYS_INLINE rows_f32x16_avx2 q6_scales_avx2(const q6_K_x16 *super, int p, int 
 
 ALWAYS_INLINE void q6_K_columns_avx2(const void *weights, const activations_t *a, int64_t col,
                                      const int nc, float *out, int64_t out_stride, int n_rows,
-                                     int add, const int type UNUSED) {
+                                     int add, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     rows_f32x16_avx2 acc[COLUMNS_AVX2];
@@ -206,7 +210,7 @@ ALWAYS_INLINE void q6_K_columns_avx2(const void *weights, const activations_t *a
     for (int64_t b = 0; b < n_blocks; b++, at += nc) {
         const q6_K_x16 *super = (const q6_K_x16 *)weights + b / 8;
         const int part = (int)(b % 8);
-        fetch_ahead_avx2(&super->part[part], sizeof(super->part[part]));
+        fetch_block_avx2(weights, b, type);
         _Pragma("GCC unroll 2")
         for (int s = 0; s < 2; s++) { /* 16 columns with one scale a row */
             __m256i dot[COLUMNS_AVX2][2];

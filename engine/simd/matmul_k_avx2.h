@@ -110,7 +110,7 @@ ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, i
     factors_t factors;
     for (int64_t b = 0; b < n_blocks; b++, at += nc) {
         const block_x16 block = block_of(weights, b, type);
-        fetch_ahead_avx2(block.low, block_bytes(type));
+        fetch_block_avx2(weights, b, type);
         if (is_super(type) && b % 8 == 0) unpack_factors(block, type, &factors);
         sums_t sums;
         block_sums(a, at, nc, type, &sums);
@@ -167,7 +167,8 @@ ALWAYS_INLINE void paired_columns_avx2(const void *weights, const activations_t 
     factors_t factors;
     for (int64_t b = 0; b < n_blocks; b += 2, at += 2 * nc) {
         const block_x16 pair = block_of(weights, b, type);
-        fetch_ahead_avx2(pair.low, 2 * block_bytes(type));
+        fetch_block_avx2(weights, b, type);
+        fetch_block_avx2(weights, b + 1, type);
         if (b % 8 == 0) unpack_factors(pair, type, &factors);
         __m256i dot[2][2][2];
         FOR_BOTH_PARTS FOR_EACH_COLUMN FOR_BOTH_HALVES dot[odd][c][h] = _mm256_setzero_si256();

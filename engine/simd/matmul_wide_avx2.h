@@ -159,7 +159,7 @@ ALWAYS_INLINE void wide_tile_avx2(const void *weights, const activations_t *a, i
     unpacked_t unpacked;
     memset(acc, 0, sizeof(acc[0]) * (size_t)n_cols);
     for (int64_t b = 0, at = col * n_blocks; b < n_blocks; b++, at += n_cols) {
-        fetch_ahead_avx2((const char *)weights + b * block_bytes(type), block_bytes(type));
+        fetch_block_avx2(weights, b, type);
         unpack_avx2(weights, b, type, &factors, &unpacked);
         sums_t sums;
         block_sums(a, at, n_cols, type, &sums);
