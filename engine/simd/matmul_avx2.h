@@ -250,16 +250,16 @@ ALWAYS_INLINE __m256 load_weights_avx2(const void *w, int64_t i, const int type)
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
-/* Float weights, nc columns: even and odd k in two chains to hide the latency of the sums. */
-ALWAYS_INLINE void float_columns_avx2(const void *w, const float *x, int64_t n_k, const int nc,
-                                      float *out, int64_t out_stride, int n_rows, int add,
-                                      const int type) {
+/* sums += nc columns, 1 or 2, at k = from .. to - 1, both even. Even and odd k have sums of their own,
+ * to hide the latency of adding. */
+ALWAYS_INLINE void float_columns_avx2(const void *w, const float *x, int64_t n_k, int64_t from,
+                                      int64_t to, const int nc, const int fetch,
+                                      rows_f32x16_avx2 sums[][2], const int type) {
+    const int n_bytes = type == F32_WEIGHTS_AVX2 ? 128 : 64;
     rows_f32x16_avx2 even[2], odd[2];
-    FOR_EACH_COLUMN FOR_BOTH_HALVES even[c].half[h] = odd[c].half[h] = _mm256_setzero_ps();
-    int64_t k = 0;
-    for (; k + 2 <= n_k; k += 2) {
-        const int step = type == F32_WEIGHTS_AVX2 ? 128 : 64;
-        fetch_ahead_avx2((const char *)w + k / 2 * step, step);
+    FOR_EACH_COLUMN even[c] = sums[c][0], odd[c] = sums[c][1];
+    for (int64_t k = from; k < to; k += 2) {
+        if (fetch) fetch_ahead_avx2((const char *)w + k / 2 * n_bytes, n_bytes);
         __m256 w0[2], w1[2];
         FOR_BOTH_HALVES {
             w0[h] = load_weights_avx2(w, 16 * k + 8 * h, type);
@@ -274,28 +274,42 @@ ALWAYS_INLINE void float_columns_avx2(const void *w, const float *x, int64_t n_k
             }
         }
     }
-    FOR_EACH_COLUMN FOR_BOTH_HALVES {
-        if (k < n_k)
-            even[c].half[h] =
-                _mm256_fmadd_ps(load_weights_avx2(w, 16 * k + 8 * h, type),
-                                _mm256_set1_ps(x[c * n_k + k]), even[c].half[h]);
-        even[c].half[h] = _mm256_add_ps(even[c].half[h], odd[c].half[h]);
-    }
-    store_columns_avx2(even, nc, out, out_stride, n_rows, add);
+    FOR_EACH_COLUMN sums[c][0] = even[c], sums[c][1] = odd[c];
 }
 
+/* More columns take the weights in chunks, which stay in the L1 cache for all of them; each pair of
+ * columns asks for its part of the next chunk. */
 ALWAYS_INLINE void float_tile_avx2(const void *w, const activations_t *a, int64_t col, int n_cols,
                                    float *out, int64_t out_stride, int n_rows, int add,
                                    const int type) {
-    const float *x = a->x + col * a->n_k;
-    const int64_t n_k = a->n_k;
-    int c = 0;
-    for (; c + 2 <= n_cols; c += 2)
-        float_columns_avx2(w, x + c * n_k, n_k, 2, out + c * out_stride, out_stride, n_rows, add,
-                           type);
-    if (c < n_cols)
-        float_columns_avx2(w, x + c * n_k, n_k, 1, out + c * out_stride, out_stride, n_rows, add,
-                           type);
+    enum { CHUNK = 256 };
+    const int64_t n_k = a->n_k, even_k = n_k / 2 * 2;
+    const int64_t chunk_bytes = CHUNK * (type == F32_WEIGHTS_AVX2 ? 64 : 32);
+    const float *x = a->x + col * n_k;
+    rows_f32x16_avx2 sums[TILE_COLUMNS][2];
+    memset(sums, 0, sizeof(sums[0]) * (size_t)n_cols);
+    if (n_cols == 1) float_columns_avx2(w, x, n_k, 0, even_k, 1, 1, sums, type);
+    else if (n_cols == 2) float_columns_avx2(w, x, n_k, 0, even_k, 2, 1, sums, type);
+    else
+        for (int64_t from = 0; from < even_k; from += CHUNK) {
+            const int64_t to = from + CHUNK < even_k ? from + CHUNK : even_k;
+            const char *next = (const char *)w + (from / CHUNK + 1) * chunk_bytes;
+            for (int c = 0; c < n_cols; c += 2) {
+                for (int64_t i = 0; i < 2 * chunk_bytes / n_cols; i += 64)
+                    _mm_prefetch(next + c * chunk_bytes / n_cols + i, _MM_HINT_T0);
+                float_columns_avx2(w, x + c * n_k, n_k, from, to, 2, 0, sums + c, type);
+            }
+        }
+    for (int c = 0; c < n_cols; c++) {
+        rows_f32x16_avx2 sum = sums[c][0];
+        FOR_BOTH_HALVES {
+            if (n_k > even_k)
+                sum.half[h] = _mm256_fmadd_ps(load_weights_avx2(w, 16 * even_k + 8 * h, type),
+                                              _mm256_set1_ps(x[c * n_k + even_k]), sum.half[h]);
+            sum.half[h] = _mm256_add_ps(sum.half[h], sums[c][1].half[h]);
+        }
+        store_columns_avx2(&sum, 1, out + c * out_stride, out_stride, n_rows, add);
+    }
 }
 
 static void matmul_f32_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
