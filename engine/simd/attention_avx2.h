@@ -63,15 +63,41 @@ ALWAYS_INLINE __m256 sum_8_avx2(const __m256 p_f32x8[8]) {
                          _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
 }
 
-/* Asks for lines of the block behind this one, from `byte` of it on, into the L2 cache. What walks a
- * block does not read it in the order of memory, and the hardware's prefetch follows it badly; so
- * the next one is asked for in that order, a little at each step. That halves the time of a key
- * from memory; asked for in bursts, or in the order of the walk, it gains a third of that. */
+/* How many bytes ahead of its use a key or value is asked for, into the L2 cache: some 8 KB, in
+ * whole blocks of a head. What walks a block does not read it in the order of memory, and the
+ * hardware's prefetch follows it badly; so lines are asked for in that order, a little at each
+ * step. That halves the time of a key from memory. In bursts, or in the order of the walk, it gains
+ * a third of that. */
+ALWAYS_INLINE int64_t ahead_avx2(int64_t block_bytes) {
+    return block_bytes * (block_bytes >= 8192 ? 1 : block_bytes >= 4096 ? 2 : 4);
+}
+
+/* n_lines from `byte` of a block on */
 ALWAYS_INLINE void fetch_lines_avx2(const void *p_f16, int64_t head_dim, int64_t byte,
                                     const int n_lines) {
-    const char *from = (const char *)p_f16 + 2 * SLOTS * head_dim + byte;
+    const char *from = (const char *)p_f16 + ahead_avx2(2 * SLOTS * head_dim) + byte;
     _Pragma("GCC unroll 16") for (int i = 0; i < n_lines; i++)
         __builtin_prefetch(from + 64 * i, 0, 2);
+}
+
+/* Lane j of the new vector i is lane i of the old vector j. */
+ALWAYS_INLINE void transpose_8_avx2(__m256 rows_f32x8[8]) {
+    __m256 *r = rows_f32x8, t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
+        t[4 + i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
+    }
+    for (int i = 0; i < 8; i++) r[i] = t[i];
 }
 
 static void rotate_back_avx2(const float *x, int n, const float *row, int64_t half, float *out) {
@@ -120,8 +146,8 @@ ALWAYS_INLINE void add_products_avx2(const float *q, const int n_q, const void *
     }
 }
 
-/* Keys as they are, or, if they are raw, key j turned by j with table row j; n_q is 1, 2 or 4. Eight
- * sums at once are what hides the latency of a multiply-add. */
+/* Keys as they are, or, if they are raw, key j turned by j with table row j; n_q is 1, 2 or 4.
+ * Eight sums at once are what hides the latency of a multiply-add. */
 ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k, int n,
                                     int64_t head_dim, const float *rows, float *s, const int raw,
                                     const int f32) {
@@ -242,11 +268,37 @@ static void scores_raw_f32_avx2(const float *q, int n_q, const void *k, int n, i
     scores_any_avx2(q, n_q, k, n, head_dim, rope, s, 1, 1);
 }
 
+/* Dims i..i + 7 of both halves of 8 keys, turned if there are rows, into 8 columns of the tile */
+ALWAYS_INLINE void keys_8_avx2(const void *k, int64_t head_dim, int64_t i, const float *rows,
+                               float *tile, const int f32) {
+    const int64_t half = head_dim / 2;
+    __m256 x[8], y[8];
+    for (int o = 0; o < 8; o++) {
+        x[o] = load_avx2(k, o * head_dim + i, f32);
+        y[o] = load_avx2(k, o * head_dim + half + i, f32);
+        if (!rows) continue;
+        const __m256 a = x[o], b = y[o];
+        const __m256 cosine = _mm256_loadu_ps(rows + o * head_dim + i);
+        const __m256 sine = _mm256_loadu_ps(rows + o * head_dim + half + i);
+        x[o] = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
+        y[o] = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
+    }
+    transpose_8_avx2(x);
+    for (int d = 0; d < 8; d++) _mm256_storeu_ps(tile + (i + d) * SLOTS, x[d]);
+    transpose_8_avx2(y);
+    for (int d = 0; d < 8; d++) _mm256_storeu_ps(tile + (half + i + d) * SLOTS, y[d]);
+}
+
 ALWAYS_INLINE void keys_avx2(const void *k, int n, int64_t head_dim, const float *row, float *tile,
                              const int f32) {
     const int64_t half = head_dim / 2;
+    int j = 0;
     if (n < SLOTS) memset(tile, 0, sizeof(float) * SLOTS * (size_t)head_dim);
-    for (int j = 0; j < n; j++)
+    for (; j + 8 <= n && half % 8 == 0; j += 8)
+        for (int64_t i = 0; i < half; i += 8)
+            keys_8_avx2((const char *)k + (f32 ? 4 : 2) * j * head_dim, head_dim, i,
+                        row ? row + j * head_dim : NULL, tile + j, f32);
+    for (; j < n; j++)
         for (int64_t i = 0; i < half; i += 8) {
             const int64_t at = j * head_dim;
             __m256 a = load_up_to_avx2(k, i, half, at, f32);
