@@ -41,13 +41,20 @@ ALWAYS_INLINE __m256 exp_avx2(__m256 x) {
 }
 
 static void rms_norm_avx2(const float *x, const float *weight, float eps, int64_t n, float *out) {
-    __m256 sums = _mm256_setzero_ps();
+    __m256 sums[4]; /* a sum waits four cycles for its last addition */
     int64_t i = 0;
+    for (int v = 0; v < 4; v++) sums[v] = _mm256_setzero_ps();
+    for (; i + 32 <= n; i += 32)
+        for (int v = 0; v < 4; v++) {
+            const __m256 a = _mm256_loadu_ps(x + i + 8 * v);
+            sums[v] = _mm256_fmadd_ps(a, a, sums[v]);
+        }
     for (; i + 8 <= n; i += 8) {
         const __m256 a = _mm256_loadu_ps(x + i);
-        sums = _mm256_fmadd_ps(a, a, sums);
+        sums[0] = _mm256_fmadd_ps(a, a, sums[0]);
     }
-    double sum = (double)sum_lanes_avx2(sums);
+    double sum = (double)sum_lanes_avx2(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]),
+                                                      _mm256_add_ps(sums[2], sums[3])));
     for (; i < n; i++) sum += (double)x[i] * x[i];
     const float r = norm_factor(sum, n, eps);
     for (i = 0; i + 8 <= n; i += 8)
