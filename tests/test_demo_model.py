@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import DEMO_MODEL, LLM, GGUFFile, SamplingParams
+from engine._kernels import supported_isas
 
 ROOT = Path(__file__).parent.parent
 F16 = ROOT / "models" / "demo-f16.gguf"
@@ -17,8 +18,8 @@ CACHES = ("roped", "raw")
 in_the_sources = pytest.mark.skipif(not F16.exists(), reason="runs from the source tree only")
 
 
-def lariat(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def lariat(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.run(
         [sys.executable, "-m", "engine", *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
@@ -31,19 +32,30 @@ def test_files_are_small() -> None:
         assert os.path.getsize(F16) < 16e6
 
 
-def test_the_first_command_tells_a_story(tmp_path: Path) -> None:
-    texts = []
-    for cache in CACHES:
-        arguments = ("generate", "-p", "Once upon a time", "--temp", "0", "--cache", cache)
-        # Not in f16: rounding keys before or after their rotation may decide between near equals.
-        done = lariat(*arguments, "-ctk", "f32", "-ctv", "f32", folder=tmp_path)
-        assert done.returncode == 0
-        assert "the bundled demo model" in done.stderr
-        texts.append(done.stdout)
-    assert texts[0] == texts[1]
-    assert texts[0].startswith("Once upon a time")
+@pytest.mark.parametrize("cache", CACHES)
+def test_the_first_command_tells_a_story(tmp_path: Path, cache: str) -> None:
+    done = lariat("generate", "-p", "Once upon a time", "--cache", cache, folder=tmp_path)
+    assert done.returncode == 0
+    assert "the bundled demo model" in done.stderr
+    assert done.stdout.startswith("Once upon a time")
     with LLM(DEMO_MODEL) as llm:
-        assert len(llm.tokenize(texts[0])) >= 150
+        assert len(llm.tokenize(done.stdout)) >= 150
+
+
+@in_the_sources
+@pytest.mark.parametrize("isa", supported_isas())
+def test_both_caches_write_the_same_story(tmp_path: Path, isa: str) -> None:
+    """In F16. With Q4_0, a last bit can turn an 8-bit activation over, which moves the two best
+    logits by up to 0.2, and the story has places where they are 0.0002 apart; so do keys that are
+    rounded to f16 before or after their rotation."""
+    command = ("generate", "-m", str(F16), "-p", "Once upon a time", "--temp", "0", "-n", "400")
+    texts = set()
+    for cache in CACHES:
+        arguments = (*command, "--cache", cache, "-ctk", "f32", "-ctv", "f32")
+        done = lariat(*arguments, folder=tmp_path, LARIAT_ISA=isa)
+        assert done.returncode == 0
+        texts.add(done.stdout)
+    assert len(texts) == 1
 
 
 @pytest.mark.parametrize("command", [("info",), ("tokenize", "-p", "Hello")])

@@ -218,8 +218,9 @@ def test_behind_bos_it_is_what_would_be_computed_there(deep, shelf, types):
             assert np.array_equal(context.logits(B), expected)
             behind.append([BOS])
             assert behind.append(chunk, recompute=16) == 0
-            # BOS has a segment of its own: the sum is another one, in its last bits.
-            assert relative_error(behind.logits(B), expected) < 1e-6
+            # BOS has a segment of its own: the sum is another one, in its last bits, which may turn
+            # a number of a key or value of B over to the next one in f16.
+            assert relative_error(behind.logits(B), expected) < (1e-6 if types == "f32" else 1e-5)
             context.append(B)
             plain.append(B)
             assert np.array_equal(context.logits([4]), plain.logits([4]))
