@@ -116,7 +116,10 @@ def _make_right(header: dict[str, Any], blob: bytes, kind: str) -> None:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("data_offsets"), list)
+    offsets = value.get("data_offsets") if isinstance(value, dict) else None
+    return (
+        isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets)
+    )
 
 
 def _read(data: bytes) -> tuple[dict[str, Any], bytes] | None:
