@@ -35,7 +35,7 @@ from engine.storage import MappedFile, ReadFile, open_file
 # and low enough that refusing a hostile file stays under 2 seconds and 300 MB.
 MAX_HEADER_BYTES = 64 << 20  # everything before the tensor data
 _MAX_TEXT_BYTES = 24 << 20  # keys, names and single strings together; decoded they take up to 4x
-_MAX_STRINGS = 1 << 22  # elements of all string arrays together
+_MAX_STRINGS = 1 << 21  # elements of all string arrays together
 _MAX_ENTRIES = 1 << 16  # metadata entries; also tensors
 _MAX_INNER_ARRAYS = 1 << 16  # arrays inside arrays, all together
 _MAX_DEPTH = 4  # of arrays inside arrays

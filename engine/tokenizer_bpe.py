@@ -183,12 +183,13 @@ class ByteLevelMerger:
     def __init__(self, gguf: GGUFFile) -> None:
         """Raises ModelError for a pre-tokenizer that is unknown, GGUFError for bad metadata."""
         scheme = _scheme(gguf)
+        merges = _merge_strings(gguf)  # counted before the vocabulary is read, which takes longer
         # Id 11 is where GPT-2's kin had its only special token when files did not say.
         self.vocabulary = Vocabulary(gguf, Defaults(11, 11, None, scheme.add_bos))
         self._visible: dict[int, bytes] = {}
         for i in of_kinds(self.vocabulary.kinds, (BYTE,)):
             self._visible[i] = _byte_of(gguf, i, self.vocabulary.tokens[i])
-        model, self._stand_ins = _model(self.vocabulary, _read_merges(gguf), scheme.ignore_merges)
+        model, self._stand_ins = _model(self.vocabulary, _read_merges(merges), scheme.ignore_merges)
         self._pipeline = Pipeline(model)
         splits = [Split(Regex(expression), "isolated") for expression in scheme.expressions]
         by_bytes = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -257,8 +258,7 @@ class _Merges(NamedTuple):
     longest: int  # bytes of the longest text that one makes, or more
 
 
-def _read_merges(gguf: GGUFFile) -> _Merges:
-    """The merges in the order of their rank, each once."""
+def _merge_strings(gguf: GGUFFile) -> StringArray:
     key = "tokenizer.ggml.merges"
     merges = gguf.metadata.get(key)
     if merges is None:
@@ -267,6 +267,11 @@ def _read_merges(gguf: GGUFFile) -> _Merges:
         raise GGUFError(f"{gguf.path}: {key} is not an array of strings")
     if len(merges) > _MAX_MERGES:
         raise GGUFError(f"{gguf.path}: {key} has {len(merges)} merges, expected at most 2^20")
+    return merges
+
+
+def _read_merges(merges: StringArray) -> _Merges:
+    """The merges in the order of their rank, each once."""
     lines = list(dict.fromkeys(merges.iter_raw()))
     longest = max(map(len, lines), default=1) - 1  # without the space between the two
     # All in one go, for speed: merges that are two words put every third word where it is due.

@@ -45,8 +45,8 @@ def _headers() -> dict[str, tuple[bytes, str]]:
     """What the reader itself refuses: how the file begins, and what is said of it."""
     string = text("k") + u32(STRING)
     return {
-        "zero-length strings": (build([_zeros(STRING, 1 << 22)], n_entries=2), "1 is empty"),
-        "too many strings": (build([_zeros(STRING, (1 << 22) + 1)]), "expected at most 4194304"),
+        "zero-length strings": (build([_zeros(STRING, 1 << 21)], n_entries=2), "1 is empty"),
+        "too many strings": (build([_zeros(STRING, (1 << 21) + 1)]), "expected at most 2097152"),
         "large array": (build([_zeros(U8, 1 << 33)]), _FAR),
         "large array of bools": (build([_zeros(BOOL, 60 << 20)], n_entries=2), "1 is empty"),
         "large string": (build([string + u64(60 << 20)]), "expected at most 25165824"),
@@ -58,7 +58,7 @@ def _headers() -> dict[str, tuple[bytes, str]]:
             build([_zeros(ARRAY, _MANY) + (u32(STRING) + u64(0)) * _MANY], n_entries=2),
             "1 is empty",
         ),
-        "far string": (build([_zeros(STRING, 1 << 22) + u64(9 << 30)]), _FAR),
+        "far string": (build([_zeros(STRING, 1 << 21) + u64(9 << 30)]), _FAR),
         "many tensors": (
             build(
                 [],
