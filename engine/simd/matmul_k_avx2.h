@@ -100,6 +100,7 @@ ALWAYS_INLINE void add_part_avx2(rows_f32x16_avx2 *acc, __m256i dot[][2], block_
         _mm256_fmadd_ps(m.half[h], _mm256_set1_ps(scaled_sum[c]), acc[c].half[h]);
 }
 
+/* A tile of nc columns, 1 or 2, a block of 32 weights a row at a time */
 ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, int64_t col,
                                   const int nc, float *out, int64_t out_stride, int n_rows, int add,
                                   const int type) {
@@ -130,8 +131,8 @@ ALWAYS_INLINE void k_columns_avx2(const void *weights, const activations_t *a, i
     store_columns_avx2(acc, nc, out, out_stride, n_rows, add);
 }
 
-/* Both parts of a pair, whose activations are nc blocks from each other: each vector is loaded once, and
- * memory is read in one run. */
+/* Both parts of a pair, whose activations are nc blocks from each other: each vector is loaded
+ * once, and memory is read in one run. */
 ALWAYS_INLINE void pair_dots_avx2(block_x16 pair, const int8_t *x, const int nc, const int type,
                                   __m256i dot[2][2][2]) {
     const int run = type == W_Q5_K ? 4 : 8; /* vectors whose sums fit 16 bits */

@@ -46,6 +46,7 @@ ALWAYS_INLINE int has_high_bit(const int type) {
 ALWAYS_INLINE int has_minimum(const int type) {
     return type == W_Q4_1 || type == W_Q5_1 || type == W_Q2_K || type == W_Q4_K || type == W_Q5_K;
 }
+/* What is taken off the integers; the tiles of Q8_0 see to its 128 themselves. */
 ALWAYS_INLINE int offset_of(const int type) {
     switch (type) {
     case W_Q3_K: return 4;
