@@ -34,7 +34,8 @@ def test_files_are_small() -> None:
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_the_first_command_tells_a_story(tmp_path: Path, cache: str) -> None:
-    done = lariat("generate", "-p", "Once upon a time", "--cache", cache, folder=tmp_path)
+    arguments = ("generate", "-p", "Once upon a time", "--temp", "0", "--cache", cache)
+    done = lariat(*arguments, "-ctk", "f32", "-ctv", "f32", folder=tmp_path)
     assert done.returncode == 0
     assert "the bundled demo model" in done.stderr
     assert done.stdout.startswith("Once upon a time")
