@@ -115,6 +115,8 @@ static void select_level(int level) {
     KERNELS = k;
     if (level == LEVEL_SCALAR) return;
 #ifdef LARIAT_X86
+    __builtin_cpu_init();
+    FETCH_NARROW = __builtin_cpu_is("intel") != 0;
     kernels_t avx2 = {
         .level = LEVEL_AVX2,
         .matmul = {matmul_f32_avx2, matmul_f16_avx2, matmul_bf16_avx2, matmul_q4_0_avx2,

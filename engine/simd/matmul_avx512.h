@@ -12,6 +12,7 @@
 
 #include <immintrin.h>
 
+#include "fetch.h"
 #include "layout.h"
 
 #define FOR_EACH_COLUMN _Pragma("GCC unroll 16") for (int c = 0; c < nc; c++)
@@ -48,15 +49,6 @@ ALWAYS_INLINE void unpack_nibbles_avx512(const uint8_t q[4][64], __m512i w_u8x64
     }
 }
 
-/* Fetch the n_bytes that are read some blocks later. With many columns there is so much to compute
- * for a block that the processor does not look far enough ahead by itself (8 columns from memory:
- * 164 GMAC/s instead of 116, 16 columns: 174 instead of 147); with few it does, and is better. */
-ALWAYS_INLINE void fetch_ahead_avx512(const void *w, const int n_bytes, const int nc) {
-    if (nc < 8) return;
-    _Pragma("GCC unroll 8")
-    for (int o = 0; o < n_bytes; o += 64) _mm_prefetch((const char *)w + 2304 + o, _MM_HINT_T0);
-}
-
 /* start + the dot product of weight vectors [from, to) with the block q of one column */
 ALWAYS_INLINE __m512i dot_avx512(__m512i start, const __m512i *w_u8x64, const int8_t *q,
                                  const int from, const int to) {
@@ -69,10 +61,12 @@ ALWAYS_INLINE __m512i dot_avx512(__m512i start, const __m512i *w_u8x64, const in
 /* One column: high nibbles stay where they are, and 16 times their sum is moved down once. Four
  * blocks a turn of the loop: a fifth faster from the L2 cache, the same from memory. */
 ALWAYS_INLINE __m512 q4_0_column_avx512(const q4_0_x16 *w, const int8_t *q, const float *scale,
-                                        const int32_t *neg8_sum, int64_t n_blocks) {
+                                        const int32_t *neg8_sum, int64_t n_blocks,
+                                        const int fetch) {
     __m512 acc_f32x16 = _mm512_setzero_ps();
     _Pragma("GCC unroll 4")
     for (int64_t b = 0; b < n_blocks; b++, w++, q += BLOCK) {
+        fetch_ahead(w, sizeof *w, fetch);
         __m512i low = _mm512_set1_epi32(neg8_sum[b]), high = _mm512_setzero_si512();
         _Pragma("GCC unroll 4")
         for (int v = 0; v < 4; v++) {
@@ -88,9 +82,10 @@ ALWAYS_INLINE __m512 q4_0_column_avx512(const q4_0_x16 *w, const int8_t *q, cons
     return acc_f32x16;
 }
 
-ALWAYS_INLINE void q4_0_columns_avx512(const q4_0_x16 *w, const activations_t *a, int64_t col,
+ALWAYS_INLINE void q4_0_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add) {
+                                       int add, const int fetch) {
+    const q4_0_x16 *w = weights;
     const int64_t n_blocks = a->n_k / BLOCK;
     const int8_t *q = a->q + col * a->n_k;
     const float *scale = a->scale + col * n_blocks;
@@ -98,12 +93,12 @@ ALWAYS_INLINE void q4_0_columns_avx512(const q4_0_x16 *w, const activations_t *a
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     if (nc == 1) {
-        acc_f32x16[0] = q4_0_column_avx512(w, q, scale, neg8_sum, n_blocks);
+        acc_f32x16[0] = q4_0_column_avx512(w, q, scale, neg8_sum, n_blocks, fetch);
         store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
         return;
     }
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead_avx512(w, sizeof *w, nc);
+        fetch_ahead(w, sizeof *w, fetch);
         __m512i w_u8x64[8];
         unpack_nibbles_avx512(w->q, w_u8x64);
         const __m512 d = load_16_f16_avx512(w->d);
@@ -118,9 +113,10 @@ ALWAYS_INLINE void q4_0_columns_avx512(const q4_0_x16 *w, const activations_t *a
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-ALWAYS_INLINE void q4_1_columns_avx512(const q4_1_x16 *w, const activations_t *a, int64_t col,
+ALWAYS_INLINE void q4_1_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add) {
+                                       int add, const int fetch) {
+    const q4_1_x16 *w = weights;
     const int64_t n_blocks = a->n_k / BLOCK;
     const int8_t *q = a->q + col * a->n_k;
     const float *scale = a->scale + col * n_blocks;
@@ -128,7 +124,7 @@ ALWAYS_INLINE void q4_1_columns_avx512(const q4_1_x16 *w, const activations_t *a
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead_avx512(w, sizeof *w, nc);
+        fetch_ahead(w, sizeof *w, fetch);
         __m512i w_u8x64[8];
         unpack_nibbles_avx512(w->q, w_u8x64);
         const __m512 d = load_16_f16_avx512(w->d), m = load_16_f16_avx512(w->m);
@@ -145,9 +141,10 @@ ALWAYS_INLINE void q4_1_columns_avx512(const q4_1_x16 *w, const activations_t *a
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-ALWAYS_INLINE void q8_0_columns_avx512(const q8_0_x16 *w, const activations_t *a, int64_t col,
+ALWAYS_INLINE void q8_0_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add) {
+                                       int add, const int fetch) {
+    const q8_0_x16 *w = weights;
     const int64_t n_blocks = a->n_k / BLOCK;
     const int8_t *q = a->q + col * a->n_k;
     const float *scale = a->scale + col * n_blocks;
@@ -155,7 +152,7 @@ ALWAYS_INLINE void q8_0_columns_avx512(const q8_0_x16 *w, const activations_t *a
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead_avx512(w, sizeof *w, nc);
+        fetch_ahead(w, sizeof *w, fetch);
         __m512i w_u8x64[8];
         for (int v = 0; v < 8; v++) w_u8x64[v] = _mm512_loadu_si512(w->q[v]);
         const __m512 d = load_16_f16_avx512(w->d);
@@ -202,9 +199,10 @@ ALWAYS_INLINE void add_q6_part_avx512(const uint8_t (*q)[3][64], const int8_t (*
     }
 }
 
-ALWAYS_INLINE void q6_K_columns_avx512(const q6_K_x16 *w, const activations_t *a, int64_t col,
+ALWAYS_INLINE void q6_K_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add) {
+                                       int add, const int fetch) {
+    const q6_K_x16 *w = weights;
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
@@ -227,7 +225,7 @@ ALWAYS_INLINE void q6_K_columns_avx512(const q6_K_x16 *w, const activations_t *a
         for (int first = 0; first < 8; first += run) {
             _Pragma("GCC unroll 8")
             for (int p = first; p < first + run; p++) {
-                fetch_ahead_avx512(&w->part[p], sizeof w->part[p], nc);
+                fetch_ahead(&w->part[p], sizeof w->part[p], fetch);
                 add_q6_part_avx512(w->part[p].q, w->part[p].scale, a->q + (at + p * nc) * BLOCK,
                                    start + 2 * p * nc, a->scale + at + p * nc, nc, total);
             }
@@ -238,36 +236,30 @@ ALWAYS_INLINE void q6_K_columns_avx512(const q6_K_x16 *w, const activations_t *a
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. */
-#define BY_WIDTH_AVX512(columns, type)                                                     \
-    const type *w = weights;                                                               \
-    switch (n_cols) {                                                                      \
-    case 16: columns(w, a, col, 16, out, out_stride, n_rows, add); break;                  \
-    case 8: columns(w, a, col, 8, out, out_stride, n_rows, add); break;                    \
-    case 4: columns(w, a, col, 4, out, out_stride, n_rows, add); break;                    \
-    case 2: columns(w, a, col, 2, out, out_stride, n_rows, add); break;                    \
-    default: columns(w, a, col, 1, out, out_stride, n_rows, add);                          \
+/* A tile's width is one of five, each compiled on its own so that its sums stay in registers; those of
+ * few columns twice, with and without asking for weights ahead. What follows `columns` is passed on. */
+#define COLUMNS_AVX512(columns, nc, fetch, ...) \
+    columns(w, a, col, nc, out, out_stride, n_rows, add, fetch, ##__VA_ARGS__)
+#define NARROW_AVX512(columns, nc, ...)                              \
+    if (FETCH_NARROW)                                                \
+        COLUMNS_AVX512(columns, nc, FETCH_FAR, ##__VA_ARGS__);       \
+    else                                                             \
+        COLUMNS_AVX512(columns, nc, FETCH_NONE, ##__VA_ARGS__)
+#define MATMUL_AVX512(name, columns, ...)                                             \
+    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,  \
+                     float *out, int64_t out_stride, int n_rows, int add) {           \
+        switch (n_cols) {                                                             \
+        case 16: COLUMNS_AVX512(columns, 16, FETCH_NEAR, ##__VA_ARGS__); break;       \
+        case 8: COLUMNS_AVX512(columns, 8, FETCH_NEAR, ##__VA_ARGS__); break;         \
+        case 4: NARROW_AVX512(columns, 4, ##__VA_ARGS__); break;                      \
+        case 2: NARROW_AVX512(columns, 2, ##__VA_ARGS__); break;                      \
+        default: NARROW_AVX512(columns, 1, ##__VA_ARGS__);                            \
+        }                                                                             \
     }
-
-static void matmul_q4_0_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                               float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX512(q4_0_columns_avx512, q4_0_x16)
-}
-
-static void matmul_q4_1_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                               float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX512(q4_1_columns_avx512, q4_1_x16)
-}
-
-static void matmul_q8_0_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                               float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX512(q8_0_columns_avx512, q8_0_x16)
-}
-
-static void matmul_q6_K_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                               float *out, int64_t out_stride, int n_rows, int add) {
-    BY_WIDTH_AVX512(q6_K_columns_avx512, q6_K_x16)
-}
+MATMUL_AVX512(matmul_q4_0_avx512, q4_0_columns_avx512)
+MATMUL_AVX512(matmul_q4_1_avx512, q4_1_columns_avx512)
+MATMUL_AVX512(matmul_q8_0_avx512, q8_0_columns_avx512)
+MATMUL_AVX512(matmul_q6_K_avx512, q6_K_columns_avx512)
 
 enum { F32_WEIGHTS_AVX512, F16_WEIGHTS_AVX512, BF16_WEIGHTS_AVX512 };
 
@@ -282,11 +274,13 @@ ALWAYS_INLINE __m512 load_weights_avx512(const void *w, int64_t k, const int typ
 /* Float weights, nc columns: even and odd k in two chains to hide the latency of the sums. */
 ALWAYS_INLINE void float_columns_avx512(const void *w, const float *x, int64_t n_k, const int nc,
                                         float *out, int64_t out_stride, int n_rows, int add,
-                                        const int type) {
+                                        const int type, const int fetch) {
+    const int pair_bytes = type == F32_WEIGHTS_AVX512 ? 128 : 64;
     __m512 even[8], odd[8];
     FOR_EACH_COLUMN even[c] = odd[c] = _mm512_setzero_ps();
     int64_t k = 0;
     for (; k + 2 <= n_k; k += 2) {
+        fetch_ahead((const char *)w + k / 2 * pair_bytes, pair_bytes, fetch);
         const __m512 w0 = load_weights_avx512(w, k, type);
         const __m512 w1 = load_weights_avx512(w, k + 1, type);
         FOR_EACH_COLUMN {
@@ -302,21 +296,22 @@ ALWAYS_INLINE void float_columns_avx512(const void *w, const float *x, int64_t n
     store_columns_avx512(even, nc, out, out_stride, n_rows, add);
 }
 
+#define FLOAT_COLUMNS_AVX512(nc, fetch)                                                             \
+    float_columns_avx512(w, x + c * n_k, n_k, nc, out + c * out_stride, out_stride, n_rows, add, type, \
+                         fetch)
 ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int64_t col, int n_cols,
                                      float *out, int64_t out_stride, int n_rows, int add,
                                      const int type) {
     const float *x = a->x + col * a->n_k;
     const int64_t n_k = a->n_k;
     int c = 0;
-    for (; c + 8 <= n_cols; c += 8)
-        float_columns_avx512(w, x + c * n_k, n_k, 8, out + c * out_stride, out_stride, n_rows, add,
-                             type);
-    for (; c + 4 <= n_cols; c += 4)
-        float_columns_avx512(w, x + c * n_k, n_k, 4, out + c * out_stride, out_stride, n_rows, add,
-                             type);
-    for (; c < n_cols; c++)
-        float_columns_avx512(w, x + c * n_k, n_k, 1, out + c * out_stride, out_stride, n_rows, add,
-                             type);
+    for (; c + 8 <= n_cols; c += 8) FLOAT_COLUMNS_AVX512(8, FETCH_NONE);
+    if (FETCH_NARROW) {
+        for (; c + 4 <= n_cols; c += 4) FLOAT_COLUMNS_AVX512(4, FETCH_FAR);
+        for (; c < n_cols; c++) FLOAT_COLUMNS_AVX512(1, FETCH_FAR);
+    }
+    for (; c + 4 <= n_cols; c += 4) FLOAT_COLUMNS_AVX512(4, FETCH_NONE);
+    for (; c < n_cols; c++) FLOAT_COLUMNS_AVX512(1, FETCH_NONE);
 }
 
 static void matmul_f32_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
@@ -334,6 +329,6 @@ static void matmul_bf16_avx512(const void *weights, const activations_t *a, int6
     float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, BF16_WEIGHTS_AVX512);
 }
 
-#undef BY_WIDTH_AVX512
+#undef FLOAT_COLUMNS_AVX512
 #undef FOR_EACH_COLUMN
 #endif

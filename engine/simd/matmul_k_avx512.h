@@ -50,7 +50,7 @@ ALWAYS_INLINE __m512 scaled_f16_avx512(const f16_t *f16, const int8_t *factor, c
 
 ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                     const int nc, float *out, int64_t out_stride, int n_rows,
-                                    int add, const int type) {
+                                    int add, const int fetch, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
@@ -60,7 +60,7 @@ ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a,
         const block_x16 block = block_of(weights, b, type);
         const int8_t *q = a->q + at * BLOCK;
         const float *scale = a->scale + at;
-        fetch_ahead_avx512(block.low, 64 * (low_bits(type) + has_high_bit(type)), nc);
+        fetch_ahead(block.low, 64 * (low_bits(type) + has_high_bit(type)), fetch);
         __m512i w_u8x64[8];
         unpack_integers_avx512(block, type, w_u8x64);
         if (is_super(type) && b % 8 == 0) unpack_factors(block, type, &factors);
@@ -179,7 +179,7 @@ ALWAYS_INLINE void part_scales_avx512(const activations_t *a, int64_t at, const 
 
 ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                          const int nc, float *out, int64_t out_stride, int n_rows,
-                                         int add, const int type) {
+                                         int add, const int fetch, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
@@ -197,8 +197,7 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
         _Pragma("GCC unroll 1") /* as in q6_K_columns_avx512 */
         for (int p = 0; p < 8; p += 2) {
             const block_x16 pair = block_of(weights, b + p, type);
-            fetch_ahead_avx512(type == W_Q5_K ? pair.high : pair.low,
-                               64 * (type == W_Q5_K ? 10 : 8), nc);
+            fetch_ahead(type == W_Q5_K ? pair.high : pair.low, 64 * (type == W_Q5_K ? 10 : 8), fetch);
             add_pair_avx512(pair, factors.d + p, a->q + (at + p * nc) * BLOCK, scale + p * nc, nc,
                             type, total);
         }
@@ -219,26 +218,16 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. */
-#define K_MATMUL_AVX512(name, columns, type)                                          \
-    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,  \
-                     float *out, int64_t out_stride, int n_rows, int add) {           \
-        switch (n_cols) {                                                             \
-        case 16: columns(w, a, col, 16, out, out_stride, n_rows, add, type); break;   \
-        case 8: columns(w, a, col, 8, out, out_stride, n_rows, add, type); break;     \
-        case 4: columns(w, a, col, 4, out, out_stride, n_rows, add, type); break;     \
-        case 2: columns(w, a, col, 2, out, out_stride, n_rows, add, type); break;     \
-        default: columns(w, a, col, 1, out, out_stride, n_rows, add, type);           \
-        }                                                                             \
-    }
-K_MATMUL_AVX512(matmul_q5_0_avx512, k_columns_avx512, W_Q5_0)
-K_MATMUL_AVX512(matmul_q5_1_avx512, k_columns_avx512, W_Q5_1)
-K_MATMUL_AVX512(matmul_iq4_NL_avx512, k_columns_avx512, W_IQ4_NL)
-K_MATMUL_AVX512(matmul_q2_K_avx512, k_columns_avx512, W_Q2_K)
-K_MATMUL_AVX512(matmul_q3_K_avx512, k_columns_avx512, W_Q3_K)
-K_MATMUL_AVX512(matmul_q4_K_avx512, paired_columns_avx512, W_Q4_K)
-K_MATMUL_AVX512(matmul_q5_K_avx512, paired_columns_avx512, W_Q5_K)
+MATMUL_AVX512(matmul_q5_0_avx512, k_columns_avx512, W_Q5_0)
+MATMUL_AVX512(matmul_q5_1_avx512, k_columns_avx512, W_Q5_1)
+MATMUL_AVX512(matmul_iq4_NL_avx512, k_columns_avx512, W_IQ4_NL)
+MATMUL_AVX512(matmul_q2_K_avx512, k_columns_avx512, W_Q2_K)
+MATMUL_AVX512(matmul_q3_K_avx512, k_columns_avx512, W_Q3_K)
+MATMUL_AVX512(matmul_q4_K_avx512, paired_columns_avx512, W_Q4_K)
+MATMUL_AVX512(matmul_q5_K_avx512, paired_columns_avx512, W_Q5_K)
 
-#undef K_MATMUL_AVX512
+#undef MATMUL_AVX512
+#undef NARROW_AVX512
+#undef COLUMNS_AVX512
 #undef FOR_EACH_COLUMN
 #endif
