@@ -84,31 +84,35 @@ class Row:
         c, s = self.case, self.seconds
         macs = f"{c.n_macs / s / 1e9:9.2f}" if c.n_macs else " " * 9
         return (
-            f"{c.kernel:16} {c.type:7} {c.shape:34} {self.isa:6} {self.deviation:9.1e} "
+            f"{c.kernel:16} {c.type:7} {c.shape:34} {self.isa:12} {self.deviation:9.1e} "
             f"{self.of_scalar:9.1e} {s * 1e6:10.1f} {c.n_bytes / s / 1e9:8.2f} {macs}"
             f"{'' if self.is_right else f'  WRONG, bound {c.bound:.0e}'}"
         )
 
 
 HEAD = (
-    f"{'kernel':16} {'type':7} {'shape':34} {'level':6} {'deviation':>9} {'of scalar':>9} "
+    f"{'kernel':16} {'type':7} {'shape':34} {'level':12} {'deviation':>9} {'of scalar':>9} "
     f"{'us':>10} {'GB/s':>8} {'GMAC/s':>9}"
 )
 
 
 def check(case: Case) -> Iterator[Row]:
-    """Run a case at every level that this machine has."""
-    before, scalar, expected = _kernels.isa(), None, case.expected()
+    """Run a case at every level that this machine has, and for every kind of core."""
+    before, scalar, expected = (_kernels.isa(), _kernels.core()), None, case.expected()
     try:
-        for isa in _kernels.supported_isas():
+        for isa, core in _kernels.variants():
             _kernels.use_isa(isa)
+            _kernels.use_core(core)
             case.prepare().run(1)
             out = case.result().astype(np.float64)
             scalar = out if scalar is None else scalar
             deviation, of_scalar = relative_error(out, expected), relative_error(out, scalar)
-            yield Row(case, isa, deviation, of_scalar, _time(case))
+            yield Row(
+                case, isa if core == "other" else f"{isa}-{core}", deviation, of_scalar, _time(case)
+            )
     finally:
-        _kernels.use_isa(before)
+        _kernels.use_isa(before[0])
+        _kernels.use_core(before[1])
 
 
 def _time(case: Case) -> float:

@@ -23,6 +23,9 @@ cdef extern from "simd/kernels.h" nogil:
     kernels_t KERNELS
     int supported_level() noexcept
     void select_level(int) noexcept
+    int CORE
+    int kind_of_core() noexcept
+    void select_core(int) noexcept
     void map_pages(const uint8_t *, int64_t) noexcept
     void pack_q4_0(const uint8_t *const *, int64_t, void *) noexcept
     void pack_q4_1(const uint8_t *const *, int64_t, void *) noexcept
@@ -45,6 +48,7 @@ cdef kernels_t *table() noexcept nogil:
 # ---- instruction sets -------------------------------------------------------------------------
 
 _LEVELS = ("scalar", "avx2", "avx512")
+_CORES = ("other", "intel")
 
 
 def supported_isas():
@@ -70,12 +74,39 @@ def use_isa(name):
     select_level(_LEVELS.index(name))
 
 
+def core():
+    """Name of the kind of core that tiles are chosen for, where both were compiled (simd/cores.h)."""
+    return _CORES[CORE]
+
+
+def use_core(name):
+    """Choose tiles for another kind of core; any runs anywhere. Raises ValueError if it is unknown."""
+    if name not in _CORES:
+        raise ValueError(f"kind of core {name!r} is unknown, expected one of {', '.join(_CORES)}")
+    select_core(_CORES.index(name))
+
+
+def variants():
+    """All kernels that this machine can run: pairs of a level and a kind of core."""
+    return tuple(
+        (level, kind)
+        for level in supported_isas()
+        for kind in (_CORES if level == "avx512" else _CORES[:1])
+    )
+
+
+def _force(variable, use):
+    if os.environ.get(variable):
+        try:
+            use(os.environ[variable])
+        except ValueError as error:
+            raise ImportError(f"{variable}: {error}") from None
+
+
 select_level(supported_level())
-if os.environ.get("LARIAT_ISA"):
-    try:
-        use_isa(os.environ["LARIAT_ISA"])
-    except ValueError as error:
-        raise ImportError(f"LARIAT_ISA: {error}") from None
+select_core(kind_of_core())
+_force("LARIAT_ISA", use_isa)
+_force("LARIAT_CORE", use_core)
 
 
 # ---- weights ----------------------------------------------------------------------------------

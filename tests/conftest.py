@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from engine import _kernels
 
 
 @pytest.fixture
@@ -18,3 +20,14 @@ def put(tmp_path: Path) -> Callable[[bytes], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(params=_kernels.variants(), ids="-".join)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction-set level, and each kind of core that it has tiles for."""
+    level, core = _kernels.isa(), _kernels.core()
+    _kernels.use_isa(request.param[0])
+    _kernels.use_core(request.param[1])
+    yield request.param[0]
+    _kernels.use_isa(level)
+    _kernels.use_core(core)

@@ -15,14 +15,6 @@ from tests.reference import relative_error
 BOUND = 1e-6
 
 
-@pytest.fixture(params=_kernels.supported_isas())
-def isa(request):
-    before = _kernels.isa()
-    _kernels.use_isa(request.param)
-    yield request.param
-    _kernels.use_isa(before)
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)

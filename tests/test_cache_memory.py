@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine import _cache, _kernels
+from engine import _cache
 from engine._program import run
 from engine.cache_memory import CacheMemory
 from engine.quants import GGMLType, quantize
@@ -13,14 +13,6 @@ from engine.segments import BlockPool
 from tests.cache_units import CHANNEL_TYPES, QUANTIZED, ROW_TYPES, config_of, values
 
 N_BLOCKS, N_LAYERS, N_HEADS, DK, DV = 4, 2, 3, 64, 96
-
-
-@pytest.fixture(params=_kernels.supported_isas())
-def isa(request):
-    before = _kernels.isa()
-    _kernels.use_isa(request.param)
-    yield request.param
-    _kernels.use_isa(before)
 
 
 class Filled:

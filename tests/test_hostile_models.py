@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import pty
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine import LLM, GGUFError, LariatError, ModelError, SamplingParams, _kernels
+from engine import LLM, GGUFError, LariatError, ModelError, SamplingParams
 from engine.benchmark import Benchmark
 from engine.cases import Case
 from engine.cli import console
@@ -162,14 +162,6 @@ def poisoned(path: Path, name: str, value: float) -> Path:
     bad = path.with_name("bad.gguf")
     bad.write_bytes(content)
     return bad
-
-
-@pytest.fixture(params=_kernels.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.use_isa(request.param)
-    yield request.param
-    _kernels.use_isa(before)
 
 
 @pytest.mark.parametrize(

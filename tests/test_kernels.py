@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,14 +27,6 @@ from tests.reference import relative_error
 
 ISAS = _kernels.supported_isas()
 BOUND = 1e-6
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = _kernels.isa()
-    _kernels.use_isa(request.param)
-    yield request.param
-    _kernels.use_isa(before)
 
 
 @pytest.fixture
@@ -66,6 +59,21 @@ def test_unknown_level_is_an_error():
     assert "LARIAT_ISA: instruction set 'avx1024' is unknown" in done.stderr
     with pytest.raises(ValueError, match="unknown"):
         _kernels.use_isa("sse9")
+
+
+def test_kind_of_core():
+    code = "from engine import _kernels; print(_kernels.core())"
+    assert run_python(code, LARIAT_CORE="intel").stdout.strip() == "intel"
+    found = run_python(code, LARIAT_CORE="").stdout.strip()
+    assert found in ("other", "intel")
+    if (info := Path("/proc/cpuinfo")).exists():
+        assert found == ("intel" if "GenuineIntel" in info.read_text() else "other")
+    done = run_python(code, LARIAT_CORE="z80")
+    assert done.returncode == 1
+    assert "LARIAT_CORE: kind of core 'z80' is unknown, expected one of other, intel" in done.stderr
+    with pytest.raises(ValueError, match="unknown"):
+        _kernels.use_core("z80")
+    assert len(_kernels.variants()) == len(ISAS) + ("avx512" in ISAS)
 
 
 def test_best_level_is_the_default():

@@ -7,6 +7,7 @@
 
 #include "attention_scalar.h"
 #include "cache_q_scalar.h"
+#include "cores.h"
 #include "layout.h"
 #include "matmul_k_scalar.h"
 #include "matmul_scalar.h"
@@ -79,6 +80,18 @@ static int supported_level(void) {
 #endif
 }
 
+/* The kind of core at hand: see cores.h */
+static int kind_of_core(void) {
+#ifdef LARIAT_X86
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") ? CORE_INTEL : CORE_OTHER;
+#else
+    return CORE_OTHER;
+#endif
+}
+
+static void select_core(int core) { CORE = core; }
+
 static void select_level(int level) {
     kernels_t k = {
         .level = LEVEL_SCALAR,
@@ -115,8 +128,6 @@ static void select_level(int level) {
     KERNELS = k;
     if (level == LEVEL_SCALAR) return;
 #ifdef LARIAT_X86
-    __builtin_cpu_init();
-    FETCH_NARROW = __builtin_cpu_is("intel") != 0;
     kernels_t avx2 = {
         .level = LEVEL_AVX2,
         .matmul = {matmul_f32_avx2, matmul_f16_avx2, matmul_bf16_avx2, matmul_q4_0_avx2,

@@ -12,10 +12,13 @@
 
 #include <immintrin.h>
 
-#include "fetch.h"
+#include "cores.h"
 #include "layout.h"
 
-#define FOR_EACH_COLUMN _Pragma("GCC unroll 16") for (int c = 0; c < nc; c++)
+#define FOR_EACH_OF(n) _Pragma("GCC unroll 16") for (int c = 0; c < n; c++)
+#define FOR_EACH_COLUMN FOR_EACH_OF(nc)
+/* Columns from `first` on, `n` at a time */
+#define FOR_COLUMNS_BY(n) _Pragma("GCC unroll 16") for (int first = 0; first < nc; first += n)
 
 /* Each lane of `sum` plus 4 weights of a row times the 4 bytes at q. Compilers load the broadcast
  * apart; as an operand it costs no instruction (16 columns: 8 to 10 % faster). */
@@ -49,24 +52,29 @@ ALWAYS_INLINE void unpack_nibbles_avx512(const uint8_t q[4][64], __m512i w_u8x64
     }
 }
 
-/* start + the dot product of weight vectors [from, to) with the block q of one column */
-ALWAYS_INLINE __m512i dot_avx512(__m512i start, const __m512i *w_u8x64, const int8_t *q,
-                                 const int from, const int to) {
+/* sum[c] += the dot product of weight vectors [from, to) with the block of n columns at q */
+ALWAYS_INLINE void add_dots_avx512(__m512i *sum, const __m512i *w_u8x64, const int8_t *q, const int n,
+                                   const int from, const int to) {
     _Pragma("GCC unroll 8")
     for (int v = from; v < to; v++)
-        start = add_products_avx512(start, w_u8x64[v], q + 4 * v);
-    return start;
+        FOR_EACH_OF(n) sum[c] = add_products_avx512(sum[c], w_u8x64[v], q + c * BLOCK + 4 * v);
+}
+
+/* acc += d * scale * dot */
+ALWAYS_INLINE void add_scaled_avx512(__m512 *acc_f32x16, __m512i dot, __m512 d, float scale) {
+    *acc_f32x16 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(d, _mm512_set1_ps(scale)),
+                                  *acc_f32x16);
 }
 
 /* One column: high nibbles stay where they are, and 16 times their sum is moved down once. Four
  * blocks a turn of the loop: a fifth faster from the L2 cache, the same from memory. */
 ALWAYS_INLINE __m512 q4_0_column_avx512(const q4_0_x16 *w, const int8_t *q, const float *scale,
                                         const int32_t *neg8_sum, int64_t n_blocks,
-                                        const int fetch) {
+                                        const int core) {
     __m512 acc_f32x16 = _mm512_setzero_ps();
     _Pragma("GCC unroll 4")
     for (int64_t b = 0; b < n_blocks; b++, w++, q += BLOCK) {
-        fetch_ahead(w, sizeof *w, fetch);
+        fetch_ahead(w, sizeof *w, fetch_of(core, 1));
         __m512i low = _mm512_set1_epi32(neg8_sum[b]), high = _mm512_setzero_si512();
         _Pragma("GCC unroll 4")
         for (int v = 0; v < 4; v++) {
@@ -84,8 +92,9 @@ ALWAYS_INLINE __m512 q4_0_column_avx512(const q4_0_x16 *w, const int8_t *q, cons
 
 ALWAYS_INLINE void q4_0_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int fetch) {
+                                       int add, const int core) {
     const q4_0_x16 *w = weights;
+    const int n = columns_at_once(core, nc);
     const int64_t n_blocks = a->n_k / BLOCK;
     const int8_t *q = a->q + col * a->n_k;
     const float *scale = a->scale + col * n_blocks;
@@ -93,21 +102,20 @@ ALWAYS_INLINE void q4_0_columns_avx512(const void *weights, const activations_t 
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     if (nc == 1) {
-        acc_f32x16[0] = q4_0_column_avx512(w, q, scale, neg8_sum, n_blocks, fetch);
+        acc_f32x16[0] = q4_0_column_avx512(w, q, scale, neg8_sum, n_blocks, core);
         store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
         return;
     }
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead(w, sizeof *w, fetch);
+        fetch_ahead(w, sizeof *w, fetch_of(core, nc));
         __m512i w_u8x64[8];
         unpack_nibbles_avx512(w->q, w_u8x64);
         const __m512 d = load_16_f16_avx512(w->d);
-        FOR_EACH_COLUMN {
-            const __m512i dot =
-                dot_avx512(_mm512_set1_epi32(neg8_sum[c]), w_u8x64, q + c * BLOCK, 0, 8);
-            acc_f32x16[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
-                                            _mm512_mul_ps(d, _mm512_set1_ps(scale[c])),
-                                            acc_f32x16[c]);
+        FOR_COLUMNS_BY(n) {
+            __m512i dot[TILE_COLUMNS];
+            FOR_EACH_OF(n) dot[c] = _mm512_set1_epi32(neg8_sum[first + c]);
+            add_dots_avx512(dot, w_u8x64, q + first * BLOCK, n, 0, 8);
+            FOR_EACH_OF(n) add_scaled_avx512(acc_f32x16 + first + c, dot[c], d, scale[first + c]);
         }
     }
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
@@ -115,8 +123,9 @@ ALWAYS_INLINE void q4_0_columns_avx512(const void *weights, const activations_t 
 
 ALWAYS_INLINE void q4_1_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int fetch) {
+                                       int add, const int core) {
     const q4_1_x16 *w = weights;
+    const int n = columns_at_once(core, nc);
     const int64_t n_blocks = a->n_k / BLOCK;
     const int8_t *q = a->q + col * a->n_k;
     const float *scale = a->scale + col * n_blocks;
@@ -124,18 +133,20 @@ ALWAYS_INLINE void q4_1_columns_avx512(const void *weights, const activations_t 
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead(w, sizeof *w, fetch);
+        fetch_ahead(w, sizeof *w, fetch_of(core, nc));
         __m512i w_u8x64[8];
         unpack_nibbles_avx512(w->q, w_u8x64);
         const __m512 d = load_16_f16_avx512(w->d), m = load_16_f16_avx512(w->m);
-        FOR_EACH_COLUMN {
-            const __m512i dot =
-                dot_avx512(_mm512_setzero_si512(), w_u8x64, q + c * BLOCK, 0, 8);
-            const float sum = scale[c] * -0.125f * (float)neg8_sum[c];
-            acc_f32x16[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
-                                            _mm512_mul_ps(d, _mm512_set1_ps(scale[c])),
-                                            acc_f32x16[c]);
-            acc_f32x16[c] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), acc_f32x16[c]);
+        FOR_COLUMNS_BY(n) {
+            __m512i dot[TILE_COLUMNS];
+            FOR_EACH_OF(n) dot[c] = _mm512_setzero_si512();
+            add_dots_avx512(dot, w_u8x64, q + first * BLOCK, n, 0, 8);
+            FOR_EACH_OF(n) {
+                __m512 *acc = acc_f32x16 + first + c;
+                const float s = scale[first + c], sum = s * -0.125f * (float)neg8_sum[first + c];
+                add_scaled_avx512(acc, dot[c], d, s);
+                *acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), *acc);
+            }
         }
     }
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
@@ -143,8 +154,9 @@ ALWAYS_INLINE void q4_1_columns_avx512(const void *weights, const activations_t 
 
 ALWAYS_INLINE void q8_0_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int fetch) {
+                                       int add, const int core) {
     const q8_0_x16 *w = weights;
+    const int n = columns_at_once(core, nc);
     const int64_t n_blocks = a->n_k / BLOCK;
     const int8_t *q = a->q + col * a->n_k;
     const float *scale = a->scale + col * n_blocks;
@@ -152,16 +164,15 @@ ALWAYS_INLINE void q8_0_columns_avx512(const void *weights, const activations_t 
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead(w, sizeof *w, fetch);
+        fetch_ahead(w, sizeof *w, fetch_of(core, nc));
         __m512i w_u8x64[8];
         for (int v = 0; v < 8; v++) w_u8x64[v] = _mm512_loadu_si512(w->q[v]);
         const __m512 d = load_16_f16_avx512(w->d);
-        FOR_EACH_COLUMN {
-            const __m512i dot =
-                dot_avx512(_mm512_set1_epi32(16 * neg8_sum[c]), w_u8x64, q + c * BLOCK, 0, 8);
-            acc_f32x16[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
-                                            _mm512_mul_ps(d, _mm512_set1_ps(scale[c])),
-                                            acc_f32x16[c]);
+        FOR_COLUMNS_BY(n) {
+            __m512i dot[TILE_COLUMNS];
+            FOR_EACH_OF(n) dot[c] = _mm512_set1_epi32(16 * neg8_sum[first + c]);
+            add_dots_avx512(dot, w_u8x64, q + first * BLOCK, n, 0, 8);
+            FOR_EACH_OF(n) add_scaled_avx512(acc_f32x16 + first + c, dot[c], d, scale[first + c]);
         }
     }
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
@@ -183,25 +194,37 @@ ALWAYS_INLINE __m512i q6_integers_avx512(const uint8_t (*q)[64], const int k) {
 /* A part: total += scale (f0 dot0 + f1 dot1) for its two halves; as in matmul_k_avx512.h */
 ALWAYS_INLINE void add_q6_part_avx512(const uint8_t (*q)[3][64], const int8_t (*factor)[16],
                                       const int8_t *x, const int32_t *start, const float *scale,
-                                      const int nc, __m512 *total) {
+                                      const int nc, const int core, __m512 *total) {
+    const int n = nc > 4 ? columns_at_once(core, 4) : columns_at_once(core, nc);
     __m512i w_u8x64[8], f[2];
     for (int v = 0; v < 8; v++) w_u8x64[v] = q6_integers_avx512(q[v / 4], v % 4);
     for (int h = 0; h < 2; h++)
         f[h] = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)factor[h]));
-    FOR_EACH_COLUMN {
-        const __m512i first =
-            dot_avx512(_mm512_set1_epi32(start[2 * c]), w_u8x64, x + c * BLOCK, 0, 4);
-        const __m512i second =
-            dot_avx512(_mm512_set1_epi32(start[2 * c + 1]), w_u8x64, x + c * BLOCK, 4, 8);
-        const __m512i sum =
-            _mm512_add_epi32(_mm512_mullo_epi32(first, f[0]), _mm512_mullo_epi32(second, f[1]));
-        total[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale[c]), total[c]);
+    FOR_COLUMNS_BY(n) {
+        __m512i dot[2][TILE_COLUMNS];
+        _Pragma("GCC unroll 2")
+        for (int h = 0; h < 2; h++) {
+            FOR_EACH_OF(n) dot[h][c] = _mm512_set1_epi32(start[2 * (first + c) + h]);
+            add_dots_avx512(dot[h], w_u8x64, x + first * BLOCK, n, 4 * h, 4 * h + 4);
+        }
+        FOR_EACH_OF(n) {
+            __m512 sum;
+            if (core == CORE_INTEL) /* for which a product of 32-bit integers is two operations */
+                sum = _mm512_fmadd_ps(
+                    _mm512_cvtepi32_ps(dot[0][c]), _mm512_cvtepi32_ps(f[0]),
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(dot[1][c]), _mm512_cvtepi32_ps(f[1])));
+            else
+                sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mullo_epi32(dot[0][c], f[0]),
+                                                          _mm512_mullo_epi32(dot[1][c], f[1])));
+            total[first + c] =
+                _mm512_fmadd_ps(sum, _mm512_set1_ps(scale[first + c]), total[first + c]);
+        }
     }
 }
 
 ALWAYS_INLINE void q6_K_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                        const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int fetch) {
+                                       int add, const int core) {
     const q6_K_x16 *w = weights;
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
@@ -225,9 +248,9 @@ ALWAYS_INLINE void q6_K_columns_avx512(const void *weights, const activations_t 
         for (int first = 0; first < 8; first += run) {
             _Pragma("GCC unroll 8")
             for (int p = first; p < first + run; p++) {
-                fetch_ahead(&w->part[p], sizeof w->part[p], fetch);
+                fetch_ahead(&w->part[p], sizeof w->part[p], fetch_of(core, nc));
                 add_q6_part_avx512(w->part[p].q, w->part[p].scale, a->q + (at + p * nc) * BLOCK,
-                                   start + 2 * p * nc, a->scale + at + p * nc, nc, total);
+                                   start + 2 * p * nc, a->scale + at + p * nc, nc, core, total);
             }
         }
         const __m512 d = load_16_f16_avx512(w->d);
@@ -236,24 +259,22 @@ ALWAYS_INLINE void q6_K_columns_avx512(const void *weights, const activations_t 
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-/* A tile's width is one of five, each compiled on its own so that its sums stay in registers; those of
- * few columns twice, with and without asking for weights ahead. What follows `columns` is passed on. */
-#define COLUMNS_AVX512(columns, nc, fetch, ...) \
-    columns(w, a, col, nc, out, out_stride, n_rows, add, fetch, ##__VA_ARGS__)
-#define NARROW_AVX512(columns, nc, ...)                              \
-    if (FETCH_NARROW)                                                \
-        COLUMNS_AVX512(columns, nc, FETCH_FAR, ##__VA_ARGS__);       \
-    else                                                             \
-        COLUMNS_AVX512(columns, nc, FETCH_NONE, ##__VA_ARGS__)
+/* A tile's width is one of five, each compiled on its own so that its sums stay in registers, and for
+ * each kind of core. What follows `columns` is passed on. */
+#define CORES_AVX512(columns, nc, ...)                                                     \
+    if (CORE == CORE_INTEL)                                                                \
+        columns(w, a, col, nc, out, out_stride, n_rows, add, CORE_INTEL, ##__VA_ARGS__);   \
+    else                                                                                   \
+        columns(w, a, col, nc, out, out_stride, n_rows, add, CORE_OTHER, ##__VA_ARGS__)
 #define MATMUL_AVX512(name, columns, ...)                                             \
     static void name(const void *w, const activations_t *a, int64_t col, int n_cols,  \
                      float *out, int64_t out_stride, int n_rows, int add) {           \
         switch (n_cols) {                                                             \
-        case 16: COLUMNS_AVX512(columns, 16, FETCH_NEAR, ##__VA_ARGS__); break;       \
-        case 8: COLUMNS_AVX512(columns, 8, FETCH_NEAR, ##__VA_ARGS__); break;         \
-        case 4: NARROW_AVX512(columns, 4, ##__VA_ARGS__); break;                      \
-        case 2: NARROW_AVX512(columns, 2, ##__VA_ARGS__); break;                      \
-        default: NARROW_AVX512(columns, 1, ##__VA_ARGS__);                            \
+        case 16: CORES_AVX512(columns, 16, ##__VA_ARGS__); break;                     \
+        case 8: CORES_AVX512(columns, 8, ##__VA_ARGS__); break;                       \
+        case 4: CORES_AVX512(columns, 4, ##__VA_ARGS__); break;                       \
+        case 2: CORES_AVX512(columns, 2, ##__VA_ARGS__); break;                       \
+        default: CORES_AVX512(columns, 1, ##__VA_ARGS__);                             \
         }                                                                             \
     }
 MATMUL_AVX512(matmul_q4_0_avx512, q4_0_columns_avx512)
@@ -306,7 +327,7 @@ ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int6
     const int64_t n_k = a->n_k;
     int c = 0;
     for (; c + 8 <= n_cols; c += 8) FLOAT_COLUMNS_AVX512(8, FETCH_NONE);
-    if (FETCH_NARROW) {
+    if (CORE == CORE_INTEL) {
         for (; c + 4 <= n_cols; c += 4) FLOAT_COLUMNS_AVX512(4, FETCH_FAR);
         for (; c < n_cols; c++) FLOAT_COLUMNS_AVX512(1, FETCH_FAR);
     }
@@ -330,5 +351,4 @@ static void matmul_bf16_avx512(const void *weights, const activations_t *a, int6
 }
 
 #undef FLOAT_COLUMNS_AVX512
-#undef FOR_EACH_COLUMN
 #endif

@@ -12,8 +12,6 @@
 #include "matmul_avx512.h"
 #include "unpack.h"
 
-#define FOR_EACH_COLUMN _Pragma("GCC unroll 16") for (int c = 0; c < nc; c++)
-
 /* Bytes of t moved by n bits, up if n > 0; what crosses a byte's border is for the caller to mask */
 ALWAYS_INLINE __m512i shift_avx512(__m512i t, const int n) {
     return n > 0 ? _mm512_slli_epi16(t, n) : n < 0 ? _mm512_srli_epi16(t, -n) : t;
@@ -50,7 +48,8 @@ ALWAYS_INLINE __m512 scaled_f16_avx512(const f16_t *f16, const int8_t *factor, c
 
 ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                     const int nc, float *out, int64_t out_stride, int n_rows,
-                                    int add, const int fetch, const int type) {
+                                    int add, const int core, const int type) {
+    const int n = columns_at_once(core, nc);
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
@@ -60,11 +59,12 @@ ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a,
         const block_x16 block = block_of(weights, b, type);
         const int8_t *q = a->q + at * BLOCK;
         const float *scale = a->scale + at;
-        fetch_ahead(block.low, 64 * (low_bits(type) + has_high_bit(type)), fetch);
+        fetch_ahead(block.low, 64 * (low_bits(type) + has_high_bit(type)), fetch_of(core, nc));
         __m512i w_u8x64[8];
         unpack_integers_avx512(block, type, w_u8x64);
         if (is_super(type) && b % 8 == 0) unpack_factors(block, type, &factors);
         __m512 d[2], m[2];
+        _Pragma("GCC unroll 2")
         for (int h = 0; h < 1 + is_halved(type); h++) {
             const int i = is_halved(type) ? 2 * block.part + h : block.part;
             d[h] = scaled_f16_avx512(block.d, factors.d[i], type);
@@ -73,29 +73,28 @@ ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a,
         }
         sums_t sums;
         block_sums(a, at, nc, type, &sums);
-        FOR_EACH_COLUMN {
-            const __m512i none = _mm512_setzero_si512();
-            const __m512i start =
-                has_minimum(type) ? none : _mm512_set1_epi32(sums.start[0][c]);
-            const __m512 s = _mm512_set1_ps(scale[c]);
-            if (is_halved(type)) {
-                const __m512i next =
-                    has_minimum(type) ? none : _mm512_set1_epi32(sums.start[1][c]);
-                const __m512 first = _mm512_cvtepi32_ps(
-                    dot_avx512(start, w_u8x64, q + c * BLOCK, 0, 4));
-                const __m512 second = _mm512_cvtepi32_ps(
-                    dot_avx512(next, w_u8x64, q + c * BLOCK, 4, 8));
-                const __m512 both = _mm512_fmadd_ps(first, d[0], _mm512_mul_ps(second, d[1]));
-                acc_f32x16[c] = _mm512_fmadd_ps(both, s, acc_f32x16[c]);
-            } else {
-                const __m512 dot = _mm512_cvtepi32_ps(
-                    dot_avx512(start, w_u8x64, q + c * BLOCK, 0, 8));
-                acc_f32x16[c] = _mm512_fmadd_ps(dot, _mm512_mul_ps(d[0], s), acc_f32x16[c]);
+        FOR_COLUMNS_BY(n) {
+            __m512i dot[2][TILE_COLUMNS];
+            _Pragma("GCC unroll 2")
+            for (int h = 0; h < 1 + is_halved(type); h++) {
+                FOR_EACH_OF(n) dot[h][c] = has_minimum(type)
+                                               ? _mm512_setzero_si512()
+                                               : _mm512_set1_epi32(sums.start[h][first + c]);
+                add_dots_avx512(dot[h], w_u8x64, q + first * BLOCK, n, 4 * h, is_halved(type) ? 4 * h + 4 : 8);
             }
-            if (has_minimum(type))
-                for (int h = 0; h < 1 + is_halved(type); h++)
-                    acc_f32x16[c] = _mm512_fmadd_ps(m[h], _mm512_set1_ps(sums.scaled[h][c]),
-                                                    acc_f32x16[c]);
+            FOR_EACH_OF(n) {
+                __m512 *acc = acc_f32x16 + first + c;
+                if (is_halved(type)) {
+                    const __m512 second = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[1][c]), d[1]);
+                    const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[0][c]), d[0], second);
+                    *acc = _mm512_fmadd_ps(both, _mm512_set1_ps(scale[first + c]), *acc);
+                } else {
+                    add_scaled_avx512(acc, dot[0][c], d[0], scale[first + c]);
+                }
+                if (has_minimum(type))
+                    for (int h = 0; h < 1 + is_halved(type); h++)
+                        *acc = _mm512_fmadd_ps(m[h], _mm512_set1_ps(sums.scaled[h][first + c]), *acc);
+            }
         }
     }
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
@@ -122,17 +121,21 @@ ALWAYS_INLINE __m512i paired_integers_avx512(block_x16 pair, const int type, con
     return _mm512_and_si512(both, _mm512_set1_epi8((char)0xf8));
 }
 
-/* total += scale * (factor * dot) */
-ALWAYS_INLINE __m512 add_part_avx512(__m512 total, __m512i dot, __m512i factor, float scale) {
-    const __m512i product = _mm512_mullo_epi32(dot, factor);
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_set1_ps(scale), total);
+/* total += scale * (factor * dot). Intel's cores need two operations for a product of 32-bit integers. */
+ALWAYS_INLINE __m512 add_part_avx512(__m512 total, __m512i dot, __m512i factor, float scale,
+                                     const int core) {
+    const __m512 s = _mm512_set1_ps(scale);
+    if (core == CORE_INTEL)
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(_mm512_cvtepi32_ps(factor), s), total);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_mullo_epi32(dot, factor)), s, total);
 }
 
 /* Both parts of a pair; x and scale of nc columns for each part. With few columns a vector is used
  * for both parts as soon as it is there; with many a part's vectors stay in registers. */
 ALWAYS_INLINE void add_pair_avx512(block_x16 pair, const int8_t (*factor)[16], const int8_t *x,
-                                   const float *scale, const int nc, const int type,
+                                   const float *scale, const int nc, const int core, const int type,
                                    __m512 *total) {
+    const int n = columns_at_once(core, nc);
     __m512i factors[2], dot[2][TILE_COLUMNS];
     for (int odd = 0; odd < 2; odd++)
         factors[odd] = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)factor[odd]));
@@ -141,9 +144,12 @@ ALWAYS_INLINE void add_pair_avx512(block_x16 pair, const int8_t (*factor)[16], c
         for (int odd = 0; odd < 2; odd++, x += nc * BLOCK, scale += nc) {
             __m512i w_u8x64[8];
             for (int v = 0; v < 8; v++) w_u8x64[v] = paired_integers_avx512(pair, type, odd, v);
-            FOR_EACH_COLUMN total[c] = add_part_avx512(
-                total[c], dot_avx512(_mm512_setzero_si512(), w_u8x64, x + c * BLOCK, 0, 8),
-                factors[odd], scale[c]);
+            FOR_COLUMNS_BY(n) {
+                FOR_EACH_OF(n) dot[0][c] = _mm512_setzero_si512();
+                add_dots_avx512(dot[0], w_u8x64, x + first * BLOCK, n, 0, 8);
+                FOR_EACH_OF(n) total[first + c] = add_part_avx512(total[first + c], dot[0][c],
+                                                                  factors[odd], scale[first + c], core);
+            }
         }
         return;
     }
@@ -158,8 +164,8 @@ ALWAYS_INLINE void add_pair_avx512(block_x16 pair, const int8_t (*factor)[16], c
         }
     }
     FOR_EACH_COLUMN {
-        total[c] = add_part_avx512(total[c], dot[0][c], factors[0], scale[c]);
-        total[c] = add_part_avx512(total[c], dot[1][c], factors[1], scale[nc + c]);
+        total[c] = add_part_avx512(total[c], dot[0][c], factors[0], scale[c], core);
+        total[c] = add_part_avx512(total[c], dot[1][c], factors[1], scale[nc + c], core);
     }
 }
 
@@ -179,7 +185,7 @@ ALWAYS_INLINE void part_scales_avx512(const activations_t *a, int64_t at, const 
 
 ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                          const int nc, float *out, int64_t out_stride, int n_rows,
-                                         int add, const int fetch, const int type) {
+                                         int add, const int core, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
@@ -197,9 +203,10 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
         _Pragma("GCC unroll 1") /* as in q6_K_columns_avx512 */
         for (int p = 0; p < 8; p += 2) {
             const block_x16 pair = block_of(weights, b + p, type);
-            fetch_ahead(type == W_Q5_K ? pair.high : pair.low, 64 * (type == W_Q5_K ? 10 : 8), fetch);
+            fetch_ahead(type == W_Q5_K ? pair.high : pair.low, 64 * (type == W_Q5_K ? 10 : 8),
+                        fetch_of(core, nc));
             add_pair_avx512(pair, factors.d + p, a->q + (at + p * nc) * BLOCK, scale + p * nc, nc,
-                            type, total);
+                            core, type, total);
         }
         const __m512 d = load_16_f16_avx512(super.d), dmin = load_16_f16_avx512(super.m);
         __m512 m[8];
@@ -227,7 +234,8 @@ MATMUL_AVX512(matmul_q4_K_avx512, paired_columns_avx512, W_Q4_K)
 MATMUL_AVX512(matmul_q5_K_avx512, paired_columns_avx512, W_Q5_K)
 
 #undef MATMUL_AVX512
-#undef NARROW_AVX512
-#undef COLUMNS_AVX512
+#undef CORES_AVX512
+#undef FOR_COLUMNS_BY
+#undef FOR_EACH_OF
 #undef FOR_EACH_COLUMN
 #endif
