@@ -317,22 +317,33 @@ ALWAYS_INLINE void float_columns_avx512(const void *w, const float *x, int64_t n
     store_columns_avx512(even, nc, out, out_stride, n_rows, add);
 }
 
-#define FLOAT_COLUMNS_AVX512(nc, fetch)                                                             \
-    float_columns_avx512(w, x + c * n_k, n_k, nc, out + c * out_stride, out_stride, n_rows, add, type, \
-                         fetch)
-ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int64_t col, int n_cols,
-                                     float *out, int64_t out_stride, int n_rows, int add,
-                                     const int type) {
+ALWAYS_INLINE void float_columns_of_core_avx512(const void *w, const activations_t *a, int64_t col,
+                                                int n_cols, float *out, int64_t out_stride,
+                                                int n_rows, int add, const int type,
+                                                const int fetch) {
     const float *x = a->x + col * a->n_k;
     const int64_t n_k = a->n_k;
     int c = 0;
-    for (; c + 8 <= n_cols; c += 8) FLOAT_COLUMNS_AVX512(8, FETCH_NONE);
-    if (CORE == CORE_INTEL) {
-        for (; c + 4 <= n_cols; c += 4) FLOAT_COLUMNS_AVX512(4, FETCH_FAR);
-        for (; c < n_cols; c++) FLOAT_COLUMNS_AVX512(1, FETCH_FAR);
-    }
-    for (; c + 4 <= n_cols; c += 4) FLOAT_COLUMNS_AVX512(4, FETCH_NONE);
-    for (; c < n_cols; c++) FLOAT_COLUMNS_AVX512(1, FETCH_NONE);
+    for (; c + 8 <= n_cols; c += 8)
+        float_columns_avx512(w, x + c * n_k, n_k, 8, out + c * out_stride, out_stride, n_rows, add,
+                             type, fetch);
+    for (; c + 4 <= n_cols; c += 4)
+        float_columns_avx512(w, x + c * n_k, n_k, 4, out + c * out_stride, out_stride, n_rows, add,
+                             type, fetch);
+    for (; c < n_cols; c++)
+        float_columns_avx512(w, x + c * n_k, n_k, 1, out + c * out_stride, out_stride, n_rows, add,
+                             type, fetch);
+}
+
+ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int64_t col, int n_cols,
+                                     float *out, int64_t out_stride, int n_rows, int add,
+                                     const int type) {
+    if (CORE == CORE_INTEL)
+        float_columns_of_core_avx512(w, a, col, n_cols, out, out_stride, n_rows, add, type,
+                                     FETCH_TWICE);
+    else
+        float_columns_of_core_avx512(w, a, col, n_cols, out, out_stride, n_rows, add, type,
+                                     FETCH_NONE);
 }
 
 static void matmul_f32_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
@@ -350,5 +361,4 @@ static void matmul_bf16_avx512(const void *weights, const activations_t *a, int6
     float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, BF16_WEIGHTS_AVX512);
 }
 
-#undef FLOAT_COLUMNS_AVX512
 #endif

@@ -59,7 +59,11 @@ ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a,
         const block_x16 block = block_of(weights, b, type);
         const int8_t *q = a->q + at * BLOCK;
         const float *scale = a->scale + at;
-        fetch_ahead(block.low, 64 * (low_bits(type) + has_high_bit(type)), fetch_of(core, nc));
+        if (core == CORE_INTEL) /* scales too */
+            fetch_ahead((const char *)weights + b * block_bytes(type), block_bytes(type),
+                        fetch_of(core, nc));
+        else
+            fetch_ahead(block.low, 64 * (low_bits(type) + has_high_bit(type)), fetch_of(core, nc));
         __m512i w_u8x64[8];
         unpack_integers_avx512(block, type, w_u8x64);
         if (is_super(type) && b % 8 == 0) unpack_factors(block, type, &factors);
@@ -203,8 +207,12 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
         _Pragma("GCC unroll 1") /* as in q6_K_columns_avx512 */
         for (int p = 0; p < 8; p += 2) {
             const block_x16 pair = block_of(weights, b + p, type);
-            fetch_ahead(type == W_Q5_K ? pair.high : pair.low, 64 * (type == W_Q5_K ? 10 : 8),
-                        fetch_of(core, nc));
+            if (core == CORE_INTEL) /* scales too */
+                fetch_ahead((const char *)weights + (b + p) * block_bytes(type), 2 * block_bytes(type),
+                            fetch_of(core, nc));
+            else
+                fetch_ahead(type == W_Q5_K ? pair.high : pair.low, 64 * (type == W_Q5_K ? 10 : 8),
+                            fetch_of(core, nc));
             add_pair_avx512(pair, factors.d + p, a->q + (at + p * nc) * BLOCK, scale + p * nc, nc,
                             core, type, total);
         }
