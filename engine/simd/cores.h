@@ -1,7 +1,7 @@
 /* What a tile does otherwise on one kind of core than on another, with the same instructions.
  *
- * Which is better is a matter of the maker, so tiles where it counts are compiled for both kinds; which is
- * used, CORE, is set when the module loads (and by tests). Figures are in docs/kernels.md.
+ * Which is better is a matter of the maker, so tiles of AVX-512 where it counts are compiled for both
+ * kinds; which is used, CORE, is set when the module loads (and by tests). Figures: docs/kernels.md.
  *
  * Memory: a Zen 4 core that reads weights for one column has its hardware's prefetch keep up, and loses 3
  * to 13 % by each form of asking. Cores of Intel's servers read the same weights at 60 to 75 % of what a
