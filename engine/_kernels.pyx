@@ -75,12 +75,12 @@ def use_isa(name):
 
 
 def core():
-    """Name of the kind of core that tiles are chosen for, where both were compiled (simd/cores.h)."""
+    """Name of the kind of core that tiles are chosen for (simd/cores.h)."""
     return _CORES[CORE]
 
 
 def use_core(name):
-    """Choose tiles for another kind of core; any runs anywhere. Raises ValueError if it is unknown."""
+    """Choose tiles for a kind of core; any runs anywhere. Raises ValueError if it is unknown."""
     if name not in _CORES:
         raise ValueError(f"kind of core {name!r} is unknown, expected one of {', '.join(_CORES)}")
     select_core(_CORES.index(name))

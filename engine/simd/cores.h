@@ -3,12 +3,13 @@
  * Which is better is a matter of the maker, so tiles of AVX-512 where it counts are compiled for both
  * kinds; which is used, CORE, is set when the module loads (and by tests). Figures: docs/kernels.md.
  *
- * Memory: a Zen 4 core that reads weights for one column has its hardware's prefetch keep up, and loses 3
- * to 13 % by each form of asking. Cores of Intel's servers read the same weights at 60 to 75 % of what a
- * plain loop gets, and at 93 to 98 % when asked for them twice, near and far.
+ * Memory: a Zen 4 core that reads weights for one column has its hardware's prefetch keep up, and
+ * loses 3 to 13 % by each form of asking. Cores of Intel's servers read the same weights at 55 to 85 %
+ * of what a plain loop gets, and at 92 to 100 % when asked for them twice, near and far.
  *
- * Order: Intel's cores start two 512-bit products a cycle, Zen 4 one. Eight of a column after one another
- * then fill the places for what waits before enough columns are under way; eight columns side by side do not.
+ * Order: Intel's cores start two 512-bit products a cycle, Zen 4 one. Eight of a column after one
+ * another then fill the places for what waits before enough columns are under way; eight columns side
+ * by side do not.
  */
 #ifndef LARIAT_CORES_H
 #define LARIAT_CORES_H
@@ -18,8 +19,8 @@
 enum { CORE_OTHER, CORE_INTEL };
 static int CORE UNUSED;
 
-/* How a tile asks for memory: not at all, for what is read soon into the L1 cache, or for that and, four
- * times as far on, into the L2 cache. */
+/* How a tile asks for memory: not at all, for what is read soon into the L1 cache, or for that and,
+ * four times as far on, into the L2 cache. */
 enum { FETCH_NONE, FETCH_NEAR, FETCH_TWICE };
 enum { FETCH_NEAR_BYTES = 2304, FETCH_FAR_BYTES = 9216 };
 

@@ -84,7 +84,8 @@ ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a,
                 FOR_EACH_OF(n) dot[h][c] = has_minimum(type)
                                                ? _mm512_setzero_si512()
                                                : _mm512_set1_epi32(sums.start[h][first + c]);
-                add_dots_avx512(dot[h], w_u8x64, q + first * BLOCK, n, 4 * h, is_halved(type) ? 4 * h + 4 : 8);
+                add_dots_avx512(dot[h], w_u8x64, q + first * BLOCK, n, 4 * h,
+                                is_halved(type) ? 4 * h + 4 : 8);
             }
             FOR_EACH_OF(n) {
                 __m512 *acc = acc_f32x16 + first + c;
@@ -130,7 +131,8 @@ ALWAYS_INLINE __m512 add_part_avx512(__m512 total, __m512i dot, __m512i factor, 
                                      const int core) {
     const __m512 s = _mm512_set1_ps(scale);
     if (core == CORE_INTEL)
-        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(_mm512_cvtepi32_ps(factor), s), total);
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
+                               _mm512_mul_ps(_mm512_cvtepi32_ps(factor), s), total);
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_mullo_epi32(dot, factor)), s, total);
 }
 
