@@ -37,11 +37,9 @@ ALWAYS_INLINE __m512 load_lanes_avx512(const void *p, int64_t i, __mmask16 lanes
  * that the L1 cache has, and then a key that stands in the L2 cache waits behind them. */
 enum { FETCH_CACHE_BYTES = 6144 };
 
-ALWAYS_INLINE void fetch_lines_avx512(const void *p_f16, int64_t at, const int n_lines,
-                                      int64_t ahead) {
-    const char *from = (const char *)((const f16_t *)p_f16 + at) + ahead;
-    _Pragma("GCC unroll 16") for (int i = 0; i < n_lines; i++)
-        __builtin_prefetch(from + 64 * i, 0, 2);
+/* n numbers from `at` on */
+ALWAYS_INLINE void fetch_f16_avx512(const void *p_f16, int64_t at, const int n, int64_t ahead) {
+    fetch_to_l2((const f16_t *)p_f16 + at, 2 * n, ahead);
 }
 
 /* Lane i of the result is the sum of the lanes of p[i]. */
@@ -114,8 +112,8 @@ static void rotate_back_avx512(const float *x, int n, const float *row, int64_t 
 /* Keys that need no turn: n_q queries of which each keeps one sum of 16 lanes a key. */
 ALWAYS_INLINE void scores_roped_avx512(const float *q, const int n_q, const void *k, int n,
                                        int64_t head_dim, float *s, const int f32,
-                                       const int intel, int64_t ahead) {
-    const int fetch = n_q == 4 && !f32 && !intel;
+                                       const int core, int64_t ahead) {
+    const int fetch = n_q == 4 && !f32 && core != CORE_INTEL;
     const int64_t whole = head_dim & ~(int64_t)15;
     const __mmask16 rest = first_lanes_avx512(head_dim - whole);
     for (int j0 = 0; j0 < n; j0 += 16) {
@@ -126,7 +124,7 @@ ALWAYS_INLINE void scores_roped_avx512(const float *q, const int n_q, const void
             if (j0 + j < n) {
                 const int64_t at = (j0 + j) * head_dim;
                 if (fetch) fetch_blocks_ahead(k, at, head_dim, head_dim);
-                if (intel) fetch_lines_avx512(k, at, (int)head_dim / 32, ahead);
+                if (core == CORE_INTEL) fetch_f16_avx512(k, at, (int)head_dim, ahead);
                 for (int64_t i = 0; i < whole; i += 16) {
                     const __m512 key = load_avx512(k, at + i, f32);
                     FOR_EACH_QUERY
@@ -151,14 +149,14 @@ ALWAYS_INLINE void scores_roped_avx512(const float *q, const int n_q, const void
  * are 0. */
 ALWAYS_INLINE void turn_keys_avx512(const void *k, int j, const int n_k, int n, int64_t head_dim,
                                     int64_t i, const float *rows, __m512 *x, __m512 *y,
-                                    const int f32, const int masked, const int intel,
+                                    const int f32, const int masked, const int core,
                                     int64_t ahead) {
     const int64_t half = head_dim / 2;
     const __mmask16 lanes = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
     for (int o = 0; o < n_k; o++) {
         x[o] = y[o] = _mm512_setzero_ps();
         if (j + o >= n) continue;
-        if (intel) fetch_lines_avx512(k, j * head_dim + 2 * n_k * i + 32 * o, 1, ahead);
+        if (core == CORE_INTEL) fetch_f16_avx512(k, j * head_dim + 2 * n_k * i + 32 * o, 32, ahead);
         const int64_t at = (j + o) * head_dim + i;
         const __m512 a = masked ? load_lanes_avx512(k, at, lanes, f32) : load_avx512(k, at, f32);
         const __m512 b = masked ? load_lanes_avx512(k, at + half, lanes, f32)
@@ -174,11 +172,11 @@ ALWAYS_INLINE void turn_keys_avx512(const void *k, int j, const int n_k, int n, 
 ALWAYS_INLINE void add_turned_avx512(const float *q, const int n_q, const void *k, int j, int n,
                                      int64_t head_dim, int64_t i, const float *rows,
                                      __m512 sum[4][4], const int f32, const int masked,
-                                     const int intel, int64_t ahead) {
+                                     const int core, int64_t ahead) {
     const int64_t half = head_dim / 2;
     const __mmask16 lanes = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
     __m512 x[4], y[4];
-    turn_keys_avx512(k, j, 4, n, head_dim, i, rows, x, y, f32, masked, intel, ahead);
+    turn_keys_avx512(k, j, 4, n, head_dim, i, rows, x, y, f32, masked, core, ahead);
     FOR_EACH_QUERY {
         const float *qr = q + r * head_dim + i;
         const __m512 qx = _mm512_maskz_loadu_ps(lanes, qr);
@@ -192,9 +190,9 @@ ALWAYS_INLINE void add_turned_avx512(const float *q, const int n_q, const void *
  * query's numbers are loaded once for them. */
 ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const void *k, int n,
                                         int64_t head_dim, const float *rows, float *s,
-                                        const int f32, const int intel, int64_t ahead) {
+                                        const int f32, const int core, int64_t ahead) {
     const int64_t half = head_dim / 2, whole = half & ~(int64_t)15;
-    const int fetch = n_q == 4 && !f32 && !intel;
+    const int fetch = n_q == 4 && !f32 && core != CORE_INTEL;
     for (int j0 = 0; j0 < n; j0 += 16) {
         __m512 partial[4][16];
         for (int j = 0; j < 16; j += 4) {
@@ -203,10 +201,10 @@ ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const voi
             if (j0 + j < n) {
                 if (fetch) fetch_blocks_ahead(k, (j0 + j) * head_dim, 4 * head_dim, head_dim);
                 for (int64_t i = 0; i < whole; i += 16)
-                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, i, rows, sum, f32, 0, intel,
+                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, i, rows, sum, f32, 0, core,
                                       ahead);
                 if (whole < half)
-                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, whole, rows, sum, f32, 1, intel,
+                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, whole, rows, sum, f32, 1, core,
                                       ahead);
             }
             FOR_EACH_QUERY for (int o = 0; o < 4; o++) partial[r][j + o] = sum[r][o];
@@ -221,11 +219,11 @@ ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const voi
 ALWAYS_INLINE void add_transposed_avx512(const float *q, const void *k, int j0, int n,
                                          int64_t head_dim, int64_t i, const int64_t n_dims,
                                          const float *rows, __m512 sum[8], const int f32,
-                                         const int masked, const int intel, int64_t ahead) {
+                                         const int masked, const int core, int64_t ahead) {
     enum { n_q = 8 };
     __m512 x[16], y[16];
-    if (!f32 && !intel) fetch_blocks_ahead(k, j0 * head_dim + 32 * i, 32 * n_dims, head_dim);
-    turn_keys_avx512(k, j0, 16, n, head_dim, i, rows, x, y, f32, masked, intel, ahead);
+    if (!f32 && core != CORE_INTEL) fetch_blocks_ahead(k, j0 * head_dim + 32 * i, 32 * n_dims, head_dim);
+    turn_keys_avx512(k, j0, 16, n, head_dim, i, rows, x, y, f32, masked, core, ahead);
     transpose_avx512(x);
     _Pragma("GCC unroll 16")
     for (int64_t d = 0; d < n_dims; d++)
@@ -244,7 +242,7 @@ ALWAYS_INLINE void add_transposed_avx512(const float *q, const void *k, int j0, 
  * key of 64 dims, roped keys 15; turned for four queries and again for four: 23). */
 ALWAYS_INLINE void scores_transposed_avx512(const float *q, const void *k, int n, int64_t head_dim,
                                             const float *rows, float *s, const int f32,
-                                            const int intel, int64_t ahead) {
+                                            const int core, int64_t ahead) {
     enum { n_q = 8 };
     const int64_t half = head_dim / 2;
     for (int j0 = 0; j0 < n; j0 += 16) {
@@ -252,9 +250,9 @@ ALWAYS_INLINE void scores_transposed_avx512(const float *q, const void *k, int n
         int64_t i = 0;
         FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
         for (; i + 16 <= half; i += 16)
-            add_transposed_avx512(q, k, j0, n, head_dim, i, 16, rows, sum, f32, 0, intel, ahead);
+            add_transposed_avx512(q, k, j0, n, head_dim, i, 16, rows, sum, f32, 0, core, ahead);
         if (i < half)
-            add_transposed_avx512(q, k, j0, n, head_dim, i, half - i, rows, sum, f32, 1, intel,
+            add_transposed_avx512(q, k, j0, n, head_dim, i, half - i, rows, sum, f32, 1, core,
                                   ahead);
         FOR_EACH_QUERY _mm512_storeu_ps(s + r * SLOTS + j0, sum[r]);
     }
@@ -265,7 +263,7 @@ ALWAYS_INLINE void scores_transposed_avx512(const float *q, const void *k, int n
 ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64_t head_dim,
                                      const float *step, int64_t i0, const int n_v,
                                      __m512 partial[SLOTS], const int first, const int f32,
-                                     const int masked, const int intel, int64_t ahead) {
+                                     const int masked, const int core, int64_t ahead) {
     const int64_t half = head_dim / 2;
     __m512 x[4], y[4], dx[4], dy[4], bend[4];
     __mmask16 lanes[4];
@@ -282,7 +280,7 @@ ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64
         dy[v] = _mm512_fmsub_ps(half_bend, y[v], _mm512_mul_ps(sine, x[v]));
     }
     for (int j = 0; j < n; j++) {
-        if (intel) fetch_lines_avx512(k, 2 * SLOTS * i0 + 32 * n_v * j, n_v, ahead);
+        if (core == CORE_INTEL) fetch_f16_avx512(k, 2 * SLOTS * i0 + 32 * n_v * j, 32 * n_v, ahead);
         __m512 sum_x = first ? _mm512_setzero_ps() : partial[j], sum_y = _mm512_setzero_ps();
         FOR_EACH_VECTOR(v) {
             const int64_t at = j * head_dim + i0 + 16 * v;
@@ -303,38 +301,38 @@ ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64
 
 ALWAYS_INLINE void scores_stepped_avx512(const float *q, const void *k, int n, int64_t head_dim,
                                          const float *step, float *s, const int f32,
-                                         const int intel, int64_t ahead) {
+                                         const int core, int64_t ahead) {
     const int64_t half = head_dim / 2;
     __m512 partial[SLOTS];
     for (int j = n; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
     int64_t i = 0;
     if (half >= 64) {
-        step_query_avx512(q, k, n, head_dim, step, 0, 4, partial, 1, f32, 0, intel, ahead);
+        step_query_avx512(q, k, n, head_dim, step, 0, 4, partial, 1, f32, 0, core, ahead);
         i = 64;
     } else if (half >= 32) {
-        step_query_avx512(q, k, n, head_dim, step, 0, 2, partial, 1, f32, 0, intel, ahead);
+        step_query_avx512(q, k, n, head_dim, step, 0, 2, partial, 1, f32, 0, core, ahead);
         i = 32;
     } else {
-        step_query_avx512(q, k, n, head_dim, step, 0, 1, partial, 1, f32, 1, intel, ahead);
+        step_query_avx512(q, k, n, head_dim, step, 0, 1, partial, 1, f32, 1, core, ahead);
         i = 16;
     }
     for (; i + 64 <= half; i += 64)
-        step_query_avx512(q, k, n, head_dim, step, i, 4, partial, 0, f32, 0, intel, ahead);
+        step_query_avx512(q, k, n, head_dim, step, i, 4, partial, 0, f32, 0, core, ahead);
     for (; i + 32 <= half; i += 32)
-        step_query_avx512(q, k, n, head_dim, step, i, 2, partial, 0, f32, 0, intel, ahead);
+        step_query_avx512(q, k, n, head_dim, step, i, 2, partial, 0, f32, 0, core, ahead);
     for (; i < half; i += 16)
-        step_query_avx512(q, k, n, head_dim, step, i, 1, partial, 0, f32, 1, intel, ahead);
+        step_query_avx512(q, k, n, head_dim, step, i, 1, partial, 0, f32, 1, core, ahead);
     _mm512_storeu_ps(s, sum_16_avx512(partial));
     if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
 }
 
 ALWAYS_INLINE void scores_one_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                     const rope_t *rope, float *s, const int f32, const int intel,
+                                     const rope_t *rope, float *s, const int f32, const int core,
                                      int64_t ahead) {
     if (rope->step)
-        scores_stepped_avx512(q, k, n, head_dim, rope->step, s, f32, intel, ahead);
+        scores_stepped_avx512(q, k, n, head_dim, rope->step, s, f32, core, ahead);
     else
-        scores_turned_avx512(q, 1, k, n, head_dim, rope->rows, s, f32, intel, ahead);
+        scores_turned_avx512(q, 1, k, n, head_dim, rope->rows, s, f32, core, ahead);
 }
 
 /* Queries in fours, twos and ones, each compiled on its own so that sums stay in registers. */
@@ -348,52 +346,52 @@ ALWAYS_INLINE void scores_one_avx512(const float *q, const void *k, int n, int64
 
 ALWAYS_INLINE void scores_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                  const rope_t *rope, float *s, const int raw, const int f32,
-                                 const int intel) {
+                                 const int core) {
     int64_t ahead = FETCH_CACHE_BYTES;
     if (!raw) {
-        BY_QUERIES_AVX512(scores_roped_avx512(q, 4, k, n, head_dim, s, f32, intel, ahead),
-                          scores_roped_avx512(q, 2, k, n, head_dim, s, f32, intel, ahead),
-                          scores_roped_avx512(q, 1, k, n, head_dim, s, f32, intel, ahead))
+        BY_QUERIES_AVX512(scores_roped_avx512(q, 4, k, n, head_dim, s, f32, core, ahead),
+                          scores_roped_avx512(q, 2, k, n, head_dim, s, f32, core, ahead),
+                          scores_roped_avx512(q, 1, k, n, head_dim, s, f32, core, ahead))
         return;
     }
     const float *rows = rope->rows;
     for (; n_q >= 8; n_q -= 8, q += 8 * head_dim, s += 8 * SLOTS, ahead = 0)
-        scores_transposed_avx512(q, k, n, head_dim, rows, s, f32, intel, ahead);
-    BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rows, s, f32, intel, ahead),
-                      scores_turned_avx512(q, 2, k, n, head_dim, rows, s, f32, intel, ahead),
-                      scores_one_avx512(q, k, n, head_dim, rope, s, f32, intel, ahead))
+        scores_transposed_avx512(q, k, n, head_dim, rows, s, f32, core, ahead);
+    BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rows, s, f32, core, ahead),
+                      scores_turned_avx512(q, 2, k, n, head_dim, rows, s, f32, core, ahead),
+                      scores_one_avx512(q, k, n, head_dim, rope, s, f32, core, ahead))
 }
 #undef BY_QUERIES_AVX512
 
 /* For Intel's cores with a head_dim that is known when compiling, where it is a usual one; another one is
  * not asked for. */
-#define BY_CORE_AVX512(of)                                      \
-    if (CORE == CORE_INTEL && head_dim == 128) of(128, 1);      \
-    else if (CORE == CORE_INTEL && head_dim == 64) of(64, 1);   \
-    else of(head_dim, 0);
+#define BY_HEAD_DIM_AVX512(call)                                           \
+    if (CORE == CORE_INTEL && head_dim == 128) call(128, CORE_INTEL);      \
+    else if (CORE == CORE_INTEL && head_dim == 64) call(64, CORE_INTEL);   \
+    else call(head_dim, CORE_OTHER);
 
 static void scores_roped_f16_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                     const rope_t *rope, float *s) {
-#define SCORES(d, intel) scores_avx512(q, n_q, k, n, d, rope, s, 0, 0, intel)
-    BY_CORE_AVX512(SCORES)
+#define SCORES(d, core) scores_avx512(q, n_q, k, n, d, rope, s, 0, 0, core)
+    BY_HEAD_DIM_AVX512(SCORES)
 #undef SCORES
 }
 
 static void scores_roped_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                     const rope_t *rope, float *s) {
-    scores_avx512(q, n_q, k, n, head_dim, rope, s, 0, 1, 0);
+    scores_avx512(q, n_q, k, n, head_dim, rope, s, 0, 1, CORE_OTHER);
 }
 
 static void scores_raw_f16_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                   const rope_t *rope, float *s) {
-#define SCORES(d, intel) scores_avx512(q, n_q, k, n, d, rope, s, 1, 0, intel)
-    BY_CORE_AVX512(SCORES)
+#define SCORES(d, core) scores_avx512(q, n_q, k, n, d, rope, s, 1, 0, core)
+    BY_HEAD_DIM_AVX512(SCORES)
 #undef SCORES
 }
 
 static void scores_raw_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                   const rope_t *rope, float *s) {
-    scores_avx512(q, n_q, k, n, head_dim, rope, s, 1, 1, 0);
+    scores_avx512(q, n_q, k, n, head_dim, rope, s, 1, 1, CORE_OTHER);
 }
 
 /* Dims i.. of 16 keys to rows of SLOTS floats, one row a dim */
@@ -411,7 +409,8 @@ ALWAYS_INLINE void keys_avx512(const void *k, int n, int64_t head_dim, const flo
             const __mmask16 lanes = first_lanes_avx512(n_dims);
             __m512 x[16], y[16];
             if (row)
-                turn_keys_avx512(k, j0, 16, n, head_dim, i, row, x, y, f32, 1, 0, 0);
+                turn_keys_avx512(k, j0, 16, n, head_dim, i, row, x, y, f32, 1, CORE_OTHER,
+                                 0);
             else
                 for (int j = 0; j < 16; j++) {
                     const int64_t at = (j0 + j) * head_dim + i;
@@ -492,16 +491,16 @@ static void softmax_block_avx512(float *s, int n_q, int n, int n_visible, int mo
 /* n_q rows of acc, 16 * n_v dims from dim i on */
 ALWAYS_INLINE void weigh_dims_avx512(const float *s, const int n_q, const void *v, int n,
                                      int64_t head_dim, int64_t i, const int n_v, __mmask16 lanes,
-                                     float *acc, const int f32, const int masked, const int intel,
+                                     float *acc, const int f32, const int masked, const int core,
                                      int64_t ahead) {
-    const int fetch = n_q == 4 && n_v == 4 && !f32 && !intel;
+    const int fetch = n_q == 4 && n_v == 4 && !f32 && core != CORE_INTEL;
     __m512 sum[4][8];
     FOR_EACH_QUERY
         FOR_EACH_VECTOR(x)
             sum[r][x] = _mm512_maskz_loadu_ps(lanes, acc + r * head_dim + i + 16 * x);
     for (int j = 0; j < n; j++) {
         if (fetch) fetch_blocks_ahead(v, j * head_dim + i, 16 * n_v, head_dim);
-        if (intel) fetch_lines_avx512(v, SLOTS * i + 16 * n_v * j, n_v / 2, ahead);
+        if (core == CORE_INTEL) fetch_f16_avx512(v, SLOTS * i + 16 * n_v * j, 16 * n_v, ahead);
         FOR_EACH_VECTOR(x) {
             const int64_t at = j * head_dim + i + 16 * x;
             const __m512 value = masked ? load_lanes_avx512(v, at, lanes, f32)
@@ -516,46 +515,46 @@ ALWAYS_INLINE void weigh_dims_avx512(const float *s, const int n_q, const void *
 }
 
 ALWAYS_INLINE void weigh_rows_avx512(const float *s, const int n_q, const void *v, int n,
-                                     int64_t head_dim, float *acc, const int f32, const int intel,
+                                     int64_t head_dim, float *acc, const int f32, const int core,
                                      int64_t ahead) {
     int64_t i = 0;
     if (n_q < 4)
         for (; i + 128 <= head_dim; i += 128)
-            weigh_dims_avx512(s, n_q, v, n, head_dim, i, 8, 0xffff, acc, f32, 0, intel,
+            weigh_dims_avx512(s, n_q, v, n, head_dim, i, 8, 0xffff, acc, f32, 0, core,
                               ahead);
     for (; i + 64 <= head_dim; i += 64)
-        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 4, 0xffff, acc, f32, 0, intel,
+        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 4, 0xffff, acc, f32, 0, core,
                               ahead);
     for (; i + 16 <= head_dim; i += 16)
-        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 1, 0xffff, acc, f32, 0, intel,
+        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 1, 0xffff, acc, f32, 0, core,
                               ahead);
     if (i < head_dim)
         weigh_dims_avx512(s, n_q, v, n, head_dim, i, 1, first_lanes_avx512(head_dim - i), acc, f32,
-                          1, intel, ahead);
+                          1, core, ahead);
 }
 
 ALWAYS_INLINE void weigh_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                                float *acc, const int f32, const int intel) {
+                                float *acc, const int f32, const int core) {
     int64_t ahead = FETCH_CACHE_BYTES;
     for (; n_q >= 4; n_q -= 4, s += 4 * SLOTS, acc += 4 * head_dim, ahead = 0)
-        weigh_rows_avx512(s, 4, v, n, head_dim, acc, f32, intel, ahead);
+        weigh_rows_avx512(s, 4, v, n, head_dim, acc, f32, core, ahead);
     if (n_q >= 2) {
-        weigh_rows_avx512(s, 2, v, n, head_dim, acc, f32, intel, ahead);
+        weigh_rows_avx512(s, 2, v, n, head_dim, acc, f32, core, ahead);
         n_q -= 2, s += 2 * SLOTS, acc += 2 * head_dim, ahead = 0;
     }
-    if (n_q) weigh_rows_avx512(s, 1, v, n, head_dim, acc, f32, intel, ahead);
+    if (n_q) weigh_rows_avx512(s, 1, v, n, head_dim, acc, f32, core, ahead);
 }
 
 static void weigh_f16_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
                              float *acc) {
-#define WEIGH(d, intel) weigh_avx512(s, n_q, v, n, d, acc, 0, intel)
-    BY_CORE_AVX512(WEIGH)
+#define WEIGH(d, core) weigh_avx512(s, n_q, v, n, d, acc, 0, core)
+    BY_HEAD_DIM_AVX512(WEIGH)
 #undef WEIGH
 }
 
 static void weigh_f32_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
                              float *acc) {
-    weigh_avx512(s, n_q, v, n, head_dim, acc, 1, 0);
+    weigh_avx512(s, n_q, v, n, head_dim, acc, 1, CORE_OTHER);
 }
 
 static void to_f32_avx512(const f16_t *x, int64_t n, float *out) {

@@ -284,7 +284,7 @@ ALWAYS_INLINE void unit_weigh_groups_avx2(const float *s, const void *unit, int 
     }
 }
 
-ALWAYS_INLINE void unit_weigh_avx2(const float *s, const void *unit, int first, int n,
+ALWAYS_INLINE void unit_weigh_rows_avx2(const float *s, const void *unit, int first, int n,
                                    int64_t head_dim, float *acc, const int type) {
     float weights[SLOTS * MAX_HEAD_DIM / 32], total = 0;
     if (type < C_Q8_CH) slot_scales_avx2(unit, first, n, head_dim, s, weights, type);
@@ -299,7 +299,7 @@ ALWAYS_INLINE void unit_weigh_avx2(const float *s, const void *unit, int first, 
 /* See BY_HEAD_DIM_AVX2. */
 #define RAW_AVX2(d) unit_scores_raw_avx2(q, unit, first, n, d, rope->step, s, type)
 #define ROPED_AVX2(d) unit_scores_roped_avx2(q, unit, first, n, d, s, type)
-#define WEIGH_AVX2(d) unit_weigh_avx2(s, unit, first, n, d, acc, type)
+#define WEIGH_AVX2(d) unit_weigh_rows_avx2(s, unit, first, n, d, acc, type)
 ALWAYS_INLINE void unit_scores_avx2(const float *q, const void *unit, int first, int n,
                                     int64_t head_dim, const rope_t *rope, float *s, const int raw,
                                     const int type) {
@@ -310,7 +310,7 @@ ALWAYS_INLINE void unit_scores_avx2(const float *q, const void *unit, int first,
     }
 }
 
-ALWAYS_INLINE void unit_weigh_any_avx2(const float *s, const void *unit, int first, int n,
+ALWAYS_INLINE void unit_weigh_avx2(const float *s, const void *unit, int first, int n,
                                        int64_t head_dim, float *acc, const int type) {
     BY_HEAD_DIM_AVX2(WEIGH_AVX2)
 }
@@ -318,100 +318,6 @@ ALWAYS_INLINE void unit_weigh_any_avx2(const float *s, const void *unit, int fir
 #undef ROPED_AVX2
 #undef WEIGH_AVX2
 
-static void unit_scores_roped_q8_0_avx2(const float *q, const void *unit, int first, int n,
-                                        int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 0, C_Q8_0);
-}
-
-static void unit_scores_raw_q8_0_avx2(const float *q, const void *unit, int first, int n,
-                                      int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 1, C_Q8_0);
-}
-
-static void unit_weigh_q8_0_avx2(const float *s, const void *unit, int first, int n,
-                                 int64_t head_dim, float *acc) {
-    unit_weigh_any_avx2(s, unit, first, n, head_dim, acc, C_Q8_0);
-}
-
-static void dequantize_q8_0_avx2(const void *unit, int first, int n, int64_t head_dim,
-                                 float *out) {
-    dequantize_avx2(unit, first, n, head_dim, out, C_Q8_0);
-}
-
-static void quantize_q8_0_avx2(const float *x, int slot, int64_t head_dim, void *unit) {
-    quantize_q8_0_in_c(x, slot, head_dim, unit);
-}
-
-static void unit_scores_roped_q4_0_avx2(const float *q, const void *unit, int first, int n,
-                                        int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 0, C_Q4_0);
-}
-
-static void unit_scores_raw_q4_0_avx2(const float *q, const void *unit, int first, int n,
-                                      int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 1, C_Q4_0);
-}
-
-static void unit_weigh_q4_0_avx2(const float *s, const void *unit, int first, int n,
-                                 int64_t head_dim, float *acc) {
-    unit_weigh_any_avx2(s, unit, first, n, head_dim, acc, C_Q4_0);
-}
-
-static void dequantize_q4_0_avx2(const void *unit, int first, int n, int64_t head_dim,
-                                 float *out) {
-    dequantize_avx2(unit, first, n, head_dim, out, C_Q4_0);
-}
-
-static void quantize_q4_0_avx2(const float *x, int slot, int64_t head_dim, void *unit) {
-    quantize_q4_0_in_c(x, slot, head_dim, unit);
-}
-
-static void unit_scores_roped_q8_ch_avx2(const float *q, const void *unit, int first, int n,
-                                         int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 0, C_Q8_CH);
-}
-
-static void unit_scores_raw_q8_ch_avx2(const float *q, const void *unit, int first, int n,
-                                       int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 1, C_Q8_CH);
-}
-
-static void unit_weigh_q8_ch_avx2(const float *s, const void *unit, int first, int n,
-                                  int64_t head_dim, float *acc) {
-    unit_weigh_any_avx2(s, unit, first, n, head_dim, acc, C_Q8_CH);
-}
-
-static void dequantize_q8_ch_avx2(const void *unit, int first, int n, int64_t head_dim,
-                                  float *out) {
-    dequantize_avx2(unit, first, n, head_dim, out, C_Q8_CH);
-}
-
-static void quantize_q8_ch_avx2(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
-    quantize_q8_ch_in_c(x, head_dim, unit);
-}
-
-static void unit_scores_roped_q4_ch_avx2(const float *q, const void *unit, int first, int n,
-                                         int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 0, C_Q4_CH);
-}
-
-static void unit_scores_raw_q4_ch_avx2(const float *q, const void *unit, int first, int n,
-                                       int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_avx2(q, unit, first, n, head_dim, rope, s, 1, C_Q4_CH);
-}
-
-static void unit_weigh_q4_ch_avx2(const float *s, const void *unit, int first, int n,
-                                  int64_t head_dim, float *acc) {
-    unit_weigh_any_avx2(s, unit, first, n, head_dim, acc, C_Q4_CH);
-}
-
-static void dequantize_q4_ch_avx2(const void *unit, int first, int n, int64_t head_dim,
-                                  float *out) {
-    dequantize_avx2(unit, first, n, head_dim, out, C_Q4_CH);
-}
-
-static void quantize_q4_ch_avx2(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
-    quantize_q4_ch_in_c(x, head_dim, unit);
-}
+CACHE_TYPES(avx2)
 
 #endif

@@ -105,7 +105,7 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
                                       int64_t head_dim, const float *step, int64_t g0,
                                       const int n_g, const float *slot_scales,
                                       __m512 fours[SLOTS / 4], const int type, const int raw,
-                                      const int intel) {
+                                      const int core) {
     const int64_t half = head_dim / 2;
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
@@ -149,7 +149,7 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
         _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++) {
             __m512 sum_x = _mm512_setzero_ps(), sum_y = _mm512_setzero_ps();
             prefetch_next(row, unit_bytes);
-            if (!intel || apart >= 64) prefetch_next(row + apart, unit_bytes);
+            if (core != CORE_INTEL || apart >= 64) prefetch_next(row + apart, unit_bytes);
             _Pragma("GCC unroll 2") for (int g = 0; g < n_g; g++) {
                 const int64_t group_bytes = type == C_Q8_0 || type == C_Q8_CH ? 32 : 16;
                 __m512 a[2], b[2];
@@ -192,9 +192,9 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
 }
 
 /* `step` is that of the RoPE table; not used for keys that are rotated already. */
-ALWAYS_INLINE void unit_scores_avx512(const float *q, const void *unit, int first, int n,
+ALWAYS_INLINE void unit_scores_rows_avx512(const float *q, const void *unit, int first, int n,
                                       int64_t head_dim, const float *step, float *s,
-                                      const int type, const int raw, const int intel) {
+                                      const int type, const int raw, const int core) {
     float slot_scales[SLOTS * MAX_HEAD_DIM / 32];
     __m512 fours[SLOTS / 4];
     if (type < C_Q8_CH) slot_scales_avx512(unit, first, n, head_dim, NULL, slot_scales, type);
@@ -202,10 +202,10 @@ ALWAYS_INLINE void unit_scores_avx512(const float *q, const void *unit, int firs
     int64_t g = 0;
     for (; g + 2 <= head_dim / 64; g += 2)
         unit_groups_avx512(q, unit, first, n, head_dim, step, g, 2, slot_scales, fours, type, raw,
-                           intel);
+                           core);
     for (; g < head_dim / 64; g++)
         unit_groups_avx512(q, unit, first, n, head_dim, step, g, 1, slot_scales, fours, type, raw,
-                           intel);
+                           core);
     _mm512_storeu_ps(s, sum_quarters_avx512(fours));
     if (n > 16) _mm512_storeu_ps(s + 16, sum_quarters_avx512(fours + 4));
 }
@@ -214,7 +214,7 @@ ALWAYS_INLINE void unit_scores_avx512(const float *q, const void *unit, int firs
 ALWAYS_INLINE void unit_weigh_groups_avx512(const float *s, const void *unit, int first, int n,
                                             int64_t head_dim, int64_t g0, const int n_g,
                                             const float *weights, float total, float *acc,
-                                            const int type, const int intel) {
+                                            const int type, const int core) {
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     __m512 sum[8];
     FOR_EACH_VECTOR(v)
@@ -223,7 +223,7 @@ ALWAYS_INLINE void unit_weigh_groups_avx512(const float *s, const void *unit, in
     for (int j = 0; j < n; j++)
         _Pragma("GCC unroll 4") for (int g = 0; g < n_g; g++) {
             __m512 x[2];
-            if (g % (intel ? 4 : 2) == 0)
+            if (g % (core == CORE_INTEL ? 4 : 2) == 0)
                 prefetch_next(group_of(unit, first + j, g0 + g, head_dim, type), unit_bytes);
             load_group_avx512(group_of(unit, first + j, g0 + g, head_dim, type), x, type);
             const __m512 weight =
@@ -280,7 +280,7 @@ ALWAYS_INLINE float split_weights_avx512(const __m512 w_f32x16[4], __m512i *high
  * divides by 64. */
 ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int first, int n,
                                            int64_t head_dim, float *acc, const int type,
-                                           const int intel) {
+                                           const int core) {
     const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
     const f16_t *scales = scales_of(unit, head_dim, type);
     const __mmask16 lanes[2] = {first_lanes_avx512(n), n > 16 ? first_lanes_avx512(n - 16) : 0};
@@ -316,7 +316,7 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
                 const int slot = first + j + r < SLOTS ? first + j + r : SLOTS - 1;
                 const uint8_t *p = (const uint8_t *)unit + slot * head_dim + i;
                 /* Intel: in the order of memory, not of the walk (q8_0: 25 ns a key and value, not 28) */
-                prefetch_next(intel ? (const uint8_t *)unit + SLOTS * i + 64 * (j + r) : p, unit_bytes);
+                prefetch_next(core == CORE_INTEL ? (const uint8_t *)unit + SLOTS * i + 64 * (j + r) : p, unit_bytes);
                 row[r] = _mm512_loadu_si512(p);
             }
             for (int r = 0; r < 4; r += 2) {
@@ -357,12 +357,12 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
     }
 }
 
-ALWAYS_INLINE void unit_weigh_avx512(const float *s, const void *unit, int first, int n,
+ALWAYS_INLINE void unit_weigh_rows_avx512(const float *s, const void *unit, int first, int n,
                                      int64_t head_dim, float *acc, const int type,
-                                     const int intel) {
+                                     const int core) {
     float weights[SLOTS * MAX_HEAD_DIM / 32], total = 0;
     if ((type == C_Q8_0 || type == C_Q8_CH) && head_dim % 64 == 0) {
-        unit_weigh_bytes_avx512(s, unit, first, n, head_dim, acc, type, intel);
+        unit_weigh_bytes_avx512(s, unit, first, n, head_dim, acc, type, core);
         return;
     }
     if (type < C_Q8_CH) slot_scales_avx512(unit, first, n, head_dim, s, weights, type);
@@ -370,125 +370,28 @@ ALWAYS_INLINE void unit_weigh_avx512(const float *s, const void *unit, int first
     int64_t g = 0;
     for (; g + 4 <= head_dim / 32; g += 4)
         unit_weigh_groups_avx512(s, unit, first, n, head_dim, g, 4, weights, total, acc, type,
-                                 intel);
+                                 core);
     for (; g < head_dim / 32; g++)
         unit_weigh_groups_avx512(s, unit, first, n, head_dim, g, 1, weights, total, acc, type,
-                                 intel);
+                                 core);
 }
 
-/* For Intel's cores once more, see BY_CORE_AVX512 */
-#define UNIT_SCORES_AVX512(step, type, raw)                                              \
-    if (CORE == CORE_INTEL && head_dim == 128)                                           \
-        unit_scores_avx512(q, unit, first, n, 128, step, s, type, raw, 1);               \
-    else if (CORE == CORE_INTEL && head_dim == 64)                                       \
-        unit_scores_avx512(q, unit, first, n, 64, step, s, type, raw, 1);                \
-    else                                                                                 \
-        unit_scores_avx512(q, unit, first, n, head_dim, step, s, type, raw, 0);
-#define UNIT_WEIGH_AVX512(type)                                                          \
-    if (CORE == CORE_INTEL && head_dim == 128)                                           \
-        unit_weigh_avx512(s, unit, first, n, 128, acc, type, 1);                         \
-    else if (CORE == CORE_INTEL && head_dim == 64)                                       \
-        unit_weigh_avx512(s, unit, first, n, 64, acc, type, 1);                          \
-    else                                                                                 \
-        unit_weigh_avx512(s, unit, first, n, head_dim, acc, type, 0);
-
-static void unit_scores_roped_q8_0_avx512(const float *q, const void *unit, int first, int n,
-                                          int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    UNIT_SCORES_AVX512(NULL, C_Q8_0, 0)
+#define SCORES(d, core) unit_scores_rows_avx512(q, unit, first, n, d, step, s, type, raw, core)
+#define WEIGH(d, core) unit_weigh_rows_avx512(s, unit, first, n, d, acc, type, core)
+ALWAYS_INLINE void unit_scores_avx512(const float *q, const void *unit, int first, int n,
+                                      int64_t head_dim, const rope_t *rope, float *s, const int raw,
+                                      const int type) {
+    const float *step = raw ? rope->step : NULL;
+    BY_HEAD_DIM_AVX512(SCORES)
 }
 
-static void unit_scores_raw_q8_0_avx512(const float *q, const void *unit, int first, int n,
-                                        int64_t head_dim, const rope_t *rope, float *s) {
-    UNIT_SCORES_AVX512(rope->step, C_Q8_0, 1)
+ALWAYS_INLINE void unit_weigh_avx512(const float *s, const void *unit, int first, int n,
+                                     int64_t head_dim, float *acc, const int type) {
+    BY_HEAD_DIM_AVX512(WEIGH)
 }
+#undef SCORES
+#undef WEIGH
 
-static void unit_weigh_q8_0_avx512(const float *s, const void *unit, int first, int n,
-                                   int64_t head_dim, float *acc) {
-    UNIT_WEIGH_AVX512(C_Q8_0)
-}
-
-static void dequantize_q8_0_avx512(const void *unit, int first, int n, int64_t head_dim,
-                                   float *out) {
-    dequantize_avx512(unit, first, n, head_dim, out, C_Q8_0);
-}
-
-static void quantize_q8_0_avx512(const float *x, int slot, int64_t head_dim, void *unit) {
-    quantize_q8_0_in_c(x, slot, head_dim, unit);
-}
-
-static void unit_scores_roped_q4_0_avx512(const float *q, const void *unit, int first, int n,
-                                          int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    UNIT_SCORES_AVX512(NULL, C_Q4_0, 0)
-}
-
-static void unit_scores_raw_q4_0_avx512(const float *q, const void *unit, int first, int n,
-                                        int64_t head_dim, const rope_t *rope, float *s) {
-    UNIT_SCORES_AVX512(rope->step, C_Q4_0, 1)
-}
-
-static void unit_weigh_q4_0_avx512(const float *s, const void *unit, int first, int n,
-                                   int64_t head_dim, float *acc) {
-    UNIT_WEIGH_AVX512(C_Q4_0)
-}
-
-static void dequantize_q4_0_avx512(const void *unit, int first, int n, int64_t head_dim,
-                                   float *out) {
-    dequantize_avx512(unit, first, n, head_dim, out, C_Q4_0);
-}
-
-static void quantize_q4_0_avx512(const float *x, int slot, int64_t head_dim, void *unit) {
-    quantize_q4_0_in_c(x, slot, head_dim, unit);
-}
-
-static void unit_scores_roped_q8_ch_avx512(const float *q, const void *unit, int first, int n,
-                                           int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    UNIT_SCORES_AVX512(NULL, C_Q8_CH, 0)
-}
-
-static void unit_scores_raw_q8_ch_avx512(const float *q, const void *unit, int first, int n,
-                                         int64_t head_dim, const rope_t *rope, float *s) {
-    UNIT_SCORES_AVX512(rope->step, C_Q8_CH, 1)
-}
-
-static void unit_weigh_q8_ch_avx512(const float *s, const void *unit, int first, int n,
-                                    int64_t head_dim, float *acc) {
-    UNIT_WEIGH_AVX512(C_Q8_CH)
-}
-
-static void dequantize_q8_ch_avx512(const void *unit, int first, int n, int64_t head_dim,
-                                    float *out) {
-    dequantize_avx512(unit, first, n, head_dim, out, C_Q8_CH);
-}
-
-static void quantize_q8_ch_avx512(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
-    quantize_q8_ch_in_c(x, head_dim, unit);
-}
-
-static void unit_scores_roped_q4_ch_avx512(const float *q, const void *unit, int first, int n,
-                                           int64_t head_dim, const rope_t *rope UNUSED, float *s) {
-    UNIT_SCORES_AVX512(NULL, C_Q4_CH, 0)
-}
-
-static void unit_scores_raw_q4_ch_avx512(const float *q, const void *unit, int first, int n,
-                                         int64_t head_dim, const rope_t *rope, float *s) {
-    UNIT_SCORES_AVX512(rope->step, C_Q4_CH, 1)
-}
-
-static void unit_weigh_q4_ch_avx512(const float *s, const void *unit, int first, int n,
-                                    int64_t head_dim, float *acc) {
-    UNIT_WEIGH_AVX512(C_Q4_CH)
-}
-
-static void dequantize_q4_ch_avx512(const void *unit, int first, int n, int64_t head_dim,
-                                    float *out) {
-    dequantize_avx512(unit, first, n, head_dim, out, C_Q4_CH);
-}
-
-static void quantize_q4_ch_avx512(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
-    quantize_q4_ch_in_c(x, head_dim, unit);
-}
-
-#undef UNIT_SCORES_AVX512
-#undef UNIT_WEIGH_AVX512
+CACHE_TYPES(avx512)
 
 #endif

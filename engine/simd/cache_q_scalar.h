@@ -50,26 +50,26 @@ ALWAYS_INLINE float cell_in_c(const void *unit, int64_t j, int64_t i, int64_t he
     }
 }
 
-ALWAYS_INLINE void dequantize_in_c(const void *unit, int first, int n, int64_t head_dim, float *out,
+ALWAYS_INLINE void dequantize_scalar(const void *unit, int first, int n, int64_t head_dim, float *out,
                                    const int type) {
     for (int j = 0; j < n; j++)
         for (int64_t i = 0; i < head_dim; i++)
             out[j * head_dim + i] = cell_in_c(unit, first + j, i, head_dim, type);
 }
 
-ALWAYS_INLINE void unit_scores_in_c(const float *q, const void *unit, int first, int n,
+ALWAYS_INLINE void unit_scores_scalar(const float *q, const void *unit, int first, int n,
                                     int64_t head_dim, const rope_t *rope, float *s, const int raw,
                                     const int type) {
     for (int j = 0; j < n; j++) {
         float row[MAX_HEAD_DIM];
-        dequantize_in_c(unit, first + j, 1, head_dim, row, type);
+        dequantize_scalar(unit, first + j, 1, head_dim, row, type);
         if (raw) rope_head_scalar(row, rope->rows + j * head_dim, head_dim / 2, 1);
         s[j] = 0;
         for (int64_t i = 0; i < head_dim; i++) s[j] += q[i] * row[i];
     }
 }
 
-ALWAYS_INLINE void unit_weigh_in_c(const float *s, const void *unit, int first, int n,
+ALWAYS_INLINE void unit_weigh_scalar(const float *s, const void *unit, int first, int n,
                                    int64_t head_dim, float *acc, const int type) {
     for (int j = 0; j < n; j++)
         for (int64_t i = 0; i < head_dim; i++)
@@ -185,100 +185,42 @@ ALWAYS_INLINE void quantize_q4_ch_in_c(const float *x, int64_t head_dim, void *u
     }
 }
 
-static void unit_scores_roped_q8_0_scalar(const float *q, const void *unit, int first, int n,
-                                          int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 0, C_Q8_0);
+ALWAYS_INLINE void quantize_in_c(const float *x, int slot, int64_t head_dim, void *unit, const int type) {
+    if (type == C_Q8_0) quantize_q8_0_in_c(x, slot, head_dim, unit);
+    if (type == C_Q4_0) quantize_q4_0_in_c(x, slot, head_dim, unit);
+    if (type == C_Q8_CH) quantize_q8_ch_in_c(x, head_dim, unit);
+    if (type == C_Q4_CH) quantize_q4_ch_in_c(x, head_dim, unit);
 }
 
-static void unit_scores_raw_q8_0_scalar(const float *q, const void *unit, int first, int n,
-                                        int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 1, C_Q8_0);
-}
+/* The operations of one type at one level, which has unit_scores, unit_weigh and dequantize for any. */
+#define CACHE_TYPE(name, type, level)                                                              \
+    static void unit_scores_roped_##name##_##level(const float *q, const void *unit, int first,    \
+                                                   int n, int64_t head_dim, const rope_t *rope,    \
+                                                   float *s) {                                     \
+        unit_scores_##level(q, unit, first, n, head_dim, rope, s, 0, type);                        \
+    }                                                                                              \
+    static void unit_scores_raw_##name##_##level(const float *q, const void *unit, int first,      \
+                                                 int n, int64_t head_dim, const rope_t *rope,      \
+                                                 float *s) {                                       \
+        unit_scores_##level(q, unit, first, n, head_dim, rope, s, 1, type);                        \
+    }                                                                                              \
+    static void unit_weigh_##name##_##level(const float *s, const void *unit, int first, int n,    \
+                                            int64_t head_dim, float *acc) {                        \
+        unit_weigh_##level(s, unit, first, n, head_dim, acc, type);                                \
+    }                                                                                              \
+    static void dequantize_##name##_##level(const void *unit, int first, int n, int64_t head_dim,  \
+                                            float *out) {                                          \
+        dequantize_##level(unit, first, n, head_dim, out, type);                                   \
+    }                                                                                              \
+    static void quantize_##name##_##level(const float *x, int slot, int64_t head_dim, void *unit) { \
+        quantize_in_c(x, slot, head_dim, unit, type);                                              \
+    }
+#define CACHE_TYPES(level)             \
+    CACHE_TYPE(q8_0, C_Q8_0, level)    \
+    CACHE_TYPE(q4_0, C_Q4_0, level)    \
+    CACHE_TYPE(q8_ch, C_Q8_CH, level)  \
+    CACHE_TYPE(q4_ch, C_Q4_CH, level)
 
-static void unit_weigh_q8_0_scalar(const float *s, const void *unit, int first, int n,
-                                   int64_t head_dim, float *acc) {
-    unit_weigh_in_c(s, unit, first, n, head_dim, acc, C_Q8_0);
-}
-
-static void dequantize_q8_0_scalar(const void *unit, int first, int n, int64_t head_dim,
-                                   float *out) {
-    dequantize_in_c(unit, first, n, head_dim, out, C_Q8_0);
-}
-
-static void quantize_q8_0_scalar(const float *x, int slot, int64_t head_dim, void *unit) {
-    quantize_q8_0_in_c(x, slot, head_dim, unit);
-}
-
-static void unit_scores_roped_q4_0_scalar(const float *q, const void *unit, int first, int n,
-                                          int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 0, C_Q4_0);
-}
-
-static void unit_scores_raw_q4_0_scalar(const float *q, const void *unit, int first, int n,
-                                        int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 1, C_Q4_0);
-}
-
-static void unit_weigh_q4_0_scalar(const float *s, const void *unit, int first, int n,
-                                   int64_t head_dim, float *acc) {
-    unit_weigh_in_c(s, unit, first, n, head_dim, acc, C_Q4_0);
-}
-
-static void dequantize_q4_0_scalar(const void *unit, int first, int n, int64_t head_dim,
-                                   float *out) {
-    dequantize_in_c(unit, first, n, head_dim, out, C_Q4_0);
-}
-
-static void quantize_q4_0_scalar(const float *x, int slot, int64_t head_dim, void *unit) {
-    quantize_q4_0_in_c(x, slot, head_dim, unit);
-}
-
-static void unit_scores_roped_q8_ch_scalar(const float *q, const void *unit, int first, int n,
-                                           int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 0, C_Q8_CH);
-}
-
-static void unit_scores_raw_q8_ch_scalar(const float *q, const void *unit, int first, int n,
-                                         int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 1, C_Q8_CH);
-}
-
-static void unit_weigh_q8_ch_scalar(const float *s, const void *unit, int first, int n,
-                                    int64_t head_dim, float *acc) {
-    unit_weigh_in_c(s, unit, first, n, head_dim, acc, C_Q8_CH);
-}
-
-static void dequantize_q8_ch_scalar(const void *unit, int first, int n, int64_t head_dim,
-                                    float *out) {
-    dequantize_in_c(unit, first, n, head_dim, out, C_Q8_CH);
-}
-
-static void quantize_q8_ch_scalar(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
-    quantize_q8_ch_in_c(x, head_dim, unit);
-}
-
-static void unit_scores_roped_q4_ch_scalar(const float *q, const void *unit, int first, int n,
-                                           int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 0, C_Q4_CH);
-}
-
-static void unit_scores_raw_q4_ch_scalar(const float *q, const void *unit, int first, int n,
-                                         int64_t head_dim, const rope_t *rope, float *s) {
-    unit_scores_in_c(q, unit, first, n, head_dim, rope, s, 1, C_Q4_CH);
-}
-
-static void unit_weigh_q4_ch_scalar(const float *s, const void *unit, int first, int n,
-                                    int64_t head_dim, float *acc) {
-    unit_weigh_in_c(s, unit, first, n, head_dim, acc, C_Q4_CH);
-}
-
-static void dequantize_q4_ch_scalar(const void *unit, int first, int n, int64_t head_dim,
-                                    float *out) {
-    dequantize_in_c(unit, first, n, head_dim, out, C_Q4_CH);
-}
-
-static void quantize_q4_ch_scalar(const float *x, int slot UNUSED, int64_t head_dim, void *unit) {
-    quantize_q4_ch_in_c(x, head_dim, unit);
-}
+CACHE_TYPES(scalar)
 
 #endif

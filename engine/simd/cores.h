@@ -19,8 +19,26 @@
 enum { CORE_OTHER, CORE_INTEL };
 static int CORE UNUSED;
 
-/* How a tile asks for memory: not at all, for what is read soon into the L1 cache, or for that and,
- * four times as far on, into the L2 cache. */
+/* call(..., core), compiled for each kind */
+#define BY_CORE(call, ...)                                          \
+    do {                                                            \
+        if (CORE == CORE_INTEL) call(__VA_ARGS__, CORE_INTEL);      \
+        else call(__VA_ARGS__, CORE_OTHER);                         \
+    } while (0)
+
+/* Ask for n_bytes that stand `ahead` bytes behind p, into the L1 or the L2 cache. */
+ALWAYS_INLINE void fetch_to_l1(const void *p, const int n_bytes, int64_t ahead) {
+    _Pragma("GCC unroll 16")
+    for (int o = 0; o < n_bytes; o += 64) __builtin_prefetch((const char *)p + ahead + o, 0, 3);
+}
+
+ALWAYS_INLINE void fetch_to_l2(const void *p, const int n_bytes, int64_t ahead) {
+    _Pragma("GCC unroll 16")
+    for (int o = 0; o < n_bytes; o += 64) __builtin_prefetch((const char *)p + ahead + o, 0, 2);
+}
+
+/* How a matmul tile asks for weights: not at all, for what is read soon into the L1 cache, or for that
+ * and, four times as far on, into the L2 cache. */
 enum { FETCH_NONE, FETCH_NEAR, FETCH_TWICE };
 enum { FETCH_NEAR_BYTES = 2304, FETCH_FAR_BYTES = 9216 };
 
@@ -30,14 +48,10 @@ ALWAYS_INLINE int fetch_of(const int core, const int n_columns) {
     return core == CORE_INTEL ? FETCH_TWICE : n_columns >= 8 ? FETCH_NEAR : FETCH_NONE;
 }
 
-/* Ask for the n_bytes that are read as far behind p as `how`, known when compiling, says. */
+/* Ask for the n_bytes at p, as `how`, known when compiling, says, before they are read. */
 ALWAYS_INLINE void fetch_ahead(const void *p, const int n_bytes, const int how) {
-    if (how == FETCH_NONE) return;
-    _Pragma("GCC unroll 16")
-    for (int o = 0; o < n_bytes; o += 64) {
-        __builtin_prefetch((const char *)p + FETCH_NEAR_BYTES + o, 0, 3);
-        if (how == FETCH_TWICE) __builtin_prefetch((const char *)p + FETCH_FAR_BYTES + o, 0, 2);
-    }
+    if (how != FETCH_NONE) fetch_to_l1(p, n_bytes, FETCH_NEAR_BYTES);
+    if (how == FETCH_TWICE) fetch_to_l2(p, n_bytes, FETCH_FAR_BYTES);
 }
 
 /* Columns whose products are added side by side */

@@ -92,108 +92,48 @@ static int kind_of_core(void) {
 
 static void select_core(int core) { CORE = core; }
 
+/* All operations of a level, by names that end in its own */
+#define KERNELS_OF(l, number)                                                                    \
+    {                                                                                            \
+        .level = number,                                                                         \
+        .matmul = {matmul_f32_##l, matmul_f16_##l, matmul_bf16_##l, matmul_q4_0_##l,             \
+                   matmul_q4_1_##l, matmul_q8_0_##l, matmul_q6_K_##l, matmul_q5_0_##l,           \
+                   matmul_q5_1_##l, matmul_iq4_NL_##l, matmul_q2_K_##l, matmul_q3_K_##l,         \
+                   matmul_q4_K_##l, matmul_q5_K_##l},                                            \
+        .rms_norm = rms_norm_##l,                                                                \
+        .quantize_column = quantize_column_##l,                                                  \
+        .rope_head = rope_head_##l,                                                              \
+        .silu_mul = silu_mul_##l,                                                                \
+        .to_f16 = to_f16_##l,                                                                    \
+        .to_f32 = to_f32_##l,                                                                    \
+        .rotate_back = rotate_back_##l,                                                          \
+        .scores = {{scores_roped_f16_##l, scores_roped_f32_##l},                                 \
+                   {scores_raw_f16_##l, scores_raw_f32_##l}},                                    \
+        .keys = {keys_f16_##l, keys_f32_##l},                                                    \
+        .tile_scores = tile_scores_##l,                                                          \
+        .softmax_block = softmax_block_##l,                                                      \
+        .weigh = {weigh_f16_##l, weigh_f32_##l},                                                 \
+        .unit_scores = {{[C_Q8_0] = unit_scores_roped_q8_0_##l, unit_scores_roped_q4_0_##l,      \
+                         unit_scores_roped_q8_ch_##l, unit_scores_roped_q4_ch_##l},              \
+                        {[C_Q8_0] = unit_scores_raw_q8_0_##l, unit_scores_raw_q4_0_##l,          \
+                         unit_scores_raw_q8_ch_##l, unit_scores_raw_q4_ch_##l}},                 \
+        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_##l, unit_weigh_q4_0_##l, unit_weigh_q8_ch_##l, \
+                       unit_weigh_q4_ch_##l},                                                    \
+        .dequantize = {[C_Q8_0] = dequantize_q8_0_##l, dequantize_q4_0_##l, dequantize_q8_ch_##l, \
+                       dequantize_q4_ch_##l},                                                    \
+        .quantize = {[C_Q8_0] = quantize_q8_0_##l, quantize_q4_0_##l, quantize_q8_ch_##l,        \
+                     quantize_q4_ch_##l},                                                        \
+    }
+
 static void select_level(int level) {
-    kernels_t k = {
-        .level = LEVEL_SCALAR,
-        .matmul = {matmul_f32_scalar, matmul_f16_scalar, matmul_bf16_scalar, matmul_q4_0_scalar,
-                   matmul_q4_1_scalar, matmul_q8_0_scalar, matmul_q6_K_scalar,
-                   matmul_q5_0_scalar, matmul_q5_1_scalar, matmul_iq4_NL_scalar, matmul_q2_K_scalar,
-                   matmul_q3_K_scalar, matmul_q4_K_scalar, matmul_q5_K_scalar},
-        .rms_norm = rms_norm_scalar,
-        .quantize_column = quantize_column_scalar,
-        .rope_head = rope_head_scalar,
-        .silu_mul = silu_mul_scalar,
-        .to_f16 = to_f16_scalar,
-        .to_f32 = to_f32_scalar,
-        .rotate_back = rotate_back_scalar,
-        .scores = {{scores_roped_f16_scalar, scores_roped_f32_scalar},
-                   {scores_raw_f16_scalar, scores_raw_f32_scalar}},
-        .keys = {keys_f16_scalar, keys_f32_scalar},
-        .tile_scores = tile_scores_scalar,
-        .softmax_block = softmax_block_scalar,
-        .weigh = {weigh_f16_scalar, weigh_f32_scalar},
-        .unit_scores = {
-            {[C_Q8_0] = unit_scores_roped_q8_0_scalar, unit_scores_roped_q4_0_scalar,
-             unit_scores_roped_q8_ch_scalar, unit_scores_roped_q4_ch_scalar},
-            {[C_Q8_0] = unit_scores_raw_q8_0_scalar, unit_scores_raw_q4_0_scalar,
-             unit_scores_raw_q8_ch_scalar, unit_scores_raw_q4_ch_scalar},
-        },
-        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_scalar, unit_weigh_q4_0_scalar,
-                       unit_weigh_q8_ch_scalar, unit_weigh_q4_ch_scalar},
-        .dequantize = {[C_Q8_0] = dequantize_q8_0_scalar, dequantize_q4_0_scalar,
-                       dequantize_q8_ch_scalar, dequantize_q4_ch_scalar},
-        .quantize = {[C_Q8_0] = quantize_q8_0_scalar, quantize_q4_0_scalar,
-                     quantize_q8_ch_scalar, quantize_q4_ch_scalar},
-    };
-    KERNELS = k;
+    const kernels_t scalar = KERNELS_OF(scalar, LEVEL_SCALAR);
+    KERNELS = scalar;
     if (level == LEVEL_SCALAR) return;
 #ifdef LARIAT_X86
-    kernels_t avx2 = {
-        .level = LEVEL_AVX2,
-        .matmul = {matmul_f32_avx2, matmul_f16_avx2, matmul_bf16_avx2, matmul_q4_0_avx2,
-                   matmul_q4_1_avx2, matmul_q8_0_avx2, matmul_q6_K_avx2,
-                   matmul_q5_0_avx2, matmul_q5_1_avx2, matmul_iq4_NL_avx2, matmul_q2_K_avx2,
-                   matmul_q3_K_avx2, matmul_q4_K_avx2, matmul_q5_K_avx2},
-        .rms_norm = rms_norm_avx2,
-        .quantize_column = quantize_column_avx2,
-        .rope_head = rope_head_avx2,
-        .silu_mul = silu_mul_avx2,
-        .to_f16 = to_f16_avx2,
-        .to_f32 = to_f32_avx2,
-        .rotate_back = rotate_back_avx2,
-        .scores = {{scores_roped_f16_avx2, scores_roped_f32_avx2},
-                   {scores_raw_f16_avx2, scores_raw_f32_avx2}},
-        .keys = {keys_f16_avx2, keys_f32_avx2},
-        .tile_scores = tile_scores_avx2,
-        .softmax_block = softmax_block_avx2,
-        .weigh = {weigh_f16_avx2, weigh_f32_avx2},
-        .unit_scores = {
-            {[C_Q8_0] = unit_scores_roped_q8_0_avx2, unit_scores_roped_q4_0_avx2,
-             unit_scores_roped_q8_ch_avx2, unit_scores_roped_q4_ch_avx2},
-            {[C_Q8_0] = unit_scores_raw_q8_0_avx2, unit_scores_raw_q4_0_avx2,
-             unit_scores_raw_q8_ch_avx2, unit_scores_raw_q4_ch_avx2},
-        },
-        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_avx2, unit_weigh_q4_0_avx2,
-                       unit_weigh_q8_ch_avx2, unit_weigh_q4_ch_avx2},
-        .dequantize = {[C_Q8_0] = dequantize_q8_0_avx2, dequantize_q4_0_avx2,
-                       dequantize_q8_ch_avx2, dequantize_q4_ch_avx2},
-        .quantize = {[C_Q8_0] = quantize_q8_0_avx2, quantize_q4_0_avx2,
-                     quantize_q8_ch_avx2, quantize_q4_ch_avx2},
-    };
+    const kernels_t avx2 = KERNELS_OF(avx2, LEVEL_AVX2);
     KERNELS = avx2;
     if (level == LEVEL_AVX2) return;
-    kernels_t avx512 = {
-        .level = LEVEL_AVX512,
-        .matmul = {matmul_f32_avx512, matmul_f16_avx512, matmul_bf16_avx512, matmul_q4_0_avx512,
-                   matmul_q4_1_avx512, matmul_q8_0_avx512, matmul_q6_K_avx512,
-                   matmul_q5_0_avx512, matmul_q5_1_avx512, matmul_iq4_NL_avx512, matmul_q2_K_avx512,
-                   matmul_q3_K_avx512, matmul_q4_K_avx512, matmul_q5_K_avx512},
-        .rms_norm = rms_norm_avx512,
-        .quantize_column = quantize_column_avx512,
-        .rope_head = rope_head_avx512,
-        .silu_mul = silu_mul_avx512,
-        .to_f16 = to_f16_avx512,
-        .to_f32 = to_f32_avx512,
-        .rotate_back = rotate_back_avx512,
-        .scores = {{scores_roped_f16_avx512, scores_roped_f32_avx512},
-                   {scores_raw_f16_avx512, scores_raw_f32_avx512}},
-        .keys = {keys_f16_avx512, keys_f32_avx512},
-        .tile_scores = tile_scores_avx512,
-        .softmax_block = softmax_block_avx512,
-        .weigh = {weigh_f16_avx512, weigh_f32_avx512},
-        .unit_scores = {
-            {[C_Q8_0] = unit_scores_roped_q8_0_avx512, unit_scores_roped_q4_0_avx512,
-             unit_scores_roped_q8_ch_avx512, unit_scores_roped_q4_ch_avx512},
-            {[C_Q8_0] = unit_scores_raw_q8_0_avx512, unit_scores_raw_q4_0_avx512,
-             unit_scores_raw_q8_ch_avx512, unit_scores_raw_q4_ch_avx512},
-        },
-        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_avx512, unit_weigh_q4_0_avx512,
-                       unit_weigh_q8_ch_avx512, unit_weigh_q4_ch_avx512},
-        .dequantize = {[C_Q8_0] = dequantize_q8_0_avx512, dequantize_q4_0_avx512,
-                       dequantize_q8_ch_avx512, dequantize_q4_ch_avx512},
-        .quantize = {[C_Q8_0] = quantize_q8_0_avx512, quantize_q4_0_avx512,
-                     quantize_q8_ch_avx512, quantize_q4_ch_avx512},
-    };
+    const kernels_t avx512 = KERNELS_OF(avx512, LEVEL_AVX512);
     KERNELS = avx512;
 #endif
 }

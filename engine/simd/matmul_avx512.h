@@ -259,23 +259,20 @@ ALWAYS_INLINE void q6_K_columns_avx512(const void *weights, const activations_t 
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-/* A tile's width is one of five, each compiled on its own so that its sums stay in registers, and for
- * each kind of core. What follows `columns` is passed on. */
-#define CORES_AVX512(columns, nc, ...)                                                     \
-    if (CORE == CORE_INTEL)                                                                \
-        columns(w, a, col, nc, out, out_stride, n_rows, add, CORE_INTEL, ##__VA_ARGS__);   \
-    else                                                                                   \
-        columns(w, a, col, nc, out, out_stride, n_rows, add, CORE_OTHER, ##__VA_ARGS__)
-#define MATMUL_AVX512(name, columns, ...)                                             \
-    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,  \
-                     float *out, int64_t out_stride, int n_rows, int add) {           \
-        switch (n_cols) {                                                             \
-        case 16: CORES_AVX512(columns, 16, ##__VA_ARGS__); break;                     \
-        case 8: CORES_AVX512(columns, 8, ##__VA_ARGS__); break;                       \
-        case 4: CORES_AVX512(columns, 4, ##__VA_ARGS__); break;                       \
-        case 2: CORES_AVX512(columns, 2, ##__VA_ARGS__); break;                       \
-        default: CORES_AVX512(columns, 1, ##__VA_ARGS__);                             \
-        }                                                                             \
+/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. What
+ * follows `columns` is passed on. */
+#define COLUMNS_AVX512(columns, nc, ...) \
+    BY_CORE(columns, w, a, col, nc, out, out_stride, n_rows, add, ##__VA_ARGS__)
+#define MATMUL_AVX512(name, columns, ...)                                            \
+    static void name(const void *w, const activations_t *a, int64_t col, int n_cols, \
+                     float *out, int64_t out_stride, int n_rows, int add) {          \
+        switch (n_cols) {                                                            \
+        case 16: COLUMNS_AVX512(columns, 16, ##__VA_ARGS__); break;                  \
+        case 8: COLUMNS_AVX512(columns, 8, ##__VA_ARGS__); break;                    \
+        case 4: COLUMNS_AVX512(columns, 4, ##__VA_ARGS__); break;                    \
+        case 2: COLUMNS_AVX512(columns, 2, ##__VA_ARGS__); break;                    \
+        default: COLUMNS_AVX512(columns, 1, ##__VA_ARGS__);                          \
+        }                                                                            \
     }
 MATMUL_AVX512(matmul_q4_0_avx512, q4_0_columns_avx512)
 MATMUL_AVX512(matmul_q4_1_avx512, q4_1_columns_avx512)
@@ -317,10 +314,10 @@ ALWAYS_INLINE void float_columns_avx512(const void *w, const float *x, int64_t n
     store_columns_avx512(even, nc, out, out_stride, n_rows, add);
 }
 
-ALWAYS_INLINE void float_columns_of_core_avx512(const void *w, const activations_t *a, int64_t col,
-                                                int n_cols, float *out, int64_t out_stride,
-                                                int n_rows, int add, const int type,
-                                                const int fetch) {
+ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int64_t col, int n_cols,
+                                     float *out, int64_t out_stride, int n_rows, int add,
+                                     const int type, const int core) {
+    const int fetch = core == CORE_INTEL ? FETCH_TWICE : FETCH_NONE;
     const float *x = a->x + col * a->n_k;
     const int64_t n_k = a->n_k;
     int c = 0;
@@ -335,30 +332,14 @@ ALWAYS_INLINE void float_columns_of_core_avx512(const void *w, const activations
                              type, fetch);
 }
 
-ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int64_t col, int n_cols,
-                                     float *out, int64_t out_stride, int n_rows, int add,
-                                     const int type) {
-    if (CORE == CORE_INTEL)
-        float_columns_of_core_avx512(w, a, col, n_cols, out, out_stride, n_rows, add, type,
-                                     FETCH_TWICE);
-    else
-        float_columns_of_core_avx512(w, a, col, n_cols, out, out_stride, n_rows, add, type,
-                                     FETCH_NONE);
-}
-
-static void matmul_f32_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                              float *out, int64_t out_stride, int n_rows, int add) {
-    float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, F32_WEIGHTS_AVX512);
-}
-
-static void matmul_f16_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                              float *out, int64_t out_stride, int n_rows, int add) {
-    float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, F16_WEIGHTS_AVX512);
-}
-
-static void matmul_bf16_avx512(const void *weights, const activations_t *a, int64_t col, int n_cols,
-                               float *out, int64_t out_stride, int n_rows, int add) {
-    float_tile_avx512(weights, a, col, n_cols, out, out_stride, n_rows, add, BF16_WEIGHTS_AVX512);
-}
+#define FLOAT_MATMUL_AVX512(name, type)                                                 \
+    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,    \
+                     float *out, int64_t out_stride, int n_rows, int add) {             \
+        BY_CORE(float_tile_avx512, w, a, col, n_cols, out, out_stride, n_rows, add, type); \
+    }
+FLOAT_MATMUL_AVX512(matmul_f32_avx512, F32_WEIGHTS_AVX512)
+FLOAT_MATMUL_AVX512(matmul_f16_avx512, F16_WEIGHTS_AVX512)
+FLOAT_MATMUL_AVX512(matmul_bf16_avx512, BF16_WEIGHTS_AVX512)
+#undef FLOAT_MATMUL_AVX512
 
 #endif

@@ -48,7 +48,7 @@ ALWAYS_INLINE __m512 scaled_f16_avx512(const f16_t *f16, const int8_t *factor, c
 
 ALWAYS_INLINE void k_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                     const int nc, float *out, int64_t out_stride, int n_rows,
-                                    int add, const int core, const int type) {
+                                    int add, const int type, const int core) {
     const int n = columns_at_once(core, nc);
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
@@ -191,7 +191,7 @@ ALWAYS_INLINE void part_scales_avx512(const activations_t *a, int64_t at, const 
 
 ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_t *a, int64_t col,
                                          const int nc, float *out, int64_t out_stride, int n_rows,
-                                         int add, const int core, const int type) {
+                                         int add, const int type, const int core) {
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
@@ -244,7 +244,7 @@ MATMUL_AVX512(matmul_q4_K_avx512, paired_columns_avx512, W_Q4_K)
 MATMUL_AVX512(matmul_q5_K_avx512, paired_columns_avx512, W_Q5_K)
 
 #undef MATMUL_AVX512
-#undef CORES_AVX512
+#undef COLUMNS_AVX512
 #undef FOR_COLUMNS_BY
 #undef FOR_EACH_OF
 #undef FOR_EACH_COLUMN
