@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import _kernels
+from engine import ChunkLibrary, _kernels
 
 
 @pytest.fixture
@@ -20,6 +20,12 @@ def put(tmp_path: Path) -> Callable[[bytes], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> ChunkLibrary:
+    """A chunk library whose folder is not there yet."""
+    return ChunkLibrary(tmp_path / "shelf")
 
 
 @pytest.fixture(params=_kernels.variants(), ids="-".join)

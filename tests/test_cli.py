@@ -13,21 +13,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine import LLM, GGUFFile, SamplingParams, Tokenizer
 from engine.cli import prompt
-from engine.cli.main import main
+from tests.command_line import ROOT, Run, check_refused, runner, start
 from tests.model_files import vocabulary_metadata, write_gguf, write_llama
 
-ROOT = Path(__file__).parent.parent
-LARIAT = [sys.executable, "-m", "engine"]
 TEXT = "the man and the hat"
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +39,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main(argv)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
-def check_refused(result: tuple[int, str, str], code: int, *expected: str) -> None:
-    """Nothing on stdout, and one sentence on stderr that contains the expected parts."""
-    assert result[:2] == (code, "")
-    assert result[2].startswith("lariat: error: ")
-    assert result[2].count("\n") == 1
-    assert result[2].endswith("\n")
-    for part in expected:
-        assert part in result[2]
+    return runner(capfd)
 
 
 # ---- bad flags ---------------------------------------------------------------------------
@@ -434,17 +411,6 @@ def test_version(run: Run) -> None:
 
 
 # ---- the process: pipes, signals, terminals ----------------------------------------------
-
-
-def start(*argv: str, **options: object) -> subprocess.Popen[bytes]:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-        [*LARIAT, *argv],
-        cwd=ROOT,
-        # A background job starts with SIGINT ignored, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **options,
-    )
 
 
 def test_module_is_the_command(model: str) -> None:

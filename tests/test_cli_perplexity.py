@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine import LLM
-from engine.cli.main import main
 from engine.perplexity import cut, measure
+from tests.command_line import Run, check_refused, runner
 from tests.model_files import write_llama
 
 TEXT = "the man and the hat " * 40
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +29,7 @@ def text(tmp_path: Path) -> str:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], model: str) -> Run:
-    def run(*argv: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main(("perplexity", "-m", model, *argv))
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return runner(capfd, "perplexity", "-m", model)
 
 
 @pytest.mark.parametrize("cache", ["roped", "raw"])
@@ -83,40 +75,32 @@ def test_save_and_compare(run: Run, text: str, tmp_path: Path, flag: str) -> Non
         assert name in out
 
 
-def refused(result: tuple[int, str, str], code: int, *expected: str) -> None:
-    assert result[:2] == (code, "")
-    assert result[2].startswith("lariat: error: ")
-    assert result[2].count("\n") == 1
-    for part in expected:
-        assert part in result[2]
-
-
 def test_bad_input(run: Run, text: str, tmp_path: Path) -> None:
-    refused(run("-p", "the man"), 1, "tokens", "at least 1024")
-    refused(run(), 2, "-p/--prompt", "-f/--file")
-    refused(run("-f", str(tmp_path / "none.txt")), 1, "none.txt: No such file")
+    check_refused(run("-p", "the man"), 1, "tokens", "at least 1024")
+    check_refused(run(), 2, "-p/--prompt", "-f/--file")
+    check_refused(run("-f", str(tmp_path / "none.txt")), 1, "none.txt: No such file")
     (tmp_path / "empty.txt").write_text("")
-    refused(run("-f", str(tmp_path / "empty.txt")), 1, "is empty")
+    check_refused(run("-f", str(tmp_path / "empty.txt")), 1, "is empty")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 50)
-    refused(run("-f", str(tmp_path / "latin.txt")), 1, "not valid UTF-8")
-    refused(run("-f", text, "--chunks", "0"), 2, "--chunks")
-    refused(run("-f", text, "-c", "2"), 2, "-c/--ctx-size")
-    refused(run("-f", text, "-ctk", "q3"), 2, "-ctk")
-    refused(run("-f", text, "--kl-divergence"), 2, "--kl-base")
+    check_refused(run("-f", str(tmp_path / "latin.txt")), 1, "not valid UTF-8")
+    check_refused(run("-f", text, "--chunks", "0"), 2, "--chunks")
+    check_refused(run("-f", text, "-c", "2"), 2, "-c/--ctx-size")
+    check_refused(run("-f", text, "-ctk", "q3"), 2, "-ctk")
+    check_refused(run("-f", text, "--kl-divergence"), 2, "--kl-base")
 
 
 def test_bad_base(run: Run, text: str, tmp_path: Path) -> None:
     base = str(tmp_path / "base.kl")
-    refused(run("--kl-base", base, "--kl-divergence"), 1, "base.kl: No such file")
+    check_refused(run("--kl-base", base, "--kl-divergence"), 1, "base.kl: No such file")
     (tmp_path / "base.kl").write_bytes(b"x" * 100)
-    refused(run("--kl-base", base, "--kl-divergence"), 1, "is damaged")
+    check_refused(run("--kl-base", base, "--kl-divergence"), 1, "is damaged")
     assert run("-f", text, "-c", "40", "--kl-base", base, "--chunks", "2")[0] == 0
-    refused(run("-f", text, "--kl-base", base, "--kl-divergence"), 1, "another text")
+    check_refused(run("-f", text, "--kl-base", base, "--kl-divergence"), 1, "another text")
 
 
 def test_where_no_file_can_be_written_is_known_before_the_run(
     run: Run, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.llm.LLM.__init__", lambda *_, **__: pytest.fail("it was loaded"))
-    refused(run("-f", text, "--kl-base", str(tmp_path)), 1, "is a folder")
-    refused(run("-f", text, "--kl-base", str(tmp_path / "no" / "b")), 1, "does not exist")
+    check_refused(run("-f", text, "--kl-base", str(tmp_path)), 1, "is a folder")
+    check_refused(run("-f", text, "--kl-base", str(tmp_path / "no" / "b")), 1, "does not exist")

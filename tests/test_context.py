@@ -1,47 +1,35 @@
-"""Contexts that are edited: exactness, isolation, files, and that no block is ever lost."""
+"""Contexts that are edited: exactness, isolation, streams, and that no block is ever lost.
+
+What concerns types by channel is in test_context_channels.py, saved contexts in
+test_context_file.py.
+"""
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine import LLM, SamplingParams, _kernels, context_file
-from engine.config import CACHE_TYPES, RopeConfig
+from engine import SamplingParams, _kernels
+from engine.config import CACHE_TYPES
 from engine.context import Context
-from engine.errors import ContextError, LariatError
+from engine.errors import ContextError
 from tests.cache_units import CHANNEL_TYPES
+from tests.contexts import CACHES, GREEDY, ids_of, load, n_free, write_deep, write_shallow
 from tests.model_files import write_llama
 from tests.reference import Reference, relative_error
-
-CACHES = ("roped", "raw")
-GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
-
-
-def ids_of(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 288, n).tolist()
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One layer: there a key depends on its own token alone, so any edit has an exact answer."""
-    folder = tmp_path_factory.mktemp("model")
-    return write_llama(folder / "m.gguf", n_layers=1, n_ctx=512, head_dim=32)
+    return write_shallow(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    return write_llama(folder / "m.gguf", n_layers=3, n_ctx=512, head_dim=32)
-
-
-def load(path: Path, cache: str, **options) -> LLM:
-    return LLM(
-        path, **{"cache": cache, "type_k": "f32", "type_v": "f32", "n_threads": 2, **options}
-    )
+    return write_deep(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +37,6 @@ def _restore_isa():
     before = _kernels.isa()
     yield
     _kernels.use_isa(before)
-
-
-def n_free(llm: LLM) -> int:
-    return llm._cache.pool.n_free
 
 
 # ---- exactness ---------------------------------------------------------------------------
@@ -243,144 +227,6 @@ def test_thousands_of_random_edits_leak_no_block(path, cache):
         assert n_free(llm) == llm._cache.pool.n_blocks
 
 
-# ---- types by channel: quantized once a block is full -----------------------------------------
-
-
-def blocks_of(context: Context) -> list[int]:
-    return context._segments.segments[:, 0].tolist()
-
-
-@pytest.mark.parametrize("types", CHANNEL_TYPES)
-@pytest.mark.parametrize("cache", CACHES)
-def test_a_shortened_block_is_never_written_again(path, cache, types):
-    """What follows stands in a fresh block, and the old one keeps its bytes."""
-    with load(path, cache, type_k=types, type_v=types) as llm, llm.context() as context:
-        context.append(ids_of(70))
-        pool, memory = llm._cache.pool, llm._cache._memory
-        sealed = [pool.is_sealed(block) for block in blocks_of(context)]
-        assert sealed == [True, True, False]
-        first, second, _ = blocks_of(context)
-        units = memory._k.units[:, [first, second]].copy()
-        with context.fork() as other:
-            context.truncate(40)
-            context.append(ids_of(9, 1))
-            assert blocks_of(context)[:2] == [first, second]
-            assert len(context._segments.segments) == 3
-            context.append(ids_of(60, 2))
-            expected = context.logits([3])
-            other.append(ids_of(60, 3))
-            other.truncate(10)
-            other.append(ids_of(60, 4))
-        assert np.array_equal(context.logits([3]), expected)
-        assert np.array_equal(memory._k.units[:, [first, second]], units)
-        n = 40 + 9 + 60
-        assert context.compact() == 0
-        assert len(context) == n
-    assert (memory.open_at >= 0).sum() <= 2
-
-
-@pytest.mark.parametrize("types", CHANNEL_TYPES)
-def test_raw_edits_quantize_nothing_anew(path, types):
-    with load(path, "raw", type_k=types, type_v=types) as llm, llm.context() as context:
-        context.append(ids_of(128))
-        memory = llm._cache._memory
-        before = [side.units.copy() for side in memory._sides]
-        context.delete(10, 20)
-        context.move(30, 60, 0)
-        with context.fork() as other:
-            context.insert(7, other)
-        assert (memory.open_at == -1).all()
-        for side, units in zip(memory._sides, before, strict=True):
-            assert np.array_equal(side.units, units)
-
-
-@pytest.mark.parametrize("types", CHANNEL_TYPES)
-def test_roped_keys_by_channel_keep_their_positions(path, types):
-    with load(path, "roped", type_k=types, type_v=types) as llm, llm.context() as context:
-        context.append(ids_of(80))
-        expected = context.logits([3])
-        for edit in (
-            lambda: context.delete(3, 9),
-            lambda: context.move(0, 40, 10),
-            lambda: context.insert(5, [4]),
-        ):
-            with pytest.raises(ContextError, match="cannot change their positions: use the raw"):
-                edit()
-            assert np.array_equal(context.logits([3]), expected)
-        context.delete(60, 80)
-        with context.fork() as other:
-            assert np.array_equal(other.logits([3]), context.logits([3]))
-
-
-def test_values_by_channel_move_with_roped_keys_of_another_type(path):
-    """Blocks that another context reads are copied with their scales."""
-    ids = ids_of(100)
-    with load(path, "roped", type_k="f32", type_v="q8_ch") as llm, llm.context() as context:
-        context.append(ids)
-        expected = context.logits([3])
-        with context.fork() as other:
-            other.delete(0, 20)
-            wanted = Reference(path).logits([*ids[20:], 3])[-1:]
-            assert relative_error(other.logits([3]), wanted) < 2e-2
-            other.insert(5, context)
-            wanted = Reference(path).logits([*ids[20:25], *ids, *ids[25:], 3])[-1:]
-            assert relative_error(other.logits([3]), wanted) < 2e-2
-        assert np.array_equal(context.logits([3]), expected)
-
-
-@pytest.mark.parametrize("types", ["q8_0", *CHANNEL_TYPES])
-def test_random_edits_of_quantized_contexts(path, types):
-    """Against lists of ids, and against the reference, from which 8 bits stay near."""
-    rng = random.Random(1)
-    with load(path, "raw", n_ctx=256, type_k=types, type_v="q8_ch") as llm:
-        contexts, model = [llm.context(), llm.context()], [[], []]
-        for step in range(300):
-            who = rng.randrange(2)
-            context, ids = contexts[who], model[who]
-            a, b = sorted((rng.randint(0, len(ids)), rng.randint(0, len(ids))))
-            new = ids_of(rng.randint(0, 40), step)
-            try:
-                match rng.choice(["append", "insert", "delete", "move", "fork", "join", "compact"]):
-                    case "append":
-                        context.append(new)
-                        ids = ids + new
-                    case "insert":
-                        context.insert(a, new[:5])
-                        ids = ids[:a] + new[:5] + ids[a:]
-                    case "delete":
-                        context.delete(a, b)
-                        ids = ids[:a] + ids[b:]
-                    case "move":
-                        rest = ids[:a] + ids[b:]
-                        to = rng.randint(0, len(rest))
-                        context.move(a, b, to)
-                        ids = rest[:to] + ids[a:b] + rest[to:]
-                    case "fork":
-                        context.close()
-                        contexts[who], ids = contexts[1 - who].fork(), list(model[1 - who])
-                    case "join":
-                        context.insert(a, contexts[1 - who])
-                        ids = ids[:a] + model[1 - who] + ids[a:]
-                    case _:
-                        context.compact()
-            except ContextError:
-                pass
-            model[who] = ids
-            assert [c.tokens for c in contexts] == model
-            if step % 20 == 19 and 0 < len(ids) < 250:
-                try:
-                    got = contexts[who].logits([4])
-                except ContextError:
-                    continue
-                wanted = Reference(path).logits([*ids, 4])[-1:]
-                assert relative_error(got, wanted) < (0.3 if types == "q4_ch" else 3e-2)
-        for context in contexts:
-            context.close()
-        assert n_free(llm) == llm._cache.pool.n_blocks
-        llm._cache._memory.open(np.zeros(0, np.int32), llm._cache.pool)
-        assert (llm._cache._memory.open_at == -1).all()
-
-
 # ---- with streams ------------------------------------------------------------------------
 
 
@@ -454,124 +300,6 @@ def test_an_interrupted_step_leaves_the_context_as_it_was(deep, monkeypatch):
         monkeypatch.undo()
         context.truncate(40)
         assert np.array_equal(context.logits([3]), expected)
-
-
-# ---- files -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("types", CACHE_TYPES)
-def test_saved_and_loaded_goes_on_bit_for_bit(deep, cache, types, tmp_path):
-    file = tmp_path / "context.safetensors"
-    with load(deep, cache, type_k=types, type_v=types) as llm, llm.context() as context:
-        context.append(ids_of(90))
-        if cache == "raw" or types not in CHANNEL_TYPES:
-            context.delete(10, 25)
-        context.save(file)
-        expected = [context.logits([3, 4]), context.logits(ids_of(40))]
-        tokens = context.tokens
-    with load(deep, cache, type_k=types, type_v=types) as llm, llm.context() as context:
-        context.append([5, 6, 7])
-        context.load(file)
-        assert context.tokens == tokens
-        assert np.array_equal(context.logits([3, 4]), expected[0])
-        assert np.array_equal(context.logits(ids_of(40)), expected[1])
-
-
-def test_files_that_do_not_fit_are_refused_and_nothing_is_lost(deep, path, tmp_path):
-    file = tmp_path / "context.safetensors"
-    with load(deep, "raw") as llm, llm.context() as context:
-        context.append(ids_of(40))
-        context.save(file)
-        whole = file.read_bytes()
-        expected = context.logits([3])
-
-        def refused(match: str) -> None:
-            with pytest.raises(LariatError, match=match):
-                context.load(file)
-            assert np.array_equal(context.logits([3]), expected)
-
-        for n in (0, 7, 100, len(whole) - 1):
-            file.write_bytes(whole[:n])
-            refused("damaged")
-        file.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
-        refused("checksum")
-        # NumPy does not know every type that the format has.
-        n = 8 + int.from_bytes(whole[:8], "little")
-        header = json.loads(whole[8:n])
-        header["keys"] |= {"dtype": "F8_E5M2", "shape": [4 * 40, *header["keys"]["shape"]]}
-        header["keys"]["shape"].remove(40)
-        text = json.dumps(header).encode()
-        file.write_bytes(len(text).to_bytes(8, "little") + text + whole[n:])
-        refused("damaged: its tensors are of other types")
-        file.write_bytes(whole)
-        saved = context_file.load(file, {})
-        for forged in (-1, llm.n_vocab, 2**31 - 1):  # the checksum is right
-            tokens = np.append(saved.tokens[:-1], np.int32(forged))
-            context_file.save(file, llm.cache_kind(), saved._replace(tokens=tokens))
-            refused("damaged: token id .* out of range")
-        segments = saved.segments.copy()
-        segments[-1, 1] = 2**31 - 1  # and its length: less than 0 in 32 bits
-        context_file.save(file, llm.cache_kind(), saved._replace(segments=segments))
-        refused("damaged: its parts do not fit")
-        with pytest.raises(FileNotFoundError):
-            context.load(tmp_path / "none")
-        with pytest.raises(ContextError, match="cannot be written"):
-            context.save(tmp_path / "no" / "folder")
-        with pytest.raises(ContextError, match="directory"):
-            context.save(tmp_path)
-        assert sorted(p.name for p in tmp_path.iterdir()) == [file.name]
-    file.write_bytes(whole)
-    for other, options, match in (
-        (deep, {"cache": "roped"}, "cache strategy"),
-        (deep, {"cache": "raw", "type_k": "f16"}, "type of keys"),
-        (deep, {"cache": "raw", "type_v": "q8_0"}, "type of values"),
-        (path, {"cache": "raw"}, "another model"),
-    ):
-        with load(other, **options) as llm, llm.context() as context:
-            with pytest.raises(ContextError, match=match):
-                context.load(file)
-            assert len(context) == 0
-    with (
-        load(deep, "raw", n_ctx=32) as llm,
-        llm.context() as context,
-        pytest.raises(ContextError, match="40 tokens, more than the context of 32"),
-    ):
-        context.load(file)
-
-
-@pytest.mark.parametrize("cache", CACHES)
-def test_a_context_of_another_rope_is_refused_by_name(deep, cache, tmp_path):
-    """Rotated keys have the angles in them, raw ones what their tokens saw with them."""
-    file, stretched = tmp_path / "context.safetensors", RopeConfig("linear", scale=2.0)
-    with load(deep, cache) as llm, llm.context() as context:
-        context.append(ids_of(40))
-        context.save(file)
-        expected = context.logits([3])
-    with load(deep, cache, rope=stretched) as llm, llm.context() as context:
-        context.append([4, 5])
-        with pytest.raises(ContextError) as error:
-            context.load(file)
-        assert str(error.value) == (
-            f"{file}: was saved with another RoPE: 'base 10000.0', "
-            "expected 'base 10000.0, scale 2.0'"
-        )
-        assert context.tokens == [4, 5]
-    with load(deep, cache, rope=RopeConfig("none", scale=7.0)) as llm, llm.context() as context:
-        context.load(file)  # other words for the same angles
-        assert np.array_equal(context.logits([3]), expected)
-
-
-def test_a_file_of_an_earlier_version_is_refused_by_name(deep, tmp_path):
-    file = tmp_path / "context.safetensors"
-    with load(deep, "raw") as llm, llm.context() as context:
-        context.append([4, 5])
-        context.save(file)
-        whole = file.read_bytes()
-        file.write_bytes(whole.replace(b'"version":"2"', b'"version":"1"'))
-        with pytest.raises(ContextError, match="another format version: '1', expected '2'"):
-            context.load(file)
-        assert context.tokens == [4, 5]
 
 
 # ---- bad input ---------------------------------------------------------------------------

@@ -15,17 +15,13 @@ from engine.scheduler import Scheduler
 from engine.segments import SLOTS, BlockPool, SegmentList
 from engine.sequence import Completion, Sequence
 from tests.cache_units import CHANNEL_TYPES, QUANTIZED
+from tests.contexts import CACHES, ids_of
 from tests.model_files import write_llama
 from tests.reference import Reference, relative_error
 
-CACHES = ("roped", "raw")
 N_CTX = 96
 SPARE = 2
 EOS = 2
-
-
-def ids_of(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 288, n).tolist()
 
 
 def shifting(max_tokens: int = 200, **more) -> SamplingParams:

@@ -1,7 +1,7 @@
 """Hostile files: whatever stands in a file, it is read or refused with one sentence.
 
 SECURITY.md has the promise. Parsing and files are here; metadata, values and messages in
-test_hostile_models.py, vocabularies in test_tokenizer.py and test_tokenizer_bpe.py
+test_hostile_models.py, vocabularies in test_tokenizer_metadata.py and test_tokenizer_bpe.py
 (`test_bad_metadata`, `test_odd_vocabularies`), tensors that do not fit in test_weights.py, threads
 and processes in test_hostile_processes.py, costs in test_hostile_costs.py.
 """

@@ -1,47 +1,28 @@
-"""Chunk libraries: exact at any place, one copy in memory, safe files, and no block ever lost."""
+"""Chunk libraries: exact at any place, one copy in memory, settings that fit, no block ever lost.
+
+The files of a library are in test_library_folder.py.
+"""
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine import (
-    LLM,
-    ChunkLibrary,
-    ContextError,
-    SamplingParams,
-    _kernels,
-    chunk_file,
-    library,
-    memory,
-)
-from engine.cli.main import main
+from engine import ChunkLibrary, ContextError, _kernels, memory
 from engine.config import RopeConfig
 from engine.context import Context
 from tests.cache_units import QUANTIZED
+from tests.contexts import GREEDY, MAPPED, ids_of, load, n_held, write_mapped
 from tests.model_files import write_llama
 from tests.reference import Reference, relative_error
 
-GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 BOS = 1
-# Blocks of whole pages are mapped (8192 bytes of keys with f32, 4096 with f16), others are copied.
-SHAPES = {
-    "mapped": {"dim": 128, "n_heads": 4, "n_kv_heads": 2},
-    "copied": {"dim": 96, "n_heads": 4, "n_kv_heads": 2},
-}
-
-
-def ids_of(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 288, n).tolist()
-
-
+# Blocks that are no whole pages are copied.
+SHAPES = {"mapped": MAPPED, "copied": {"dim": 96, "n_heads": 4, "n_kv_heads": 2}}
 A, B, C = ids_of(50), ids_of(41, 1), ids_of(37, 2)
 
 
@@ -70,13 +51,7 @@ def quantized_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    return write_llama(folder / "m.gguf", n_layers=3, n_ctx=512, **SHAPES["mapped"])
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> ChunkLibrary:
-    return ChunkLibrary(tmp_path / "shelf")
+    return write_mapped(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)
@@ -84,16 +59,6 @@ def _restore_isa() -> Iterator[None]:
     before = _kernels.isa()
     yield
     _kernels.use_isa(before)
-
-
-def load(path: Path, cache: str = "raw", **options) -> LLM:
-    return LLM(
-        path, **{"cache": cache, "type_k": "f32", "type_v": "f32", "n_threads": 2, **options}
-    )
-
-
-def n_held(llm: LLM) -> int:
-    return llm._cache.pool.n_blocks - llm._cache.pool.n_free
 
 
 # ---- exactness ---------------------------------------------------------------------------
@@ -346,28 +311,7 @@ def test_random_edits_forks_chunks_and_shared_prefixes_leak_no_block(paths, shel
         assert n_held(llm) == 0
 
 
-# ---- the folder --------------------------------------------------------------------------
-
-
-def test_names_contents_and_files(deep, shelf):
-    with load(deep) as llm:
-        first = shelf.add(llm, "a", A)
-        computed = llm._model.forward
-        llm._model.forward = None  # the same document is not computed again
-        assert shelf.add(llm, "b", A).path == first.path
-        llm._model.forward = computed
-        shelf.add(llm, "c", "the man and the hat")
-        assert [(e.name, e.n_tokens) for e in shelf.entries()] == [
-            ("a", 50), ("b", 50), ("c", len(llm.tokenize("the man and the hat", add_bos=False)))
-        ]  # fmt: skip
-        again = ChunkLibrary(shelf.folder)
-        assert again["b"].tokens == A
-        shelf.remove("a")
-        assert again["b"].tokens == ChunkLibrary(shelf.folder)["b"].tokens == A
-        shelf.add(llm, "b", B)  # replaced; nobody refers to the old file
-        assert again["b"].tokens == B
-        assert len(list(shelf.folder.glob("*.safetensors"))) == 2
-    assert ChunkLibrary(shelf.folder / "none").entries() == []
+# ---- what fits ---------------------------------------------------------------------------
 
 
 def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(deep, paths, shelf, tmp_path):
@@ -446,202 +390,3 @@ def test_rope_settings_are_part_of_a_chunk(deep, shelf):
         with pytest.raises(ContextError, match=r"expected .*, scale 2.0, yarn 1.0 of"):
             context.append(shelf["b"])
         assert context.tokens == [BOS, *A]
-
-
-def test_damaged_files_are_refused(deep, shelf, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunk_file, "_PIECE", 1000)  # so that a file is many, the last a short one
-    with load(deep) as llm, llm.context() as context:
-        path = shelf.add(llm, "a", A).path
-        whole = path.read_bytes()
-
-        def refused(data: bytes, match: str = "damaged") -> None:
-            path.unlink()  # a mapped file that is cut in place would end the process
-            path.write_bytes(data)
-            with pytest.raises(ContextError, match=match) as error:
-                context.append(ChunkLibrary(shelf.folder)["a"])
-            assert str(path) in str(error.value)
-            assert context.tokens == []
-
-        for n in (0, 7, 300, 4096, len(whole) - 1):
-            refused(whole[:n])
-        rng = random.Random(0)
-        n_header = 8 + int.from_bytes(whole[:8], "little")
-        for at in [
-            n_header,
-            len(whole) - 1,
-            *(rng.randrange(n_header, len(whole)) for _ in "12345"),
-        ]:
-            refused(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :], "checksum")
-        refused(whole.replace(b"lariat-chunk", b"lariat-other"), "no lariat-chunk")
-        refused(whole.replace(b'"version": "2"', b'"version": "1"'), "another format version: '1'")
-        header = b'{"\\u001b[2J":{"dtype":"U8","shape":[1],"data_offsets":[0,9]}}'
-        refused(len(header).to_bytes(8, "little") + header, r"or no chunk: '[ -~]+'$")
-        path.unlink()
-        path.write_bytes(whole)
-        chunk = ChunkLibrary(shelf.folder)["a"]
-        for forged in (-1, llm.n_vocab):  # the checksum is right
-            arrays = {n: getattr(chunk, n) for n in ("keys", "values", "segments")}
-            tokens = {"tokens": np.int32([*chunk.tokens[1:], forged]), "sink": np.int32(chunk.sink)}
-            chunk_file.save(tmp_path / "forged", llm.cache_kind(99), arrays | tokens)
-            refused((tmp_path / "forged").read_bytes(), "damaged: token id .* out of range")
-        arrays = {n: getattr(chunk, n) for n in ("keys", "values")}
-        arrays |= {"tokens": np.int32(chunk.tokens), "sink": np.int32(chunk.sink)}
-        segments = chunk.segments.copy()
-        segments[-1, 1] = 2**31 - 1  # and its length: less than 0 in 32 bits
-        chunk_file.save(tmp_path / "forged", llm.cache_kind(99), arrays | {"segments": segments})
-        refused((tmp_path / "forged").read_bytes(), "damaged: its parts do not fit")
-        refused(whole + b"x")
-        # It is computed again when it is added again.
-        assert shelf.add(llm, "a", A).path.read_bytes() == whole
-        path.unlink()
-        with pytest.raises(ContextError, match="cannot be read: No such file"):
-            ChunkLibrary(shelf.folder)["a"]
-        index = shelf.folder / "index.json"
-        for bad in ("", "[", "[1]", "[" * 5000, '[{"name": "a"}]', "{}x"):
-            index.write_text(bad)
-            with pytest.raises(ContextError, match=r"index.json: is damaged"):
-                shelf.entries()
-        entry = {"name": "a", "content": "0" * 32, "n_tokens": 1, "n_bytes": 1}
-        entry |= {"model": "", "type_k": "f16", "type_v": "f16"}
-        index.write_text(json.dumps([entry]))
-        assert [e.name for e in shelf.entries()] == ["a"]
-        for key, forged in [
-            ("name", 5), ("name", "\x1b[2J"), ("content", 5), ("content", "../" * 8 + "0" * 8),
-            ("content", "0" * 5000), ("n_tokens", "1"), ("n_tokens", True), ("n_bytes", -1),
-            ("type_k", "\x1b[2J"), ("type_v", None), ("model", []), ("model", "\n"), ("more", 1),
-        ]:  # fmt: skip
-            index.write_text(json.dumps([entry | {key: forged}]))
-            with pytest.raises(ContextError, match=r"index.json: is damaged"):
-                shelf.entries()
-
-
-_ADDER = """
-import sys
-from engine import LLM, ChunkLibrary
-model, folder, who = sys.argv[1:]
-with LLM(model, cache="raw", n_threads=1) as llm:
-    shelf = ChunkLibrary(folder)
-    for i in range(12):
-        shelf.add(llm, f"{who}{i}", [3 + i, 4, 5, ord(who)])
-        shelf.add(llm, "common", [3 + i, 7])
-        if i % 3 == 0:
-            shelf.remove(f"{who}{i}")
-        assert len(shelf[f"{who}{i}"] if i % 3 else [1, 2, 3, 4]) == 4
-"""
-
-
-def test_two_processes_write_one_library(deep, shelf):
-    processes = [
-        subprocess.Popen([sys.executable, "-c", _ADDER, str(deep), str(shelf.folder), who])
-        for who in "xy"
-    ]
-    assert [process.wait() for process in processes] == [0, 0]
-    names = [e.name for e in shelf.entries()]
-    assert names == sorted(["common", *(f"{who}{i}" for who in "xy" for i in range(12) if i % 3)])
-    assert all(len(shelf[name]) in (2, 4) for name in names)
-    files = {path.stem for path in shelf.folder.glob("*.safetensors")}
-    assert files == {e.content for e in shelf.entries()}
-
-
-_CRASH = """
-import os, sys
-from engine import LLM, ChunkLibrary
-model, folder, at = sys.argv[1:]
-n = 0
-def crash(*args):
-    global n
-    n += 1
-    if n == int(at):
-        os._exit(9)
-    return real(*args)
-name = "fsync" if int(at) < 3 else "replace"
-if name == "replace":
-    at = str(int(at) - 2)
-real = getattr(os, name)
-setattr(os, name, crash)
-with LLM(model, cache="raw", n_threads=1) as llm:
-    ChunkLibrary(folder).add(llm, "b", list(range(4, 90)))
-"""
-
-
-@pytest.mark.parametrize("at", ["1", "2", "3", "4"])
-def test_a_crash_while_writing_leaves_no_broken_entry(deep, shelf, at):
-    """Before the chunk's file is whole, before the index is, and before each is renamed."""
-    with load(deep, type_k="f16", type_v="f16") as llm:
-        shelf.add(llm, "a", A)
-        command = [sys.executable, "-c", _CRASH, str(deep), str(shelf.folder), at]
-        assert subprocess.run(command, check=False).returncode == 9
-        assert [e.name for e in shelf.entries()] == ["a"]
-        assert ChunkLibrary(shelf.folder)["a"].tokens == A
-        shelf.add(llm, "c", C)
-        kept = {e.content for e in shelf.entries()}
-        assert {p.stem for p in shelf.folder.iterdir()} == kept | {".lock", "index"}
-
-
-def test_an_interrupted_add_leaves_nothing(deep, shelf, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    with load(deep) as llm:
-        shelf.add(llm, "a", A)
-        before = sorted(shelf.folder.iterdir())
-        monkeypatch.setattr(library, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            shelf.add(llm, "b", B)
-        assert sorted(shelf.folder.iterdir()) == before
-        assert n_held(llm) == 0
-
-
-# ---- at the command line -----------------------------------------------------------------
-
-
-def test_the_command(capfd, deep, tmp_path):
-    folder = str(tmp_path / "shelf")
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        code = main(argv)
-        return code, *capfd.readouterr()
-
-    add = ("chunk", "add", "--library", folder, "-m", str(deep))
-    code, out, err = run(*add, "man", "-p", "the man and the hat")
-    assert (code, err) == (0, "")
-    n_man = int(out.split()[1])
-    assert run(*add, "hen", "-p", "the hen and the pot in the hat and so on")[0] == 0
-    code, out, _ = run("chunk", "list", "--library", folder)
-    fields = [line.split("\t") for line in out.splitlines()]
-    assert [(f[0], *f[3:5]) for f in fields] == [("hen", "f16", "f16"), ("man", "f16", "f16")]
-    assert int(fields[1][1]) == n_man
-
-    generate = ("generate", "-m", str(deep), "-p", " in the hat", "-n", "4", "--temp", "0")
-    place = ("--cache", "raw", "--library", folder, "--chunk", "man", "--chunk", "hen")
-    code, out, err = run(*generate, *place, "--recompute", "0")
-    assert (code, out.startswith(" in the hat")) == (0, True)
-    n_chunks = n_man + int(fields[0][1])
-    assert f"reused      {n_chunks + 1} tokens" in err  # with BOS
-    _, _, err = run(*generate, *place, "--recompute", "3")
-    assert f"reused      {n_chunks + 1 - 3} tokens" in err
-    _, _, err = run(*generate, *place, "--recompute", "all")
-    assert "reused" not in err
-
-    cut = (place[0], "roped", *place[2:])
-    for argv, code, sentence in (
-        ((*generate, *cut), 2, "--chunk: needs --cache raw"),
-        ((*generate, *place, "--prompt-cache", "x"), 2, "not allowed with argument --prompt-cache"),
-        ((*generate, *place, "--recompute", "some"), 2, "'some' is not a number, nor 'all'"),
-        ((*generate, *place[:4]), 2, "one needs the other"),
-        ((*generate, *place, "--chunk", "cat"), 1, "has no chunk named 'cat'"),
-        ((*generate, *place, "-ctk", "f32"), 1, "another type of keys: 'f16', expected 'f32'"),
-        ((*generate, *place, "-c", "16"), 1, "more than the context of 16"),
-        ((*add, "x", "-p", "a man", "--cache", "roped"), 1, "chunks need the raw cache"),
-        ((*add, "x", "-p", "a man", "-c", "2"), 1, "more than the context of 2"),
-        (("chunk", "add", "x", "--library", str(deep), "-m", str(deep), "-p", "x"), 1, "written"),
-        (("chunk", "remove", "cat", "--library", folder), 1, "has no chunk named 'cat'"),
-        (("chunk", "list"), 2, "--library"),
-        (("chunk",), 2, "ACTION"),
-    ):
-        got = run(*argv)
-        assert got[:2] == (code, ""), argv
-        assert sentence in got[2]
-        assert got[2].count("\n") == 1
-    assert run("chunk", "remove", "man", "--library", folder) == (0, "", "")
-    assert [e["name"] for e in json.loads((tmp_path / "shelf/index.json").read_text())] == ["hen"]

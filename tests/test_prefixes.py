@@ -11,15 +11,10 @@ import pytest
 
 from engine import LLM, ContextError, SamplingParams
 from engine.segments import SLOTS, BlockPool, SegmentList
+from tests.contexts import CACHES, GREEDY, ids_of, n_held
 from tests.model_files import write_llama
 
-CACHES = ("roped", "raw")
-GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 ONE = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-
-
-def ids_of(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 288, n).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +39,6 @@ def first_logits(llm: LLM, prompts: list[list[int]], monkeypatch) -> list[np.nda
     done = llm.generate(prompts, ONE)
     monkeypatch.undo()
     return [found[id(completion)] for completion in done]
-
-
-def n_held(llm: LLM) -> int:
-    pool = llm._cache.pool
-    return pool.n_blocks - pool.n_free
 
 
 # ---- blocks ------------------------------------------------------------------------------

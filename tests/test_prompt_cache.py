@@ -11,15 +11,11 @@ from safetensors.numpy import load_file
 
 from engine import LLM, prompt_cache
 from engine.cli.main import main
+from tests.contexts import CACHES, ids_of, load
 from tests.model_files import write_llama
 from tests.reference import Reference, relative_error
 
-CACHES = ("roped", "raw")
 TEXT = "the man and the hat and the hen and the pot "
-
-
-def ids_of(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 288, n).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +27,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_llama(tmp_path_factory.mktemp("model") / "m.gguf", n_layers=2, n_ctx=512))
-
-
-def load(path: Path, cache: str = "raw", **options) -> LLM:
-    return LLM(
-        path, **{"cache": cache, "type_k": "f32", "type_v": "f32", "n_threads": 2, **options}
-    )
 
 
 A, B, C, D = ids_of(40), ids_of(30, 1), ids_of(20, 2), ids_of(35, 3)

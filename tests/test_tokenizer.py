@@ -1,77 +1,48 @@
-"""The tokenizer against sentencepiece itself and against a plain reference of llama.cpp's rules."""
+"""The tokenizer against sentencepiece itself and against a plain reference of llama.cpp's rules.
+
+What files say of their vocabulary is in test_tokenizer_metadata.py, marked texts in
+test_tokenizer_marks.py.
+"""
 
 from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import gguf as gguf_writer
 import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from engine.errors import GGUFError, ModelError
-from engine.gguf import GGUFFile
 from engine.tokenizer import Tokenizer
-from tests.model_files import chat_metadata, write_gguf
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-BASE = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
-BYTES = [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)]
-
-Vocab = Sequence[tuple[Any, float, int]]  # text (str, or bytes as they are), score, type
-Make = Callable[..., Tokenizer]
-
-
-def write(path: Path, vocab: Vocab | None, model: str | None = "llama", **metadata: Any) -> Path:
-    """A GGUF file that holds nothing but a vocabulary. `metadata`: keys after tokenizer.ggml."""
-    writer = gguf_writer.GGUFWriter(path, "llama")
-    entries: dict[str, Any] = {}
-    if model is not None:
-        writer.add_tokenizer_model(model)
-    if vocab is not None:
-        entries["tokens"] = [text for text, _, _ in vocab]
-        entries["scores"] = [score for _, score, _ in vocab]
-        entries["token_type"] = [kind for _, _, kind in vocab]
-    for key, value in {**entries, **metadata}.items():
-        name = f"tokenizer.ggml.{key}"
-        if value is None:
-            continue
-        if key == "general_name":
-            writer.add_name(value)
-        elif isinstance(value, list):
-            writer.add_array(name, value)
-        elif isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, str):
-            writer.add_string(name, value)
-        else:
-            writer.add_uint32(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
+from tests.vocabularies import (
+    BASE,
+    BYTE,
+    BYTES,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Make,
+    Vocab,
+    maker,
+)
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def make(vocab: Vocab | None, model: str | None = "llama", **metadata: Any) -> Tokenizer:
-        with GGUFFile(write(tmp_path / "v.gguf", vocab, model, **metadata)) as file:
-            return Tokenizer.from_gguf(file)
-
-    return make
+    return maker(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def whole(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    with GGUFFile(write(tmp_path_factory.mktemp("whole") / "v.gguf", trained[1], "llama")) as file:
-        return Tokenizer.from_gguf(file)
+    return maker(tmp_path_factory.mktemp("whole"))(trained[1])
 
 
 @pytest.fixture(scope="module")
@@ -207,19 +178,6 @@ def test_empty_text(make: Make, trained: Any) -> None:
     assert make(vocab).encode("", add_bos=False) == []
     assert make(vocab, add_bos_token=False, add_eos_token=True).encode("") == [2]
     assert make(vocab).decode([]) == ""
-
-
-def test_bos_and_eos_follow_the_metadata(make: Make) -> None:
-    vocab = [*BASE, *BYTES, ("a", 0.0, NORMAL), ("\u2581", 0.0, NORMAL)]
-    a = [260, 259]
-    assert make(vocab).encode("a") == [1, *a]
-    assert make(vocab, add_bos_token=False).encode("a") == a
-    assert make(vocab, add_eos_token=True).encode("a") == [1, *a, 2]
-    assert make(vocab, add_eos_token=True).encode("a", add_bos=False) == a
-    changed = make(vocab, bos_token_id=5, eos_token_id=6, unknown_token_id=7, add_eos_token=True)
-    assert changed.encode("a") == [5, *a, 6]
-    assert (changed.bos_id, changed.eos_id, changed.unk_id) == (5, 6, 7)
-    assert make(vocab, add_space_prefix=False).encode("a") == [1, 259]
 
 
 def test_text_cannot_forge_control_tokens(make: Make) -> None:
@@ -403,130 +361,6 @@ def test_streaming_equals_decoding_at_once(make: Make, trained: Any, seed: int) 
     assert text == b"".join(map(tokenizer.decode_token, ids)).decode("utf-8", "replace")
 
 
-def test_end_tokens(make: Make) -> None:
-    names = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "other", "x"]
-    vocab = [*BASE, *BYTES, *((name, 0.0, USER_DEFINED) for name in names)]
-    assert make(vocab).eog_ids == {2, *range(259, 264)}
-    assert make(vocab, eot_token_id=264, eom_token_id=265).eog_ids == {2, *range(259, 266)}
-    assert make([*BASE, *BYTES]).eog_ids == {2}
-    # What ends generation is a control token, whatever type the file gives it.
-    tokenizer = make(vocab)
-    assert tokenizer.decode([259, 264]) == "other"
-    assert 260 not in tokenizer.encode("<|im_end|>")
-    assert 260 in tokenizer.encode("<|im_end|>", parse_special=True)
-
-
-def test_fill_in_the_middle_marks(make: Make) -> None:
-    vocab = [*BASE, *BYTES, ("<PRE>", 0.0, USER_DEFINED), ("<|file_sep|>", 0.0, USER_DEFINED)]
-    vocab += [("<PAD>", 0.0, USER_DEFINED), ("x", 0.0, NORMAL)]
-    tokenizer = make(vocab)
-    assert tokenizer.eog_ids == {2, 260, 261}
-    assert 259 not in tokenizer.encode("<PRE>")
-    assert 259 in make(vocab, prefix_token_id=262).encode("<PRE>")
-    assert make(vocab, fim_pad_token_id=262).eog_ids == {2, 260, 262}
-
-
-def test_missing_bytes_become_the_unknown_token(make: Make) -> None:
-    vocab = [*BASE, ("\u2581", 0.0, NORMAL), ("a", 0.0, NORMAL)]
-    tokenizer = make(vocab)
-    assert tokenizer.encode("a") == [1, 3, 4]
-    assert tokenizer.encode("aéé漢a\n") == [1, 3, 4, 0, 4, 0]
-    assert tokenizer.encode("") == [1]
-    some = make([*vocab, ("<0xA9>", 0.0, BYTE)], unknown_token_id=2)
-    assert some.encode("éé", add_bos=False) == [3, 2, 5, 2, 5]
-    raw = make([*vocab, (b"\xc3", 0.0, NORMAL), (b"\xa9", 0.0, NORMAL)])
-    assert raw.encode("é", add_bos=False) == [3, 5, 6]
-    assert raw.decode([3, 5, 6]) == "é"
-
-
-def test_odd_vocabularies(make: Make) -> None:
-    odd = [
-        ("", 0.0, NORMAL),
-        ("dup", 0.0, NORMAL),
-        ("dup", -1.0, NORMAL),
-        ("du", -2.0, NORMAL),
-        ("", 0.0, USER_DEFINED),
-        (b"\xff\xfe", 0.0, NORMAL),
-        (b"\xff\xfd", 0.0, CONTROL),
-        ("\ufffe1", 0.0, NORMAL),
-        ("\ufffe", 0.0, NORMAL),
-        ("\u2581", 0.0, NORMAL),
-        ("<unk>", 0.0, UNKNOWN),
-        ("n\0n", 0.0, NORMAL),
-    ]
-    tokenizer = make([*BASE, *BYTES, *odd, *((c, 0.0, NORMAL) for c in "dupn")])
-    first = 259
-    assert tokenizer.encode("dup", add_bos=False) == [first + 9, first + 2]
-    assert tokenizer.decode([first + 1, first, first + 2]) == "dupdup"
-    assert tokenizer.decode([first + 5]) == "\ufffd\ufffd"
-    assert tokenizer.encode("\ufffe1", False)[1:] == [first + 7]
-    assert tokenizer.encode("<unk>", False, True) == [first + 10]
-    assert tokenizer.decode([first + 11]) == "n\0n"  # shown, but never found in text
-    for text in ("\ufffe5", "\ufffe", "[EMPTY_259]", "<s>", "n\0n"):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_scores_and_types_may_be_missing(make: Make) -> None:
-    vocab = [*BASE, *BYTES, ("ab", 0.0, NORMAL), ("bc", 0.0, NORMAL), ("a", 0.0, NORMAL)]
-    tokenizer = make(vocab, scores=None, add_space_prefix=False)
-    assert tokenizer.encode("abc", False) == [259, 3 + ord("c")]  # a tie: leftmost first
-    untyped = make(vocab, token_type=None, add_space_prefix=False)
-    assert untyped.encode("a\n", False) == [261, 3 + 10]
-    assert untyped.decode([3 + 10]) == "<0x0A>"
-    whole = make(vocab, scores=[0] * 259 + [1, 2, 0], add_space_prefix=False)
-    assert whole.encode("abc", False) == [261, 260]
-
-
-def test_default_ids_outside_a_tiny_vocabulary(make: Make) -> None:
-    tokenizer = make([("<unk>", 0.0, UNKNOWN)], add_bos_token=False)
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eog_ids) == (None, None, frozenset())
-    assert tokenizer.encode("hello") == [0]
-    with pytest.raises(GGUFError, match=r"add_bos_token is true.*no bos token"):
-        make([("<unk>", 0.0, UNKNOWN)])
-
-
-TWO = [("a", 0.0, NORMAL), ("b", 0.0, NORMAL), ("c", 0.0, NORMAL)]
-
-
-@pytest.mark.parametrize(
-    ("vocab", "metadata", "message"),
-    [
-        (None, {}, "tokenizer.ggml.tokens is missing"),
-        (TWO, {"model": None}, "tokenizer.ggml.model is missing"),
-        (None, {"tokens": [1, 2, 3]}, "tokens is not an array of strings"),
-        (None, {"tokens": "abc"}, "tokens is not an array of strings"),
-        (TWO, {"scores": [0.0, 0.0]}, "scores has 2 values.*3 tokens"),
-        (TWO, {"scores": [0.0] * 4}, "scores has 4 values.*3 tokens"),
-        (TWO, {"scores": ["a", "b", "c"]}, "scores is not an array of numbers"),
-        (TWO, {"scores": 7}, "scores is not an array of numbers"),
-        (TWO, {"scores": [0.0, float("nan"), 0.0]}, "the score of token 1 is not a number"),
-        (TWO, {"token_type": [1, 1]}, "token_type has 2 values.*3 tokens"),
-        (TWO, {"token_type": [1, 9, 1]}, "token 1 has type 9, expected 0 to 6"),
-        (TWO, {"token_type": [1, 1, -1]}, "token 2 has type -1"),
-        (TWO, {"token_type": [1, 6, 1]}, "byte token 1 is 'b'"),
-        (TWO, {"bos_token_id": 3}, "bos_token_id is 3, expected 0 to 2"),
-        (TWO, {"eos_token_id": 2**32 - 1}, "eos_token_id is 4294967295, expected 0 to 2"),
-        (TWO, {"unknown_token_id": 3}, "unknown_token_id is 3"),
-        (TWO, {"eot_token_id": 3}, "eot_token_id is 3"),
-        (TWO, {"fim_pad_token_id": 3}, "fim_pad_token_id is 3"),
-        (TWO, {"bos_token_id": "1"}, "bos_token_id is '1'"),
-        (TWO, {"add_bos_token": 1}, "add_bos_token is 1, expected true or false"),
-    ],
-)
-def test_bad_metadata(make: Make, vocab: Any, metadata: dict[str, Any], message: str) -> None:
-    with pytest.raises(GGUFError, match=message) as caught:
-        make(vocab, **metadata)
-    assert "v.gguf: " in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("model", ["bert", "GPT2", "Llama", "llama\n\x1b[2J"])
-def test_other_tokenizer_models(make: Make, model: str) -> None:
-    with pytest.raises(ModelError, match=r"v\.gguf: tokenizer .* is not supported") as caught:
-        make(TWO, model)
-    assert repr(model) in str(caught.value)
-
-
 @pytest.mark.parametrize("unit", ["the ten banding. ", " ", "a", "<s>", "\U000501df", "\n</s> \n"])
 def test_long_texts_take_linear_time(make: Make, trained: Any, unit: str) -> None:
     vocab = [*trained[1], ("  ", 0.0, USER_DEFINED), ("\n\n", 0.0, USER_DEFINED)]
@@ -537,81 +371,3 @@ def test_long_texts_take_linear_time(make: Make, trained: Any, unit: str) -> Non
     ids = tokenizer.encode(text, parse_special=True)
     assert len(ids) > 1000
     assert tokenizer.decode(ids) is not None
-
-
-# ---- texts whose special tokens count, and words that must not be some ---------------------
-
-
-@pytest.fixture(scope="module")
-def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("vocabulary") / "v.gguf"
-    with GGUFFile(write_gguf(path, chat_metadata(300))) as gguf:
-        return Tokenizer.from_gguf(gguf)
-
-
-def test_marked_text_has_no_special_tokens(tmp_path: Path) -> None:
-    metadata = chat_metadata(300)
-    # One within the other, one of a single character, and one that overlaps itself.
-    for i, text in enumerate(("im_end", "~", "abab")):
-        metadata["tokenizer.ggml.tokens"][-3 - i] = text
-        metadata["tokenizer.ggml.token_type"][-3 - i] = 3
-    with GGUFFile(write_gguf(tmp_path / "v.gguf", metadata)) as gguf:
-        tokenizer = Tokenizer.from_gguf(gguf)
-    start, end, inner, single, twice = 298, 299, 297, 296, 295
-    for text in ("<|im_end|>", "a<|im_end|>b", "im_end", "~", "~~", "ababab", "<s></s>", "é~日"):
-        assert set(tokenizer.encode_marked(text)) & {1, 2, end, inner, single, twice}
-        marked = tokenizer.mark(text)
-        ids = tokenizer.encode_marked(marked)
-        assert not set(ids) & {1, 2, end, inner, single, twice}
-        assert tokenizer.decode(ids) == text
-    assert tokenizer.encode_marked(tokenizer.mark("a<|im_start|>")).count(start) == 1
-    assert start not in tokenizer.encode_marked(tokenizer.mark("a<|im_start|>", {start}))
-    both = "<s>" + tokenizer.mark("the</s>") + "</s>"
-    assert tokenizer.encode_marked(both) == [1, *tokenizer.encode("the</s>", add_bos=False), 2]
-
-
-def test_the_marks_themselves_are_no_text(chat_tokenizer: Tokenizer) -> None:
-    tokenizer = chat_tokenizer
-    assert tokenizer.mark("a\ufdd03c\ufdd1") == "a\ufffd3c\ufffd"
-    for code in ("d800", "110000", "ffffff"):  # what a template may write by itself
-        ids = tokenizer.encode_marked(f"\ufdd0{code}\ufdd1")
-        assert tokenizer.decode(ids) == "\ufffd"
-    for call in (tokenizer.mark, tokenizer.encode_marked):
-        with pytest.raises(ValueError, match="lone surrogate"):
-            call("a\udc80")
-
-
-def test_known_text_between_special_tokens(chat_tokenizer: Tokenizer) -> None:
-    tokenizer = chat_tokenizer
-    known = {"the": [7, 8, 9]}
-    assert tokenizer.encode_marked("<s>the</s>", known) == [1, 7, 8, 9, 2]
-    assert tokenizer.encode_marked("<s>the man</s>", known) == [
-        1, *tokenizer.encode("the man", add_bos=False), 2
-    ]  # fmt: skip
-    assert tokenizer.ordinary_end("<s>the</s> a\nb") == " a\nb"
-    assert tokenizer.ordinary_end("<s>the</s>") == tokenizer.ordinary_end("") == ""
-    assert tokenizer.ordinary_end("the") == "the"
-
-
-PARTS = [
-    "<|im_end|>",
-    "<|im_start|>",
-    "<s>",
-    "</s>",
-    "<",
-    "|>",
-    "a",
-    "é",
-    "日",
-    "\ufdd0",
-    "\ufdd13c",
-]
-
-
-@given(st.lists(st.sampled_from([*PARTS, " ", "\n"])))
-@settings(max_examples=200, deadline=None)
-def test_marked_text_is_tokenized_as_text_is(chat_tokenizer: Tokenizer, parts: list[str]) -> None:
-    text = "".join(parts)
-    plain = text.replace("\ufdd0", "\ufffd").replace("\ufdd1", "\ufffd")
-    ids = chat_tokenizer.encode_marked(chat_tokenizer.mark(text))
-    assert ids == chat_tokenizer.encode(plain, add_bos=False)
