@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from bench import filled
-from engine import _kernels, _machine
+from engine import _kernels
 from engine.cases import Case, Cost
 from engine.cli.console import Bar
 from engine.machine import Probe, cpu_info
@@ -46,9 +46,7 @@ def _alternate(
             work(model)
             if i:
                 took[model.strategy].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        _machine.read(probe._memory, _kernels.isa(), n_threads)
-        bandwidth.append(probe.n_bytes / (time.perf_counter() - start))
+        bandwidth.append(probe.read_bandwidth(n_threads, 1))
     return took, bandwidth
 
 

@@ -21,30 +21,41 @@ import argparse
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine import DEMO_MODEL, LLM, SamplingParams
+from engine.batch import Chunk
 from engine.cli.console import Bar
 from engine.perplexity import log_softmax
 from engine.segments import SLOTS
-from engine.sequence import Sequence
 from models import corpus
 
 _LAST = 2000  # tokens
+_LEAST = 4000  # so that the last whole thousand comes after the one after 3,000
 
 
 class Scored(LLM):
-    """An LLM that notes -log p of each token it samples."""
+    """An LLM that notes -log p of each token that its only stream samples."""
 
     nll: list[float]
+    _predicted: np.ndarray | None = None  # log p of each token, [n_vocab], when one was sampled
 
-    def _sample(self, sequence: Sequence, logits: np.ndarray) -> int:
-        token = super()._sample(sequence, logits)
-        self.nll.append(-float(log_softmax(logits[None])[0, token]))
-        return token
+    def forward(self, chunks: list[Chunk]) -> np.ndarray:
+        """A pass goes on with the token that was sampled after the one before it."""
+        self.note({chunks[0].token_ids[0]})
+        logits = super().forward(chunks)
+        if chunks[-1].logits == "last":
+            self._predicted = log_softmax(logits[-1:])[0]
+        return logits
+
+    def note(self, tokens: Collection[int]) -> None:
+        """The token sampled last is one of these: -log of the sum of their p."""
+        if self._predicted is not None:
+            self.nll.append(-float(np.logaddexp.reduce(self._predicted[list(tokens)])))
+            self._predicted = None
 
 
 @dataclass
@@ -81,11 +92,14 @@ def own_stream(llm: Scored, n: int, n_keep: int, seed: int, bar: Bar) -> Run:
             stream = llm.stream(prompt, params, context=context)
             run.ids += prompt
             for _ in stream:
-                if len(llm.nll) // 1000 > len(run.resident):
+                n_sampled = len(llm.nll) + 1  # the last one is noted when it is computed
+                if n_sampled // 1000 > len(run.resident):
                     run.resident.append(resident())
                     run.seconds.append(time.perf_counter() - start)
-                    bar(len(llm.nll) / n)
-            run.ids += stream.completion.token_ids
+                    bar(n_sampled / n)
+            done = stream.completion
+            llm.note(llm.tokenizer.eog_ids if done.finish_reason == "stop" else done.token_ids[-1:])
+            run.ids += done.token_ids
             prompt = [eos, bos]
     run.resident.append(resident())
     run.seconds.append(time.perf_counter() - start)
@@ -124,8 +138,8 @@ def held_out(llm: LLM, ids: list[int], n_keep: int) -> list[float]:
             if len(context) + SLOTS > llm.n_ctx:
                 context.delete(n_keep, n_keep + SLOTS)
             piece, targets = ids[i : i + SLOTS], ids[i + 1 : i + SLOTS + 1]
-            logits = llm.forward([llm.chunk(context._segments, piece, "all")])
-            context._ids += piece
+            logits = context.logits(piece)
+            context.append(piece)  # computed twice, which is quick
             found += (-log_softmax(logits)[np.arange(SLOTS), targets]).tolist()
     return found
 
@@ -154,6 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cache", nargs="+", default=["raw", "roped"])
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args(argv)
+    if args.n_tokens < _LEAST:
+        parser.error(f"-n/--n-tokens: the speed at the end takes {_LEAST} tokens or more")
     quality = ["own", "anew", "held-out"]
     print(f"| cache | keep | {' | '.join(f'{q}: first | last | ratio' for q in quality)} |")
     print("| --- " * 11 + "|")

@@ -85,16 +85,18 @@ def in_turns(what: Sequence[_Any], repetitions: int) -> Iterator[tuple[int, Sequ
 def _fill(cache: KVCache, config: ModelConfig) -> None:
     """Random keys and values in all blocks: copies of one, which cost as much to read."""
     context, rng = cache.new_segments(), np.random.default_rng(0)
-    slots, positions = context.append(SLOTS * cache.pool.n_blocks)
-    memory, slots, positions = cache._memory, slots[:SLOTS], positions[:SLOTS]
-    memory.open(slots, cache.pool)
+    batch = make_batch([Chunk(context, [0] * SLOTS)])
+    cache.prepare(batch)
     for layer in range(config.n_layers):
         keys, values = (
             rng.standard_normal((SLOTS, config.n_kv_heads, d), np.float32)
             for d in (config.head_dim_k, config.head_dim_v)
         )
-        run(cache.store(layer, keys, values, positions, slots))
-    memory.seal(slots, cache.pool, 1)
-    for block in context.segments[1:, 0].tolist():
-        memory.copy(int(slots[0]) // SLOTS, block, 0, SLOTS, cache.pool)
+        run(cache.store(layer, keys, values, batch.positions, batch.slots))
+    cache.complete(batch, 1)
+    block = cache.read(context)
+    context.clear()
+    slots, _ = context.append(SLOTS * cache.pool.n_blocks)
+    for of_block in slots.reshape(-1, SLOTS):
+        cache.write(of_block, block)
     context.clear()

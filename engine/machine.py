@@ -45,12 +45,10 @@ class Probe:
         _machine.fill(self._memory, n_threads)
         self._n_steps = 256
 
-    def read_bandwidth(self, n_threads: int) -> float:
-        """Bytes a second that `n_threads` threads read, the best of three passes."""
+    def read_bandwidth(self, n_threads: int, n_passes: int = _READ_PASSES) -> float:
+        """Bytes a second that `n_threads` threads read, the best of `n_passes` passes."""
         isa = _kernels.isa()
-        best = min(
-            _seconds(_machine.read, self._memory, isa, n_threads) for _ in range(_READ_PASSES)
-        )
+        best = min(_seconds(_machine.read, self._memory, isa, n_threads) for _ in range(n_passes))
         return self.n_bytes / best
 
     def int8_peak(self, n_threads: int) -> float:

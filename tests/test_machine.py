@@ -117,6 +117,9 @@ def test_probe_counts_bytes_and_products(monkeypatch):
     monkeypatch.setattr(machine.time, "perf_counter", lambda: float(next(ticks)))
     probe = machine.Probe(1, 4096)
     assert probe.read_bandwidth(1) == 4096.0
+    looks = next(ticks)
+    assert probe.read_bandwidth(1, 2) == 4096.0
+    assert next(ticks) - looks == 1 + 2 * 2  # two at each pass
     assert probe.int8_peak(2) == 2 * 256 * _machine.STEP_PRODUCTS
 
 
