@@ -179,7 +179,7 @@ cdef class AttentionPlan:
     cdef bint is_grouped(self) noexcept:
         return self.rope is not None and self.rope.table.group_n > 1
 
-    cdef _check(self, const int32_t[:, ::1] segments):
+    cdef int _check(self, const int32_t[:, ::1] segments) except -1:
         """Raise ValueError if a segment lies outside of the pool or of the RoPE table."""
         cdef Py_ssize_t i, limit
         limit = INT32_MAX if self.rope is None else self.rope.n_positions

@@ -32,5 +32,5 @@ cdef class Pool:
     cdef const int32_t[::1] open_at
     cdef int type_k, type_v
 
-    cdef cells_t keys(self, Py_ssize_t layer)
-    cdef cells_t values(self, Py_ssize_t layer)
+    cdef cells_t keys(self, Py_ssize_t layer) noexcept
+    cdef cells_t values(self, Py_ssize_t layer) noexcept

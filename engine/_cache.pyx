@@ -61,15 +61,15 @@ cdef class Pool:
         self.n_layers, self.n_blocks, self.n_kv_heads = n_layers, n_blocks, n_kv_heads
         self.head_dim_k, self.head_dim_v = head_dim_k, head_dim_v
 
-    cdef cells_t keys(self, Py_ssize_t layer):
+    cdef cells_t keys(self, Py_ssize_t layer) noexcept:
         return cells_of(self, self.k, self.open_k, self.type_k, self.head_dim_k, layer)
 
-    cdef cells_t values(self, Py_ssize_t layer):
+    cdef cells_t values(self, Py_ssize_t layer) noexcept:
         return cells_of(self, self.v, self.open_v, self.type_v, self.head_dim_v, layer)
 
 
 cdef cells_t cells_of(Pool pool, uint8_t[::1] memory, uint8_t[::1] more, int type, Py_ssize_t d,
-                      Py_ssize_t layer):
+                      Py_ssize_t layer) noexcept:
     cdef cells_t c
     c.type, c.d, c.n_heads = type, d, pool.n_kv_heads
     c.n_blocks, c.n_layers = pool.n_blocks, pool.n_layers

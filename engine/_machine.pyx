@@ -18,7 +18,7 @@ STEP_WEIGHT = WEIGHT
 STEP_BYTES = READ_STEP
 
 
-cdef check_team(int n_threads):
+cdef int check_team(int n_threads) except -1:
     if n_threads < 1:
         raise ValueError(f"{n_threads} threads cannot do anything")
 

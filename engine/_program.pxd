@@ -14,4 +14,5 @@ cdef class Step:
     cdef int64_t n_work          # floats of working memory of a task
     cdef object keep             # what `args` points to
 
-    cdef bind(self, task_fn do_task, const void *args, int64_t n_tasks, object keep)
+    cdef void bind(self, task_fn do_task, const void *args, int64_t n_tasks,
+                   object keep) noexcept

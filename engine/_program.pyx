@@ -69,7 +69,8 @@ cdef struct phase_t:
 cdef class Step:
     """Something to compute, cut into tasks that any thread may do in any order."""
 
-    cdef bind(self, task_fn do_task, const void *args, int64_t n_tasks, object keep):
+    cdef void bind(self, task_fn do_task, const void *args, int64_t n_tasks,
+                   object keep) noexcept:
         self.do_task, self.args, self.keep = do_task, args, keep
         self.fixed_n_tasks = n_tasks
         self.n_tasks = &self.fixed_n_tasks
@@ -143,7 +144,7 @@ cdef class Program:
                 work_together(self.table, self.phases, self.counters, first, n, threadid(),
                               n_threads, work + threadid() * self.n_work)
 
-    cdef _count_from_start(self, int n_threads, Py_ssize_t first, Py_ssize_t last):
+    cdef int _count_from_start(self, int n_threads, Py_ssize_t first, Py_ssize_t last) except -1:
         """Nothing is done yet, and each thread's next task is the first of its share."""
         cdef Py_ssize_t i
         cdef int thread
