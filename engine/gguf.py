@@ -185,15 +185,18 @@ class GGUFFile:
         self.metadata = MappingProxyType(metadata | dict(overrides or {}))
         self.tensors = MappingProxyType(tensors)
 
-    def data(self, name: str) -> npt.NDArray[np.uint8]:
+    def data(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, in place if mapped: uint8 [n_rows, row_bytes], read-only.
 
-        n_rows is the product of all dims but the last; 1 for a 1-D tensor. GGUFError if there is
-        no such tensor, ValueError after `close`. The view stays valid after `close`.
+        The tensor's n_rows is the product of all dims but the last; 1 for a 1-D tensor. `start` and
+        `stop` cut rows out as in a slice: without a mapping only those are read. GGUFError if there
+        is no such tensor, ValueError after `close`. The view stays valid after `close`.
         """
         info, file = self._find(name)
-        flat = file.view(info.offset, info.n_bytes)
-        return flat.reshape(math.prod(info.shape[:-1]), -1)
+        n_rows = math.prod(info.shape[:-1])
+        rows, row_bytes = range(n_rows)[start:stop], info.n_bytes // n_rows
+        flat = file.view(info.offset + rows.start * row_bytes, len(rows) * row_bytes)
+        return flat.reshape(len(rows), row_bytes)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """Keys of the metadata, and the bytes of key, type and value as the open file has them."""

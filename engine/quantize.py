@@ -84,16 +84,18 @@ def quantize_file(
     n_threads: int | None = None,
     force: bool = False,
     progress: Callable[[float], None] | None = None,
+    use_mmap: bool = True,
 ) -> Report:
     """Write the model of `source` to `target`, which appears whole or not at all.
 
     An existing target is replaced with `force` only. Tensors are read, rounded and written piece by
-    piece, so memory does not depend on the model; `progress` gets the share done, 0 to 1. Raises
-    `GGUFError`, `ModelError`, `LariatError` for a target that cannot be, and OSError.
+    piece, so memory does not depend on the model; `progress` gets the share done, 0 to 1;
+    `use_mmap` as for `LLM`. Raises `GGUFError`, `ModelError`, `LariatError` for a target that
+    cannot be, and OSError.
     """
     n_threads = threads.resolve(n_threads)
     path = Path(os.path.realpath(target))  # what a link points to, not the link, is replaced
-    with GGUFModel(source) as gguf:
+    with GGUFModel(source, use_mmap=use_mmap) as gguf:
         ModelConfig.from_gguf(gguf)  # whose rules are known here is what can be run
         plan = _plan(gguf, config)
         header = _header(gguf, plan, _FILE_TYPES[GGMLType[config.type]])
@@ -245,10 +247,10 @@ def _write_tensors(
 
 def _pieces(gguf: GGUFFile, info: TensorInfo) -> Iterator[np.ndarray]:
     """Some rows of a tensor at a time, uint8 [n_rows, row_bytes]; read pages are given back."""
-    rows = gguf.data(info.name)
-    step = max(1, _AT_ONCE // rows.shape[1])
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
+    n_rows = math.prod(info.shape[:-1])
+    step = max(1, _AT_ONCE * n_rows // info.n_bytes)
+    for start in range(0, n_rows, step):
+        yield gguf.data(info.name, start, start + step)
         gguf.release(info.name)
 
 

@@ -201,6 +201,27 @@ def test_views_are_zero_copy_and_read_only(put: Put) -> None:
         view.flags.writeable = True
 
 
+@pytest.mark.parametrize("use_mmap", [True, False])
+def test_some_rows_of_a_tensor(put: Put, use_mmap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with GGUFFile(put(SMALL), use_mmap=use_mmap) as file:
+        whole = file.data("two")
+        preadv, n_read = os.preadv, []
+
+        def counted(file: int, into: list[memoryview], at: int) -> int:
+            n_read.append(into[0].nbytes)
+            return preadv(file, into, at)
+
+        monkeypatch.setattr(os, "preadv", counted)
+        for start, stop in ((0, 2), (2, 5), (5, 6), (0, 6), (4, None), (4, 100), (6, 9), (3, 3)):
+            rows = file.data("two", start, stop)
+            np.testing.assert_array_equal(rows, whole[start:stop])
+            assert rows.shape[1] == 18
+            assert not rows.flags.writeable
+            assert sum(n_read) == (0 if use_mmap else rows.nbytes)
+            n_read.clear()
+        assert file.data("one", 0, 1).shape == (1, 32)
+
+
 def test_close(put: Put) -> None:
     with GGUFFile(put(SMALL)) as file:
         view = file.data("two")

@@ -25,7 +25,7 @@ from engine import LLM, GGUFFile, _kernels, quants
 from engine import quantize as module
 from engine._quantize import quantize_into
 from engine.cli.main import main
-from engine.errors import LariatError, ModelError
+from engine.errors import GGUFError, LariatError, ModelError
 from engine.quantize import TYPES, QuantizeConfig, quantize_file
 from engine.quants import BLOCK, GGMLType
 from tests.model_files import write_llama
@@ -251,6 +251,48 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
     for source, target in ((whole, "a"), (first, "b")):
         quantize_file(source, tmp_path / target, QuantizeConfig("Q8_0"))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("split", [0, 3])
+def test_a_file_that_is_read_becomes_the_same_as_one_that_is_mapped(
+    tmp_path: Path, split: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", 3000)  # several pieces a tensor, the last a short one
+    source = write_llama(tmp_path / "m.gguf", weight_type="F16", split=split)
+    for target, flags in (("a", ()), ("b", ("--no-mmap",))):
+        assert run(capfd, source, tmp_path / target, "Q8_0", "-q", *flags) == (0, "", "")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_that_is_read_is_not_in_memory(
+    model: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, preadv, n_read = model(), os.preadv, []
+    monkeypatch.setattr(module, "_AT_ONCE", 3000)
+
+    def counted(file: int, into: list[memoryview], at: int) -> int:
+        n_read.append(into[0].nbytes)
+        return preadv(file, into, at)
+
+    def begin(_: float) -> None:  # the header is read at once
+        monkeypatch.setattr(os, "preadv", counted)
+
+    quantize_file(source, tmp_path / "q", QuantizeConfig("Q8_0"), progress=begin, use_mmap=False)
+    assert sum(n_read) > 0.5 * source.stat().st_size
+    assert max(n_read) <= 3000
+
+
+def test_a_source_that_is_cut_short_while_it_is_read(model: Write, tmp_path: Path) -> None:
+    """Mapped, it would end the process."""
+    source = model()
+
+    def cut(done: float) -> None:
+        os.truncate(source, 100)
+
+    with pytest.raises(GGUFError, match="cut short meanwhile") as caught:
+        quantize_file(source, tmp_path / "q", QuantizeConfig("Q8_0"), progress=cut, use_mmap=False)
+    assert str(source) in str(caught.value)
+    assert left(tmp_path) == ["m.gguf"]
 
 
 def test_a_second_rounding_has_to_be_asked_for(model: Write, tmp_path: Path) -> None:

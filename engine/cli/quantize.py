@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console
+from engine.cli import console, model_file
 from engine.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def register(commands: Any) -> None:
         action="store_true",
         help="also weights that are quantized already, and lose precision again",
     )
+    model_file.add_no_mmap(parser)
     parser.add_argument("-f", "--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("-q", "--quiet", action="store_true", help="no bar, no table, only errors")
 
@@ -79,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     start = time.perf_counter()
     with console.Bar("quantizing", enabled=not args.quiet) as bar:
-        report = quantize_file(args.source, args.target, config, n_threads, args.force, bar)
+        report = quantize_file(
+            args.source, args.target, config, n_threads, args.force, bar, args.use_mmap
+        )
     if not args.quiet:
         console.write(_table(args.source, args.target, report, time.perf_counter() - start))
     return 0

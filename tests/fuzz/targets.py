@@ -124,7 +124,7 @@ class Targets:
         config = QuantizeConfig(TYPES[seed % len(TYPES)], allow_requantize=True)
         smaller.unlink(missing_ok=True)
         with self._documented():
-            quantize_file(path, smaller, config, n_threads=1)
+            quantize_file(path, smaller, config, n_threads=1, use_mmap=seed % 3 > 0)
         if smaller.exists():
             GGUFFile(smaller).close()  # must be a file that can be read
         for options in CACHES[:3]:
