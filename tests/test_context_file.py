@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine import context_file
+from engine import GGUFFile, context_file
 from engine.config import CACHE_TYPES, RopeConfig
 from engine.errors import ContextError, LariatError
 from tests.cache_units import CHANNEL_TYPES
 from tests.contexts import CACHES, ids_of, load, write_deep, write_shallow
+from tests.model_files import write_llama
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,21 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_lost(deep, path, tmp_p
         pytest.raises(ContextError, match="40 tokens, more than the context of 32"),
     ):
         context.load(file)
+
+
+def test_a_model_s_fingerprint_takes_little_reading(tmp_path, monkeypatch):
+    """Without a mapping too, and is the same then."""
+    path = write_llama(tmp_path / "m.gguf", dim=256, n_layers=2, n_ff=1024)
+    preadv, n_read = os.preadv, []
+
+    def counted(file, into, at):
+        n_read.append(into[0].nbytes)
+        return preadv(file, into, at)
+
+    with GGUFFile(path) as mapped, GGUFFile(path, use_mmap=False) as read:
+        monkeypatch.setattr(os, "preadv", counted)
+        assert context_file.fingerprint(read) == context_file.fingerprint(mapped)
+        assert 0 < sum(n_read) < 4096 * len(read.tensors) < read.n_bytes / 20
 
 
 @pytest.mark.parametrize("cache", CACHES)
