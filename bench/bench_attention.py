@@ -13,6 +13,7 @@ from engine._program import Program, run
 from engine.batch import Batch, Chunk, make_batch
 from engine.config import ModelConfig, RopeConfig
 from engine.kv_cache import STRATEGIES, cache_bytes
+from engine.machine import Probe
 from engine.rope import RopeTable, frequencies
 from tests.reference import relative_error, softmax
 
@@ -112,12 +113,15 @@ class Attention:
 def measure(
     benchmark: Any, record: Record, attention: Attention, n_threads: int, rounds: int
 ) -> None:
+    """The share of the peak, of float products, counts the two products of each query and key."""
     benchmark.pedantic(attention.run, args=(n_threads,), rounds=rounds, warmup_rounds=2)
+    peak = Probe(n_threads, 1 << 20).float_peak(n_threads)
     record(
         correct=attention.is_right(),
         n_threads=n_threads,
         n_bytes=attention.n_bytes,
         n_macs=attention.n_macs,
+        peak=peak,
     )
 
 
@@ -144,7 +148,7 @@ def bench_decode_one_thread(
 
 @pytest.mark.benchmark(group="prompt: does it cost anything for 128 tokens, by heads and depth?")
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("depth", [0, 1024])
+@pytest.mark.parametrize("depth", [0, 1024, 8192])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def bench_prompt(
     benchmark: Any, record: Record, rng: np.random.Generator, layout: str, depth: int, cache: str

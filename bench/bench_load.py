@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +11,60 @@ import pytest
 from bench import synthetic
 from bench.conftest import N_THREADS, Record
 from engine import LLM, GGUFFile, Tokenizer
+from tests import vocabularies
 from tests.reference import Reference, relative_error
+from tests.test_tokenizer_bpe import BYTES
 
-N_VOCAB = 32000
+N_TOKENS = {"sentencepiece": synthetic.N_VOCAB, "BPE": 128_256}
+N_MERGES = 280_147  # of Llama 3, as are its tokens
+TEXT = "one two three"
+OPENING = "load: how long to open a file of 32,000 or 128,256 tokens, and to encode?"
 
 
 @pytest.fixture(scope="module")
-def large_vocabulary() -> Path:
-    """The 15m shape: 18 MB, of which most is vocabulary."""
-    return synthetic.model_path("15m")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The 15m shape, 18 MB of which most is vocabulary, and a vocabulary as large as Llama 3's."""
+    large = tmp_path_factory.mktemp("vocabulary") / "bpe.gguf"
+    words: list[str] = []
+    for length in itertools.count(2):
+        words += map("".join, itertools.product("Ġetaoinshrdlu", repeat=length))
+        if len(BYTES) + len(words) >= N_TOKENS["BPE"]:
+            break
+    words = words[: N_TOKENS["BPE"] - len(BYTES)]
+    # All words of a length come before longer ones, so both halves of any split are tokens.
+    splits = [f"{word[:at]} {word[at:]}" for at in range(1, 5) for word in words if at < len(word)]
+    vocabularies.write(
+        large,
+        [(token, 0.0, vocabularies.NORMAL) for token in BYTES + words],
+        "gpt2",
+        pre="llama-bpe",
+        add_bos_token=False,
+        merges=splits[:N_MERGES],
+    )
+    return {"sentencepiece": synthetic.model_path("15m"), "BPE": large}
 
 
-@pytest.mark.benchmark(group="load: how long to open a file of 32,000 tokens, and to encode?")
-def bench_open(benchmark: Any, record: Record, large_vocabulary: Path) -> None:
+@pytest.mark.benchmark(group=OPENING)
+@pytest.mark.parametrize("kind", N_TOKENS)
+def bench_open(benchmark: Any, record: Record, files: dict[str, Path], kind: str) -> None:
     def open_and_close() -> int:
-        with GGUFFile(large_vocabulary) as gguf:
+        with GGUFFile(files[kind]) as gguf:
             return len(gguf.metadata["tokenizer.ggml.tokens"])
 
     n_tokens = benchmark.pedantic(open_and_close, rounds=7, warmup_rounds=1)
-    record(correct=n_tokens == N_VOCAB)
+    record(correct=n_tokens == N_TOKENS[kind])
 
 
-@pytest.mark.benchmark(group="load: how long to open a file of 32,000 tokens, and to encode?")
-def bench_first_encode(benchmark: Any, record: Record, large_vocabulary: Path) -> None:
+@pytest.mark.benchmark(group=OPENING)
+@pytest.mark.parametrize("kind", N_TOKENS)
+def bench_first_encode(benchmark: Any, record: Record, files: dict[str, Path], kind: str) -> None:
     def encode() -> str:
-        with GGUFFile(large_vocabulary) as gguf:
+        with GGUFFile(files[kind]) as gguf:
             tokenizer = Tokenizer.from_gguf(gguf)
-            return tokenizer.decode(tokenizer.encode("one two three"))
+            return tokenizer.decode(tokenizer.encode(TEXT))
 
     text = benchmark.pedantic(encode, rounds=5, warmup_rounds=1)
-    record(correct=text == "one two three")
+    record(correct=text == TEXT)
 
 
 @pytest.mark.benchmark(group="load: how fast is a model interleaved, 22M in Q4_0?")

@@ -55,7 +55,10 @@ Record = Callable[..., None]
 
 @pytest.fixture
 def record(benchmark: Any) -> Record:
-    """Call it after the timing: was the result right, and what did a round move or multiply?"""
+    """Call it after the timing: was the result right, and what did a round move or multiply?
+
+    `peak`: products a second that n_macs could come to at best, measured just now.
+    """
 
     def record(
         *,
@@ -63,6 +66,7 @@ def record(benchmark: Any) -> Record:
         n_threads: int = 1,
         n_bytes: float | None = None,
         n_macs: float | None = None,
+        peak: float | None = None,
         n_tokens: int | None = None,
     ) -> None:
         seconds = benchmark.stats.stats.median
@@ -75,6 +79,8 @@ def record(benchmark: Any) -> Record:
             info |= {"bytes": round(n_bytes), "GB/s": round(n_bytes / seconds / 1e9, 3)}
         if n_macs is not None:
             info |= {"macs": round(n_macs), "GMAC/s": round(n_macs / seconds / 1e9, 3)}
+            if peak is not None:
+                info |= {"% of peak": round(100 * n_macs / seconds / peak, 1)}
         if n_tokens is not None:
             info["tokens/s"] = round(n_tokens / seconds, 1)
         benchmark.extra_info.update(info)
@@ -103,4 +109,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             )
 
 
-_RATES = ("GB/s", "GMAC/s", "tokens/s", "us/phase", "idle processors")
+_RATES = ("GB/s", "GMAC/s", "% of peak", "tokens/s", "us/phase", "idle processors")

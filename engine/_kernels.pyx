@@ -258,7 +258,7 @@ cdef struct q8_t:  # where a step puts quantized activations; q is NULL if it do
     int16_t *half_sum
 
 
-cdef q8_t room_for(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols):
+cdef q8_t room_for(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *:
     """Where [n_tokens, n_cols] activations go; nowhere if `out` is None."""
     cdef q8_t q8
     memset(&q8, 0, sizeof(q8))
@@ -301,7 +301,7 @@ cdef class _Rows(Step):
     cdef rows_t a
 
 
-cdef int64_t set_rows(rows_t *a, int64_t n, int64_t dim):
+cdef int64_t set_rows(rows_t *a, int64_t n, int64_t dim) noexcept:
     """Cut n rows into tasks and say how many."""
     a.n, a.dim, a.per_task = n, dim, max(1, TASK_FLOATS // max(1, dim))
     return (n + a.per_task - 1) // a.per_task

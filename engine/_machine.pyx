@@ -9,6 +9,7 @@ cdef extern from "simd/machine.h" nogil:
     ctypedef struct probes_t:
         uint64_t (*read)(const uint8_t *, int64_t) noexcept nogil
         uint32_t (*multiply)(int64_t, int) noexcept nogil
+        float (*multiply_floats)(int64_t, float) noexcept nogil
     probes_t probes_of(int level) noexcept
     int64_t thread_number() noexcept
 
@@ -66,6 +67,20 @@ def multiply(int64_t n_steps, int activation, str isa, int n_threads):
     cdef Py_ssize_t _i
     for _i in prange(n_threads, nogil=True, schedule="static", chunksize=1, num_threads=n_threads):
         total += probes.multiply(n_steps, activation)
+    return total
+
+
+def multiply_floats(int64_t n_steps, float x, str isa, int n_threads):
+    """Do n_steps * STEP_PRODUCTS products 1 * x in each thread, with the instructions of `isa`.
+
+    Returns their sum as float32 gives it: exact while it stays a whole number below 2^24.
+    """
+    check_team(n_threads)
+    cdef probes_t probes = probes_of(_LEVELS.index(isa))
+    cdef double total = 0
+    cdef Py_ssize_t _i
+    for _i in prange(n_threads, nogil=True, schedule="static", chunksize=1, num_threads=n_threads):
+        total += probes.multiply_floats(n_steps, x)
     return total
 
 

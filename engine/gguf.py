@@ -17,7 +17,6 @@ import math
 import mmap
 import os
 import struct
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any, NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
+from engine import _strings
 from engine.errors import GGUFError, quote
 from engine.quants import BLOCK, REMOVED_TYPES, GGMLType, row_bytes
 from engine.storage import MappedFile, ReadFile, open_file
@@ -127,8 +127,24 @@ class StringArray(Sequence[str]):
 
     def iter_raw(self) -> Iterator[bytes]:
         """The bytes of each string, much faster than `raw` for each index."""
-        starts, ends = (self._bounds[:-1] + 8).tolist(), self._bounds[1:].tolist()
-        return map(self._blob.__getitem__, map(slice, starts, ends))
+        return iter(_strings.split(self._blob, self._bounds))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The two texts around the first space of each string, in order, each pair once.
+
+        A space at the very beginning is part of the first text. Strings that are not two texts, or
+        not UTF-8, are left out.
+        """
+        pairs = _strings.split_pairs(self._blob, self._bounds)
+        hashes = _strings.hashes(self._blob, self._bounds)  # faster than hashing the texts
+        hashes.sort()
+        has_repeats = bool((hashes[1:] == hashes[:-1]).any())
+        return list(dict.fromkeys(pairs)) if has_repeats else pairs
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest string, 0 where there is none."""
+        return int(np.diff(self._bounds).max(initial=8)) - 8
 
     @property
     def stored(self) -> bytes:
@@ -422,23 +438,13 @@ class _Cursor:
         return values.view(np.bool_)
 
     def strings(self, n: int, what: str) -> StringArray:
-        """Finds where each string starts; this loop is nearly all the time of opening a file."""
         self.n_strings += n
         if self.n_strings > _MAX_STRINGS:
             self.fail(f"{what} holds {n} strings, expected at most {_MAX_STRINGS} in the file")
         start = self.need(8 * n, what)  # the lengths alone
-        position = start
-        bounds = array("q", [0])
-        append, length_at, head = bounds.append, _U64.unpack_from, self.head
-        try:
-            for _ in range(n):
-                position += length_at(head, position)[0] + 8
-                append(position - start)
-        except (struct.error, OverflowError):
-            # A length led out of the file, or so near its end that the next one is cut.
-            position += 8
+        bounds, end = _strings.find_bounds(self.head, start, n)
         self.position = start
-        return StringArray(self.take(position - start, what), np.frombuffer(bounds, np.int64))
+        return StringArray(self.take(end - start, what), bounds)
 
 
 def _read_start(cursor: _Cursor) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """What this machine can do at best, and what a process takes of it: the ceilings of a benchmark.
 
 Decoding is bounded by the rate at which memory is read, a prompt by the rate at which bytes are
-multiplied. Both drift with the neighbours of a virtual machine, so they are measured in the same
-run as what is compared with them.
+multiplied, its attention by that of floats. They drift with the neighbours of a virtual machine, so
+they are measured in the same run as what is compared with them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,21 +53,26 @@ class Probe:
 
     def int8_peak(self, n_threads: int) -> float:
         """Products of bytes, each added to a sum, a second: the best of twenty short passes."""
-        while self._shortest(1, 2) < _PASS_SECONDS:
+        return self._peak(_machine.multiply, n_threads)
+
+    def float_peak(self, n_threads: int) -> float:
+        """Products of float32, each added to a sum, a second: the best of twenty short passes."""
+        return self._peak(_machine.multiply_floats, n_threads)
+
+    def _peak(self, multiply: Callable[..., object], n_threads: int) -> float:
+        while self._shortest(multiply, 1, 2) < _PASS_SECONDS:
             self._n_steps *= 2
-        best = self._shortest(n_threads, _MULTIPLY_PASSES)
+        best = self._shortest(multiply, n_threads, _MULTIPLY_PASSES)
         return n_threads * self._n_steps * _machine.STEP_PRODUCTS / best
 
-    def _shortest(self, n_threads: int, n_passes: int) -> float:
+    def _shortest(self, multiply: Callable[..., object], n_threads: int, n_passes: int) -> float:
         isa = _kernels.isa()
-        return min(
-            _seconds(_machine.multiply, self._n_steps, 1, isa, n_threads) for _ in range(n_passes)
-        )
+        return min(_seconds(multiply, self._n_steps, 1, isa, n_threads) for _ in range(n_passes))
 
 
-def _seconds(work: object, *args: object) -> float:
+def _seconds(work: Callable[..., object], *args: object) -> float:
     start = time.perf_counter()
-    work(*args)  # type: ignore[operator]
+    work(*args)
     return time.perf_counter() - start
 
 

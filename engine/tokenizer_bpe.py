@@ -17,6 +17,7 @@ below do what its hand-written splitters do).
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -189,7 +190,8 @@ class ByteLevelMerger:
         self._visible: dict[int, bytes] = {}
         for i in of_kinds(self.vocabulary.kinds, (BYTE,)):
             self._visible[i] = _byte_of(gguf, i, self.vocabulary.tokens[i])
-        model, self._stand_ins = _model(self.vocabulary, _read_merges(merges), scheme.ignore_merges)
+        with _no_collection():
+            model, self._stand_ins = _model(self.vocabulary, merges, scheme.ignore_merges)
         self._pipeline = Pipeline(model)
         splits = [Split(Regex(expression), "isolated") for expression in scheme.expressions]
         by_bytes = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -250,14 +252,6 @@ def _byte_of(gguf: GGUFFile, token_id: int, token: bytes) -> bytes:
     return bytes.fromhex(match[1].decode())
 
 
-class _Merges(NamedTuple):
-    """Pairs of texts to merge, the most urgent first."""
-
-    left: list[str]
-    right: list[str]
-    longest: int  # bytes of the longest text that one makes, or more
-
-
 def _merge_strings(gguf: GGUFFile) -> StringArray:
     key = "tokenizer.ggml.merges"
     merges = gguf.metadata.get(key)
@@ -270,55 +264,51 @@ def _merge_strings(gguf: GGUFFile) -> StringArray:
     return merges
 
 
-def _read_merges(merges: StringArray) -> _Merges:
-    """The merges in the order of their rank, each once."""
-    lines = list(dict.fromkeys(merges.iter_raw()))
-    longest = max(map(len, lines), default=1) - 1  # without the space between the two
-    # All in one go, for speed: merges that are two words put every third word where it is due.
-    words = b" \n ".join(lines).decode("utf-8", "replace").split(" ")
-    if len(words) == 3 * len(lines) - 1 and words[2::3].count("\n") == len(lines) - 1:
-        return _Merges(words[::3], words[1::3], longest)
-    pairs = []
-    for line in lines:
-        text = decode_or_empty(line)
-        middle = text.find(" ", 1)
-        if 0 < middle < len(text) - 1:
-            pairs.append((text[:middle], text[middle + 1 :]))
-    pairs = list(dict.fromkeys(pairs))
-    return _Merges([left for left, _ in pairs], [right for _, right in pairs], longest)
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's search for cycles looks at hundreds of thousands of new pairs again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _model(
-    vocabulary: Vocabulary, merges: _Merges, ignore_merges: bool
+    vocabulary: Vocabulary, merges: StringArray, ignore_merges: bool
 ) -> tuple[BPE, Mapping[int, tuple[int, ...]]]:
     """The merging model, and what its ids past the vocabulary stand for."""
+    pairs = merges.pairs()
+    tokens = vocabulary.tokens
     try:
-        ids = dict(zip(map(bytes.decode, vocabulary.tokens), range(len(vocabulary)), strict=True))
+        texts = [token.decode() for token in tokens]
     except UnicodeDecodeError:
-        ids = {decode_or_empty(token): i for i, token in enumerate(vocabulary.tokens)}
+        texts = [decode_or_empty(token) for token in tokens]
+    ids = dict(zip(texts, range(len(texts)), strict=True))
     hidden = set()
     for i in of_kinds(vocabulary.kinds, (CONTROL, UNKNOWN, BYTE)):
-        text = decode_or_empty(vocabulary.tokens[i])
+        text = texts[i]
         if ids.get(text) == i:
             hidden.add(text)
             del ids[text]
     # A merge that makes or uses what is no token is an error to `tokenizers`; one that makes
     # something longer than every token even panics in some of its versions.
-    tokens = vocabulary.tokens
-    longest = max((len(tokens[i]) for i in ids.values()), default=0)
-    if merges.longest <= longest and all(character in ids for character in _CHARACTERS):
-        pairs = list(zip(merges.left, merges.right, strict=True))
+    longest = max(map(len, map(tokens.__getitem__, ids.values())), default=0)
+    of_merges = merges.longest - 1  # without the space between the two texts
+    if of_merges <= longest and all(character in ids for character in _CHARACTERS):
         # It has no exception class of its own.
         with contextlib.suppress(Exception):
             return BPE(ids, pairs, ignore_merges=ignore_merges), {}
-    return _model_with_stand_ins(ids, len(vocabulary), hidden, merges, ignore_merges)
+    return _model_with_stand_ins(ids, len(vocabulary), hidden, pairs, ignore_merges)
 
 
 def _model_with_stand_ins(
     ids: dict[str, int],
     n_vocab: int,
     hidden: set[str],
-    merges: _Merges,
+    merges: list[tuple[str, str]],
     ignore_merges: bool,
 ) -> tuple[BPE, Mapping[int, tuple[int, ...]]]:
     """The model of a vocabulary that lacks texts which merging passes through.
@@ -326,7 +316,7 @@ def _model_with_stand_ins(
     What stays one of them at the end is given as its ASCII characters, those that are tokens, as
     in llama.cpp. Hidden texts are none of them: merges that lead to one are left out.
     """
-    pairs = [(a, b) for a, b in zip(merges.left, merges.right, strict=True) if a + b not in hidden]
+    pairs = [(a, b) for a, b in merges if a + b not in hidden]
     missing = [c for c in _CHARACTERS if c not in ids]
     for left, right in pairs:
         missing += [text for text in (left, right, left + right) if text not in ids]

@@ -236,8 +236,9 @@ def _mid_texts(id_of: Mapping[bytes, int], found: set[int | None]) -> list[tuple
 
 
 def of_kinds(kinds: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
-    """The ids of the tokens of some types. Nearly all tokens are normal, which is tested first."""
-    return [i for i, kind in enumerate(kinds) if kind != NORMAL and kind in wanted]
+    """The ids of the tokens of some types."""
+    found: list[int] = np.flatnonzero(np.isin(np.array(kinds, np.int8), wanted)).tolist()
+    return found
 
 
 def decode_or_empty(raw: bytes) -> str:

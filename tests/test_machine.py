@@ -52,6 +52,14 @@ def test_all_products_are_done(isa, n_threads, activation):
     assert _machine.multiply(25, activation, isa, n_threads) == expected
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("x", [1, 0.5, -3])
+def test_all_products_of_floats_are_done(isa, n_threads, x):
+    expected = 25 * n_threads * _machine.STEP_PRODUCTS * x
+    assert _machine.multiply_floats(25, x, isa, n_threads) == expected
+
+
 @pytest.mark.parametrize("activation", [0, 101, -1])
 def test_products_that_would_overflow_are_refused(activation):
     with pytest.raises(ValueError, match="1 to 100"):
@@ -59,7 +67,11 @@ def test_products_that_would_overflow_are_refused(activation):
 
 
 def test_unknown_levels_are_refused(memory):
-    for work in (lambda: _machine.read(memory, "neon", 1), lambda: _machine.multiply(1, 1, "", 1)):
+    for work in (
+        lambda: _machine.read(memory, "neon", 1),
+        lambda: _machine.multiply(1, 1, "", 1),
+        lambda: _machine.multiply_floats(1, 1, "avx", 1),
+    ):
         with pytest.raises(ValueError):
             work()
 
@@ -69,6 +81,7 @@ def test_no_threads_are_refused(memory, n_threads):
     for work in (
         lambda: _machine.read(memory, "scalar", n_threads),
         lambda: _machine.multiply(1, 1, "scalar", n_threads),
+        lambda: _machine.multiply_floats(1, 1, "scalar", n_threads),
         lambda: _machine.fill(memory, n_threads),
         lambda: _machine.thread_ids(n_threads),
     ):
@@ -90,13 +103,18 @@ def test_probe_measures_with_the_level_in_use(monkeypatch):
     monkeypatch.setattr(machine, "_PASS_SECONDS", 1e-4)
     seen = []
     monkeypatch.setattr(_machine, "read", lambda memory, isa, n: seen.append((len(memory), isa, n)))
-    multiply = _machine.multiply
 
-    def spy(n_steps, activation, isa, n_threads):
-        seen.append((n_steps * 0, isa, n_threads))
-        return multiply(n_steps, activation, isa, n_threads)
+    def watch(name):
+        multiply = getattr(_machine, name)
 
-    monkeypatch.setattr(_machine, "multiply", spy)
+        def spy(n_steps, factor, isa, n_threads):
+            seen.append((name, isa, n_threads))
+            return multiply(n_steps, factor, isa, n_threads)
+
+        monkeypatch.setattr(_machine, name, spy)
+
+    watch("multiply")
+    watch("multiply_floats")
     before = _kernels.isa()
     try:
         for isa in ISAS:
@@ -106,7 +124,9 @@ def test_probe_measures_with_the_level_in_use(monkeypatch):
             assert probe.read_bandwidth(2) > 0
             assert seen[-1] == (1024, isa, 2)
             assert probe.int8_peak(3) > 0
-            assert seen[-1] == (0, isa, 3)
+            assert seen[-1] == ("multiply", isa, 3)
+            assert probe.float_peak(2) > 0
+            assert seen[-1] == ("multiply_floats", isa, 2)
     finally:
         _kernels.use_isa(before)
 
@@ -121,6 +141,7 @@ def test_probe_counts_bytes_and_products(monkeypatch):
     assert probe.read_bandwidth(1, 2) == 4096.0
     assert next(ticks) - looks == 1 + 2 * 2  # two at each pass
     assert probe.int8_peak(2) == 2 * 256 * _machine.STEP_PRODUCTS
+    assert probe.float_peak(2) == 2 * 256 * _machine.STEP_PRODUCTS
 
 
 def test_probe_takes_a_share_of_the_memory_that_is_free(monkeypatch):

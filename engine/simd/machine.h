@@ -1,8 +1,9 @@
-/* What this processor can do at best: probes that read memory, and that multiply bytes.
+/* What this processor can do at best: probes that read memory, that multiply bytes, and floats.
  *
  * Decoding reads every weight once a token, so the rate of plain reading is its ceiling; a prompt
  * multiplies 8-bit activations with weights of up to 8 bits, so the rate of those products, from
- * registers, is its ceiling. One probe a level, with the instructions that the kernels of that
+ * registers, is its ceiling, except of attention and float weights, whose ceiling is that of float
+ * products. One probe a level, with the instructions that the kernels of that
  * level have. Each returns a sum that depends on all it did, so that no compiler drops any of it
  * and a test can check it.
  */
@@ -20,7 +21,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LARIAT_X86 1
 #include <immintrin.h>
-#define TARGET_AVX2 __attribute__((target("avx2")))
+#define TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512vnni")))
 #endif
 
@@ -29,7 +30,7 @@
 
 enum {
     READ_STEP = 256,      /* bytes: four vectors of 64 into four sums, to hide their latency */
-    MULTIPLY_STEP = 8192, /* products of one step of `multiply`, at every level */
+    MULTIPLY_STEP = 8192, /* products of one step of `multiply` and `multiply_floats`, at every level */
     WEIGHT = 3            /* the weight byte of all products; the activation is 1 to 100 */
 };
 
@@ -38,6 +39,8 @@ typedef struct {
     uint64_t (*read)(const uint8_t *p, int64_t n);
     /* Sum of n_steps * MULTIPLY_STEP products WEIGHT * activation, modulo 2^32 */
     uint32_t (*multiply)(int64_t n_steps, int activation);
+    /* Sum of n_steps * MULTIPLY_STEP products 1 * x, each rounded to float */
+    float (*multiply_floats)(int64_t n_steps, float x);
 } probes_t;
 
 /* ---- plain C ---- */
@@ -67,6 +70,19 @@ static uint32_t multiply_scalar(int64_t n_steps, int activation) {
         __asm__ volatile("" : : "r"(w), "r"(q) : "memory"); /* or it would be computed once */
     }
     return sum;
+}
+
+/* Sixteen sums, so that no product waits for the one before it */
+static float multiply_floats_scalar(int64_t n_steps, float x) {
+    enum { N = 16 };
+    float sum[N] = {0};
+    for (int64_t i = 0; i < n_steps * (MULTIPLY_STEP / N); i++) {
+        float one = 1;
+        __asm__ volatile("" : "+m"(one));
+        for (int j = 0; j < N; j++) sum[j] += one * x;
+    }
+    for (int j = 1; j < N; j++) sum[0] += sum[j];
+    return sum[0];
 }
 
 #ifdef LARIAT_X86
@@ -115,6 +131,29 @@ TARGET_AVX2 static uint32_t multiply_avx2(int64_t n_steps, int activation) {
     return sum;
 }
 
+TARGET_AVX2 static float multiply_floats_avx2(int64_t n_steps, float x) {
+    /* A multiply-add takes 4 cycles, and two start in each; 16 sums would leave no register for x. */
+    enum { CHAINS = 12, VECTORS = MULTIPLY_STEP / 8 };
+    const __m256 one = _mm256_set1_ps(1), x_f32x8 = _mm256_set1_ps(x);
+    __m256 sum[CHAINS];
+    UNROLL (int c = 0; c < CHAINS; c++) sum[c] = _mm256_setzero_ps();
+    for (int64_t step = 0; step < n_steps; step++) {
+        for (int i = 0; i < VECTORS / CHAINS; i++) {
+            UNROLL (int c = 0; c < CHAINS; c++) {
+                sum[c] = _mm256_fmadd_ps(one, x_f32x8, sum[c]);
+                __asm__ volatile("" : "+x"(sum[c]));
+            }
+        }
+        UNROLL (int c = 0; c < VECTORS % CHAINS; c++)
+            sum[c] = _mm256_fmadd_ps(one, x_f32x8, sum[c]);
+    }
+    float lanes[8], total = 0;
+    UNROLL (int c = 1; c < CHAINS; c++) sum[0] = _mm256_add_ps(sum[0], sum[c]);
+    memcpy(lanes, &sum[0], 32);
+    for (int j = 0; j < 8; j++) total += lanes[j];
+    return total;
+}
+
 /* ---- AVX-512 with VNNI ---- */
 
 TARGET_AVX512 static uint64_t read_avx512(const uint8_t *p, int64_t n) {
@@ -145,14 +184,29 @@ TARGET_AVX512 static uint32_t multiply_avx512(int64_t n_steps, int activation) {
     return (uint32_t)_mm512_reduce_add_epi32(sum[0]);
 }
 
+TARGET_AVX512 static float multiply_floats_avx512(int64_t n_steps, float x) {
+    enum { CHAINS = 16 };
+    const __m512 one = _mm512_set1_ps(1), x_f32x16 = _mm512_set1_ps(x);
+    __m512 sum[CHAINS];
+    UNROLL (int c = 0; c < CHAINS; c++) sum[c] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n_steps * (MULTIPLY_STEP / (CHAINS * 16)); i++) {
+        UNROLL (int c = 0; c < CHAINS; c++) {
+            sum[c] = _mm512_fmadd_ps(one, x_f32x16, sum[c]);
+            __asm__ volatile("" : "+v"(sum[c]));
+        }
+    }
+    UNROLL (int c = 1; c < CHAINS; c++) sum[0] = _mm512_add_ps(sum[0], sum[c]);
+    return _mm512_reduce_add_ps(sum[0]);
+}
+
 #endif
 
 /* The probes of a level, numbered as in kernels.h; the caller knows that the processor has it. */
 static probes_t probes_of(int level) {
-    const probes_t scalar = {read_scalar, multiply_scalar};
+    const probes_t scalar = {read_scalar, multiply_scalar, multiply_floats_scalar};
 #ifdef LARIAT_X86
-    const probes_t avx2 = {read_avx2, multiply_avx2};
-    const probes_t avx512 = {read_avx512, multiply_avx512};
+    const probes_t avx2 = {read_avx2, multiply_avx2, multiply_floats_avx2};
+    const probes_t avx512 = {read_avx512, multiply_avx512, multiply_floats_avx512};
     if (level == 2) return avx512;
     if (level == 1) return avx2;
 #endif

@@ -1,0 +1,119 @@
+"""Runs of strings as GGUF files hold them, each after its length (uint64, little-endian).
+
+A Llama 3 vocabulary has 128k tokens and 280k merges, and opening a model waits for loops over them.
+`blob` is such a run, `bounds` int64 [n + 1] says where in it each string's length stands, and where
+the last one ends.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.list cimport PyList_Append
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memchr
+
+import numpy as np
+
+
+cdef inline uint64_t length_at(const uint8_t *p) noexcept nogil:
+    """Byte by byte, as it stands in the file: any alignment, any machine."""
+    cdef uint64_t n = 0
+    cdef int i
+    for i in range(8):
+        n |= <uint64_t>p[i] << (8 * i)
+    return n
+
+
+def find_bounds(const uint8_t[::1] head, Py_ssize_t start, Py_ssize_t n):
+    """Walk over n strings from `start` on.
+
+    head uint8 [n_bytes]  # IN. Returns the bounds, counted from `start`, and where in `head` the
+    last string ends. Where a length leads out of `head`, that end lies behind it, and bounds
+    behind that place are 0.
+    """
+    cdef Py_ssize_t n_bytes = head.shape[0], position = start
+    cdef uint64_t length
+    found = np.zeros(n + 1, np.int64)
+    cdef int64_t[::1] bounds = found
+    cdef Py_ssize_t i
+    for i in range(n):
+        if n_bytes - position < 8:
+            return found, position + 8
+        length = length_at(&head[position])
+        position += 8
+        if length > <uint64_t>(n_bytes - position):
+            return found, position + int(length) + (0 if i + 1 == n else 8)
+        position += <Py_ssize_t>length
+        bounds[i + 1] = position - start
+    return found, position
+
+
+cdef int check(const uint8_t[::1] blob, const int64_t[::1] bounds) except -1:
+    cdef Py_ssize_t i
+    if bounds.shape[0] == 0 or bounds[0] < 0 or bounds[bounds.shape[0] - 1] > blob.shape[0]:
+        raise ValueError("the bounds are not of these strings")
+    for i in range(bounds.shape[0] - 1):
+        if bounds[i + 1] - bounds[i] < 8:
+            raise ValueError(f"string {i} is shorter than its length")
+    return 0
+
+
+def split(const uint8_t[::1] blob, const int64_t[::1] bounds):
+    """The strings, list[bytes]. blob, bounds  # IN. Raises ValueError for bounds of another run."""
+    check(blob, bounds)
+    cdef const char *p = <const char *>&blob[0] if blob.shape[0] else NULL
+    cdef Py_ssize_t i
+    strings = []
+    for i in range(bounds.shape[0] - 1):
+        PyList_Append(strings, PyBytes_FromStringAndSize(p + bounds[i] + 8,
+                                                         bounds[i + 1] - bounds[i] - 8))
+    return strings
+
+
+def split_pairs(const uint8_t[::1] blob, const int64_t[::1] bounds):
+    """The two texts around the first space of each string, list[tuple[str, str]].
+
+    A space at the very beginning is part of the first text. Strings that are not two texts, or not
+    UTF-8, are left out. blob, bounds  # IN. Raises ValueError for bounds of another run.
+    """
+    check(blob, bounds)
+    cdef const char *p
+    cdef const char *space
+    cdef Py_ssize_t i, n, at
+    pairs = []
+    for i in range(bounds.shape[0] - 1):
+        n = bounds[i + 1] - bounds[i] - 8
+        if n < 3:
+            continue
+        p = <const char *>&blob[bounds[i] + 8]
+        space = <const char *>memchr(p + 1, c" ", n - 1)
+        if space == NULL:
+            continue
+        at = space - p
+        if at == n - 1:
+            continue
+        try:
+            pair = (PyUnicode_DecodeUTF8(p, at, NULL),
+                    PyUnicode_DecodeUTF8(space + 1, n - at - 1, NULL))
+        except UnicodeDecodeError:
+            continue
+        PyList_Append(pairs, pair)
+    return pairs
+
+
+def hashes(const uint8_t[::1] blob, const int64_t[::1] bounds):
+    """A number of 64 bits for each string, the same for the same string (FNV-1a): uint64 [n].
+
+    blob, bounds  # IN. Raises ValueError for bounds of another run. Source: G. Fowler, L. C. Noll,
+    K.-P. Vo, D. Eastlake, "The FNV Non-Cryptographic Hash Algorithm", IETF draft.
+    """
+    check(blob, bounds)
+    cdef Py_ssize_t i, j
+    cdef uint64_t h
+    numbers = np.empty(bounds.shape[0] - 1, np.uint64)
+    cdef uint64_t[::1] out = numbers
+    for i in range(bounds.shape[0] - 1):
+        h = 0xcbf29ce484222325ULL
+        for j in range(bounds[i] + 8, bounds[i + 1]):
+            h = (h ^ blob[j]) * 0x100000001b3ULL
+        out[i] = h
+    return numbers

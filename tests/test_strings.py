@@ -1,0 +1,91 @@
+"""Runs of strings as GGUF files hold them, against plain Python."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+
+from engine import _strings
+
+TEXTS = ["", " ", "a", "a b", " a b", "a  b", "a b c", "ab", "a ", "é 日本", "  x", "日 ", " 日 é"]
+
+
+def run_of(strings: list[bytes]) -> bytes:
+    return b"".join(struct.pack("<Q", len(string)) + string for string in strings)
+
+
+def random_strings(rng: np.random.Generator, n: int) -> list[bytes]:
+    return [rng.bytes(int(length)) for length in rng.integers(0, 40, n)]
+
+
+@pytest.mark.parametrize("start", [0, 3, 1000])
+@pytest.mark.parametrize("n", [0, 1, 2, 333])
+def test_strings_are_found_again(start: int, n: int) -> None:
+    rng = np.random.default_rng(n)
+    strings = random_strings(rng, n)
+    run = run_of(strings)
+    bounds, end = _strings.find_bounds(rng.bytes(start) + run + rng.bytes(50), start, n)
+    assert bounds.dtype == np.int64
+    assert len(bounds) == n + 1
+    assert end == start + len(run) == start + bounds[-1]
+    assert _strings.split(run, bounds) == strings
+
+
+@pytest.mark.parametrize("length", [18, 1 << 31, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_length_that_leads_out_gives_its_end(length: int, is_last: bool) -> None:
+    """Where a reader that believed it would look for the end, or for 8 bytes more."""
+    head = run_of([b"ab"]) + struct.pack("<Q", length) + b"c" * 17
+    bounds, end = _strings.find_bounds(head, 0, 2 if is_last else 3)
+    assert bounds[:2].tolist() == [0, 10]
+    assert end == 10 + 8 + length + (0 if is_last else 8)
+
+
+@pytest.mark.parametrize("n_bytes", range(8))
+def test_a_length_that_is_cut(n_bytes: int) -> None:
+    _, end = _strings.find_bounds(run_of([b"ab"]) + bytes(n_bytes), 0, 2)
+    assert end == 10 + 8
+
+
+def test_pairs_are_parted_at_the_first_space_behind_the_first_byte() -> None:
+    expected = []
+    for text in TEXTS:
+        at = text.find(" ", 1)
+        if 0 < at < len(text) - 1:
+            expected.append((text[:at], text[at + 1 :]))
+    run = run_of([text.encode() for text in TEXTS])
+    bounds, _ = _strings.find_bounds(run, 0, len(TEXTS))
+    assert _strings.split_pairs(run, bounds) == expected
+    assert {(" a", "b"), ("a", "b c")} < set(expected)
+    assert len(expected) == 7
+
+
+@pytest.mark.parametrize("broken", [b"\xff b", b"a \xff", b"\xe6\x97 b"])
+def test_pairs_that_are_not_text_are_left_out(broken: bytes) -> None:
+    run = run_of([b"a b", broken, b"c d"])
+    bounds, _ = _strings.find_bounds(run, 0, 3)
+    assert _strings.split_pairs(run, bounds) == [("a", "b"), ("c", "d")]
+
+
+def test_hashes_are_those_of_the_draft() -> None:
+    """Its test vectors for 64 bits, FNV-1a."""
+    strings = [b"", b"a", b"b", b"foobar", b"a"]
+    run = run_of(strings)
+    bounds, _ = _strings.find_bounds(run, 0, len(strings))
+    hashes = _strings.hashes(run, bounds)
+    assert hashes.tolist() == [
+        0xCBF29CE484222325,
+        0xAF63DC4C8601EC8C,
+        0xAF63DF4C8601F1A5,
+        0x85944171F73967E8,
+        0xAF63DC4C8601EC8C,
+    ]
+
+
+@pytest.mark.parametrize("bounds", [[], [-1, 9], [0, 10, 9], [0, 7], [0, 99], [0, 1 << 62]])
+@pytest.mark.parametrize("work", [_strings.split, _strings.split_pairs, _strings.hashes])
+def test_bounds_of_another_run_are_refused(work, bounds: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"bounds|shorter"):
+        work(run_of([b"ab"]), np.array(bounds, np.int64))
