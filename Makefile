@@ -57,11 +57,13 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(KERNEL_SOURCES)
 
 build: $(VENV)/.built
 
+# Both streams through one pipe: beside it, the last line of figures would overtake the last of the story.
 demo: $(VENV)/.built
 	@set -euo pipefail; for cache in roped raw; do \
 	    echo "--- $$cache cache"; \
-	    $(BIN)/lariat generate $${MODEL:+-m "$$MODEL"} -p "$$PROMPT" -n $(N) --temp 0 --cache $$cache -ctk f32 -ctv f32 \
-	        | tee $(VENV)/demo-$$cache.txt; \
+	    $(BIN)/lariat generate $${MODEL:+-m "$$MODEL"} -p "$$PROMPT" -n $(N) --temp 0 --cache $$cache -ctk f32 -ctv f32 2>&1 \
+	        | tee $(VENV)/demo-$$cache.log; \
+	    grep -v '^lariat: ' $(VENV)/demo-$$cache.log > $(VENV)/demo-$$cache.txt; \
 	done; \
 	if cmp -s $(VENV)/demo-roped.txt $(VENV)/demo-raw.txt; \
 	then echo "--- both caches wrote the same text"; \
