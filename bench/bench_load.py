@@ -13,7 +13,7 @@ from bench.conftest import N_THREADS, Record
 from engine import LLM, GGUFFile, Tokenizer
 from tests import vocabularies
 from tests.reference import Reference, relative_error
-from tests.test_tokenizer_bpe import BYTES
+from tests.vocabularies import BYTE_CHARACTERS
 
 N_TOKENS = {"sentencepiece": synthetic.N_VOCAB, "BPE": 128_256}
 N_MERGES = 280_147  # of Llama 3, as are its tokens
@@ -28,14 +28,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     words: list[str] = []
     for length in itertools.count(2):
         words += map("".join, itertools.product("Ġetaoinshrdlu", repeat=length))
-        if len(BYTES) + len(words) >= N_TOKENS["BPE"]:
+        if len(BYTE_CHARACTERS) + len(words) >= N_TOKENS["BPE"]:
             break
-    words = words[: N_TOKENS["BPE"] - len(BYTES)]
+    words = words[: N_TOKENS["BPE"] - len(BYTE_CHARACTERS)]
     # All words of a length come before longer ones, so both halves of any split are tokens.
     splits = [f"{word[:at]} {word[at:]}" for at in range(1, 5) for word in words if at < len(word)]
     vocabularies.write(
         large,
-        [(token, 0.0, vocabularies.NORMAL) for token in BYTES + words],
+        [(token, 0.0, vocabularies.NORMAL) for token in BYTE_CHARACTERS + words],
         "gpt2",
         pre="llama-bpe",
         add_bos_token=False,

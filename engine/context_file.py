@@ -15,7 +15,6 @@ and, as metadata, what a cache must have in common with the one that wrote them.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,8 +62,7 @@ def fingerprint(gguf: GGUFFile) -> str:
             h.update(piece)
     for name, info in sorted(gguf.tensors.items()):
         h.update(f"{name} {info.shape} {info.type}".encode())
-        row_bytes = info.n_bytes // math.prod(info.shape[:-1])
-        some = gguf.data(name, 0, -(-_SAMPLE // row_bytes))
+        some = gguf.data(name, 0, -(-_SAMPLE // info.row_bytes))
         h.update(some.reshape(-1)[:_SAMPLE].tobytes())
     return h.hexdigest()
 

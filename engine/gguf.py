@@ -84,6 +84,16 @@ class TensorInfo:
     offset: int  # of the first byte, from the start of the file
     n_bytes: int
 
+    @property
+    def n_rows(self) -> int:
+        """The product of all dims but the last; 1 for a 1-D tensor."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as the file has it."""
+        return self.n_bytes // self.n_rows
+
 
 class StringArray(Sequence[str]):
     """Strings of a metadata array: kept as bytes, decoded when read.
@@ -204,15 +214,14 @@ class GGUFFile:
     def data(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, in place if mapped: uint8 [n_rows, row_bytes], read-only.
 
-        The tensor's n_rows is the product of all dims but the last; 1 for a 1-D tensor. `start` and
-        `stop` cut rows out as in a slice: without a mapping only those are read. GGUFError if there
-        is no such tensor, ValueError after `close`. The view stays valid after `close`.
+        n_rows is the tensor's, unless `start` and `stop` cut rows out as in a slice: without a
+        mapping only those are read. GGUFError if there is no such tensor, ValueError after `close`.
+        The view stays valid after `close`.
         """
         info, file = self._find(name)
-        n_rows = math.prod(info.shape[:-1])
-        rows, row_bytes = range(n_rows)[start:stop], info.n_bytes // n_rows
-        flat = file.view(info.offset + rows.start * row_bytes, len(rows) * row_bytes)
-        return flat.reshape(len(rows), row_bytes)
+        rows = range(info.n_rows)[start:stop]
+        first = info.offset + rows.start * info.row_bytes
+        return file.view(first, len(rows) * info.row_bytes).reshape(len(rows), info.row_bytes)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """Keys of the metadata, and the bytes of key, type and value as the open file has them."""

@@ -192,7 +192,7 @@ def _check_target(sources: Sequence[Path], target: Path, n_bytes: int, force: bo
 
 
 def _new_bytes(info: TensorInfo, kind: GGMLType) -> int:
-    return math.prod(info.shape[:-1]) * row_bytes(kind, info.shape[-1])
+    return info.n_rows * row_bytes(kind, info.shape[-1])
 
 
 def _padded(n_bytes: int, alignment: int) -> int:
@@ -247,9 +247,8 @@ def _write_tensors(
 
 def _pieces(gguf: GGUFFile, info: TensorInfo) -> Iterator[np.ndarray]:
     """Some rows of a tensor at a time, uint8 [n_rows, row_bytes]; read pages are given back."""
-    n_rows = math.prod(info.shape[:-1])
-    step = max(1, _AT_ONCE * n_rows // info.n_bytes)
-    for start in range(0, n_rows, step):
+    step = max(1, _AT_ONCE // info.row_bytes)
+    for start in range(0, info.n_rows, step):
         yield gguf.data(info.name, start, start + step)
         gguf.release(info.name)
 

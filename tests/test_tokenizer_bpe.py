@@ -23,6 +23,7 @@ from engine.errors import GGUFError, ModelError
 from engine.gguf import GGUFFile
 from engine.tokenizer import Tokenizer
 from tests.model_files import write_gguf
+from tests.vocabularies import BYTE_CHARACTERS
 
 JUDGED = json.loads((Path(__file__).parent / "data" / "bpe_llama_cpp.json").read_text())
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -30,25 +31,11 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 Make = Callable[..., Tokenizer]
 
 
-def characters() -> list[str]:
-    """GPT-2's character for each byte, written anew from its description."""
-    table: list[str] = []
-    n_shifted = 0
-    for byte in range(256):
-        if chr(byte).isprintable() and not chr(byte).isspace() and byte != 0xAD:
-            table.append(chr(byte))
-        else:
-            table.append(chr(256 + n_shifted))
-            n_shifted += 1
-    return table
-
-
-BYTES = characters()
 FEW = ["q x"]  # merges; a GGUF file cannot hold an empty array
 
 
 def spell(text: str) -> str:
-    return "".join(BYTES[byte] for byte in text.encode())
+    return "".join(BYTE_CHARACTERS[byte] for byte in text.encode())
 
 
 @pytest.fixture
@@ -180,7 +167,7 @@ def test_ids_are_those_of_the_reference(make: Make, seed: int, complete: bool) -
     """Random merges; where not `complete`, many lead through texts that are no tokens."""
     rng = random.Random(seed)
     letters = "abcd"
-    tokens = list(BYTES)
+    tokens = list(BYTE_CHARACTERS)
     if not complete:
         tokens.remove("d")  # a byte without a token
     known = list(letters)
@@ -201,8 +188,8 @@ def test_ids_are_those_of_the_reference(make: Make, seed: int, complete: bool) -
 
 
 def test_a_word_that_is_a_token_is_not_merged_where_the_file_says_so(make: Make) -> None:
-    tokens = [*BYTES, "ab", "abc"]  # no merge leads to abc
-    assert make(tokens, ["a b"]).encode("abc") == [256, BYTES.index("c")]
+    tokens = [*BYTE_CHARACTERS, "ab", "abc"]  # no merge leads to abc
+    assert make(tokens, ["a b"]).encode("abc") == [256, BYTE_CHARACTERS.index("c")]
     llama3 = {"pre": "llama-bpe", "bos_token_id": 257, "add_bos_token": False}
     assert make(tokens, ["a b"], **llama3).encode("abc") == [257]
     assert make(tokens, ["a b"], **llama3).encode("abcc")[0] == 256
@@ -225,10 +212,10 @@ def test_special_tokens_only_when_asked_for(judged: Any) -> None:
 
 
 def test_text_cannot_be_merged_into_control_tokens(make: Make) -> None:
-    tokens = [*BYTES, "ab", "abc"]
+    tokens = [*BYTE_CHARACTERS, "ab", "abc"]
     types = [NORMAL] * 257 + [CONTROL]
     tokenizer = make(tokens, ["a b", "ab c"], types)
-    a, b, c = (BYTES.index(letter) for letter in "abc")
+    a, b, c = (BYTE_CHARACTERS.index(letter) for letter in "abc")
     assert tokenizer.encode("abc") == [256, c]
     assert tokenizer.encode("abc", parse_special=True) == [257]
     whole = make(tokens, ["a b"], [NORMAL] * 256 + [UNKNOWN] * 2, pre="qwen2")
@@ -236,21 +223,25 @@ def test_text_cannot_be_merged_into_control_tokens(make: Make) -> None:
 
 
 def test_bos_follows_the_scheme_and_the_metadata(make: Make) -> None:
-    a = BYTES.index("a")
-    assert make(BYTES, FEW).encode("a") == [a]
-    assert make(BYTES, FEW, pre="llama-bpe", bos_token_id=7).encode("a") == [7, a]
-    assert make(BYTES, FEW, pre="tekken").encode("a") == [11, a]  # llama.cpp's default id
-    silent = make(BYTES, FEW, pre="llama-bpe", add_bos_token=False, add_eos_token=True)
+    a = BYTE_CHARACTERS.index("a")
+    assert make(BYTE_CHARACTERS, FEW).encode("a") == [a]
+    assert make(BYTE_CHARACTERS, FEW, pre="llama-bpe", bos_token_id=7).encode("a") == [7, a]
+    assert make(BYTE_CHARACTERS, FEW, pre="tekken").encode("a") == [11, a]  # llama.cpp's default id
+    silent = make(BYTE_CHARACTERS, FEW, pre="llama-bpe", add_bos_token=False, add_eos_token=True)
     assert silent.encode("a") == [a, 11]
-    assert make(BYTES, FEW, add_bos_token=True, bos_token_id=3).encode("", True) == [3]
+    assert make(BYTE_CHARACTERS, FEW, add_bos_token=True, bos_token_id=3).encode("", True) == [3]
 
 
 def test_harmony_messages_do_not_end_at_every_end_mark(make: Make) -> None:
     marks = ["<|end|>", "<|return|>", "<|call|>", "<|channel|>"]
-    tokenizer = make([*BYTES, *marks], FEW, [NORMAL] * 256 + [CONTROL] * 4, eos_token_id=257)
+    tokenizer = make(
+        [*BYTE_CHARACTERS, *marks], FEW, [NORMAL] * 256 + [CONTROL] * 4, eos_token_id=257
+    )
     assert tokenizer.eog_ids == {257, 258}
     assert tokenizer.decode([256, 257, 258, 259]) == "<|end|><|channel|>"
-    alone = make([*BYTES, *marks[:2]], FEW, [NORMAL] * 256 + [CONTROL] * 2, eos_token_id=257)
+    alone = make(
+        [*BYTE_CHARACTERS, *marks[:2]], FEW, [NORMAL] * 256 + [CONTROL] * 2, eos_token_id=257
+    )
     assert alone.eog_ids == {256, 257}
 
 
@@ -280,7 +271,7 @@ def test_any_text_comes_back(every: Mapping[str, Tokenizer], pre: str, text: str
 
 
 def test_streaming_ends_an_incomplete_character(make: Make) -> None:
-    tokenizer = make(BYTES, FEW)
+    tokenizer = make(BYTE_CHARACTERS, FEW)
     decoder = tokenizer.decoder()
     fed = [decoder.feed(byte) for byte in "é😀".encode()]
     assert fed == ["", "é", "", "", "", "😀"]
@@ -293,7 +284,7 @@ def test_streaming_ends_an_incomplete_character(make: Make) -> None:
 def test_what_tokens_show(make: Make) -> None:
     extra = ["Ġhi", "Ġhi<", "<0x41>", "gone", "日", b"\xff"]
     kinds = [NORMAL, USER_DEFINED, BYTE, UNUSED, NORMAL, NORMAL]
-    tokenizer = make([*BYTES, *extra], FEW, [NORMAL] * 256 + kinds)
+    tokenizer = make([*BYTE_CHARACTERS, *extra], FEW, [NORMAL] * 256 + kinds)
     shown = [tokenizer.decode_token(256 + i) for i in range(6)]
     assert shown == [b" hi", "Ġhi<".encode(), b"A", b"", "日".encode(), "\ufffd".encode()]
     assert tokenizer.piece(256) == "Ġhi"
@@ -331,35 +322,40 @@ def test_long_texts_are_cut_where_words_end(judged: Any, monkeypatch: Any) -> No
 def test_bad_metadata(make: Make, keys: dict[str, Any], message: str) -> None:
     keys = {"merges": FEW, "types": None, **keys}
     with pytest.raises(GGUFError, match=message) as caught:
-        make(BYTES, keys.pop("merges"), keys.pop("types"), **keys)
+        make(BYTE_CHARACTERS, keys.pop("merges"), keys.pop("types"), **keys)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("pre", ["klingon", "", "a\n\x1b[2Jb"])
 def test_an_unknown_pre_tokenizer_is_named(make: Make, pre: str) -> None:
     with pytest.raises(ModelError, match=r"is not supported, .*llama-bpe") as caught:
-        make(BYTES, FEW, pre=pre)
+        make(BYTE_CHARACTERS, FEW, pre=pre)
     assert repr(pre) in str(caught.value)
     assert "--override-kv tokenizer.ggml.pre=str:NAME" in str(caught.value)
 
 
 def test_pre_can_be_overridden(tmp_path: Path) -> None:
-    keys = {"model": "gpt2", "pre": "klingon", "tokens": BYTES, "merges": ["1 2", "12 3", "3 4"]}
+    keys = {
+        "model": "gpt2",
+        "pre": "klingon",
+        "tokens": BYTE_CHARACTERS,
+        "merges": ["1 2", "12 3", "3 4"],
+    }
     path = write_gguf(
         tmp_path / "v.gguf",
         {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
-        | {"tokenizer.ggml.tokens": [*BYTES, "12", "123", "34"]},
+        | {"tokenizer.ggml.tokens": [*BYTE_CHARACTERS, "12", "123", "34"]},
     )
     with GGUFFile(path, {"tokenizer.ggml.pre": "qwen2"}) as file:
-        assert Tokenizer.from_gguf(file).encode("123") == [BYTES.index(d) for d in "123"]
+        assert Tokenizer.from_gguf(file).encode("123") == [BYTE_CHARACTERS.index(d) for d in "123"]
     with GGUFFile(path, {"tokenizer.ggml.pre": "gpt-2"}) as file:
-        assert Tokenizer.from_gguf(file).encode("1234") == [257, BYTES.index("4")]
+        assert Tokenizer.from_gguf(file).encode("1234") == [257, BYTE_CHARACTERS.index("4")]
 
 
 def test_odd_vocabularies(make: Make) -> None:
     odd = ["", "dup", "dup", b"\xff\xfe", "sp ace", "new\nline", "n\0n"]
     merges = ["d u", "du p", "oops", "", " ", "a ", " b", "a b c", "x \n", b"\xff \xfe"]
-    tokenizer = make([*BYTES, *odd, "du"], merges)
+    tokenizer = make([*BYTE_CHARACTERS, *odd, "du"], merges)
     assert tokenizer.encode("dup") == [258]  # the last of two
     for text in ("dup", "new\nline", "n\0n", "sp ace", "oops", "a b c", "ÿþ"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -371,7 +367,7 @@ def test_odd_vocabularies(make: Make) -> None:
 def test_only_the_library_that_a_file_needs_is_imported(tmp_path: Path) -> None:
     from tests.model_files import vocabulary_metadata
 
-    keys = {"model": "gpt2", "pre": "gpt-2", "tokens": BYTES, "merges": ["a b"]}
+    keys = {"model": "gpt2", "pre": "gpt-2", "tokens": BYTE_CHARACTERS, "merges": ["a b"]}
     bpe = write_gguf(tmp_path / "b.gguf", {f"tokenizer.ggml.{k}": v for k, v in keys.items()})
     spm = write_gguf(tmp_path / "s.gguf", vocabulary_metadata(300))
     code = (

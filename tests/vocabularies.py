@@ -1,4 +1,4 @@
-"""Vocabularies of sentencepiece's kind, and GGUF files that hold nothing else."""
+"""Vocabularies of sentencepiece's kind, characters of byte-level ones, and GGUF files of both."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ BYTES = [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)]
 
 Vocab = Sequence[tuple[Any, float, int]]  # text (str, or bytes as they are), score, type
 Make = Callable[..., Tokenizer]
+
+
+def characters() -> list[str]:
+    """GPT-2's character for each byte, written anew from its description."""
+    table: list[str] = []
+    n_shifted = 0
+    for byte in range(256):
+        if chr(byte).isprintable() and not chr(byte).isspace() and byte != 0xAD:
+            table.append(chr(byte))
+        else:
+            table.append(chr(256 + n_shifted))
+            n_shifted += 1
+    return table
+
+
+BYTE_CHARACTERS = characters()
 
 
 def write(path: Path, vocab: Vocab | None, model: str | None = "llama", **metadata: Any) -> Path:

@@ -8,6 +8,7 @@
 
 #include "attention_avx2.h"
 #include "cache_q_scalar.h"
+#include "cores.h"
 
 /* Bytes 0..7 (v = 0) or 8..15 of 16 that stand in both halves of a vector, each on top of 32 bits
  * or (below_top) below that */
@@ -22,7 +23,7 @@ ALWAYS_INLINE __m256i spread_avx2(__m256i bytes, const int v, const int below_to
 
 /* Asks for the line at p in a unit further on, see ahead_avx2. */
 ALWAYS_INLINE void fetch_line_avx2(const void *p, int64_t head_dim, const int type) {
-    __builtin_prefetch((const char *)p + ahead_avx2(cache_unit_bytes(type, head_dim)), 0, 2);
+    fetch_to_l2(p, 64, ahead_avx2(cache_unit_bytes(type, head_dim)));
 }
 
 /* The same for the i-th of steps that take `bytes` each of a unit's rows, in the order of memory */

@@ -52,9 +52,7 @@ ALWAYS_INLINE void fetch_ahead_avx2(const void *p, const int n_bytes) {
         fetch_ahead(p, n_bytes, FETCH_TWICE);
         return;
     }
-    _Pragma("GCC unroll 16")
-    for (int i = 0; i < n_bytes; i += 64)
-        _mm_prefetch((const char *)p + FETCH_AHEAD_AVX2 + i, _MM_HINT_T0);
+    fetch_to_l1(p, n_bytes, FETCH_AHEAD_AVX2);
 }
 
 /* The same for block b, counted as if a super-block were eight blocks in a row */
