@@ -86,7 +86,7 @@ sanitize: $(VENV)/.installed
 	@mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=__pycache__ $(SOURCES) | tar -x -C $(SANITIZED)
 	cd $(SANITIZED) && LARIAT_CFLAGS="$(SANITIZE_FLAGS)" $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) libstdc++.so.6" PYTHONPATH=$(SANITIZED) \
+	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) libstdc++.so.6" PYTHONPATH=$(SANITIZED)/build/package:$(SANITIZED) \
 	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	    UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -m pytest -q -p tests.sanitize $(SANITIZE_TESTS)
 
@@ -115,7 +115,12 @@ bench-compare: $(VENV)/.built
 bench-models: $(VENV)/.installed
 	$(BIN)/python -m bench.synthetic $(MODELS)
 
-lint: $(VENV)/.installed
+# mypy does not follow an editable install: it finds the package through this link, as Cython does.
+build/package/lariat:
+	@mkdir -p $(@D)
+	ln -sfn ../../engine $@
+
+lint: $(VENV)/.installed build/package/lariat
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

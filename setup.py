@@ -1,4 +1,4 @@
-"""Builds the Cython modules of `engine`; everything else is in pyproject.toml.
+"""Builds the Cython modules of `lariat`; everything else is in pyproject.toml.
 
 Extra compiler and linker flags come from the environment variable LARIAT_CFLAGS. With
 LARIAT_SKIP_KERNELS=1 nothing is compiled: the Makefile installs first and builds after. There is no
@@ -74,6 +74,7 @@ class BuildExt(build_ext):
         ext.sources = cythonize(
             [ext],
             compiler_directives=_DIRECTIVES,
+            include_path=[_folder_with_package()],
             build_dir="build",
             force=bool(self.force)
             or _is_newer(__file__, Path("build", ext.sources[0]).with_suffix(".c")),
@@ -97,6 +98,16 @@ class BuildExt(build_ext):
                 sys.exit("error: " + _NO_OPENMP.format(command=command))
 
 
+def _folder_with_package() -> str:
+    """A folder in which `lariat` is the package, for `cimport lariat...`: here it is `engine`."""
+    folder = Path("build", "package")
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "lariat"
+    if not link.is_symlink():
+        link.symlink_to(Path("..", "..", "engine"), target_is_directory=True)
+    return str(folder)
+
+
 def _is_newer(path: str, than: Path) -> bool:
     return than.exists() and os.path.getmtime(path) > than.stat().st_mtime
 
@@ -104,7 +115,7 @@ def _is_newer(path: str, than: Path) -> bool:
 setup(
     ext_modules=[
         Extension(
-            f"engine.{Path(pyx).stem}",
+            f"lariat.{Path(pyx).stem}",
             sources=[pyx],
             depends=[*sorted(glob("engine/simd/*.h")), "setup.py"],
             include_dirs=["engine"],

@@ -20,15 +20,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from lariat import _cache, _kernels
+from lariat._program import Program, run
+from lariat.cache.blocks import BlockPool
+from lariat.cache.kv_storage import CacheMemory
+from lariat.formats import block_formats
+from lariat.formats.block_formats import GGMLType
 
-from engine import _cache, _kernels, quants
-from engine._program import Program, run
-from engine.cache_memory import CacheMemory
-from engine.quants import GGMLType
-from engine.segments import BlockPool
-from tests import cache_units
-from tests.cache_units import CHANNEL_TYPES, QUANTIZED, config_of
-from tests.kernel_cases import (
+from tests.reference import relative_error, round_q8
+from tests.support import cache_units
+from tests.support.cache_units import CHANNEL_TYPES, QUANTIZED, config_of
+from tests.support.kernel_cases import (
     FLOAT_TYPES,
     QUANT_TYPES,
     CacheCase,
@@ -36,7 +38,6 @@ from tests.kernel_cases import (
     pack,
     raw_weights,
 )
-from tests.reference import relative_error, round_q8
 
 BOUND = 3e-6  # of sums of float32 in another order
 _SECONDS = 0.02  # that a kernel is timed for, at most
@@ -133,7 +134,7 @@ def _time(case: Case) -> float:
 def matmuls(rng: np.random.Generator) -> Iterator[Case]:
     """Products with weights of each type, for one token and for several."""
     for type in (*FLOAT_TYPES, *QUANT_TYPES):
-        block = quants.BLOCK[GGMLType[type]][0]
+        block = block_formats.BLOCK[GGMLType[type]][0]
         for n_tokens in (1, int(rng.integers(2, 70))):
             n_rows = int(rng.integers(1, 300))
             n_cols = int(rng.integers(1, 1500)) if block == 1 else block * int(rng.integers(1, 7))
@@ -181,7 +182,7 @@ def rows(rng: np.random.Generator) -> Iterator[Case]:
         run(_kernels.matmul(matrix, y, q8, out_q))
         return out_q
 
-    weights = quants.dequantize(data, GGMLType.Q8_0).astype(np.float64)
+    weights = block_formats.dequantize(data, GGMLType.Q8_0).astype(np.float64)
     expected = round_q8(y, short_scale=True) @ weights.T
     n_bytes = y.nbytes * (1 + 9 / 32)
     shape, of_product = f"{n} x {n_cols}", _known(expected)

@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-
-from engine import threads
-from engine._program import run
-from engine.batch import Chunk, make_batch, split
-from engine.config import ModelConfig
-from engine.gguf import GGUFFile
-from engine.kv_cache import STRATEGIES, KVCache
-from engine.model import Model
-from engine.rope import RopeTable
-from engine.segments import SLOTS, SegmentList
-from engine.weights import Weights, load_weights
+from lariat._program import run
+from lariat.architectures.model import Model
+from lariat.architectures.weights import Weights, load_weights
+from lariat.cache.blocks import SLOTS, BlockTable
+from lariat.cache.kv_cache import STRATEGIES, KVCache
+from lariat.cache.rope import RopeTable
+from lariat.config import ModelConfig
+from lariat.formats.gguf import GGUFFile
+from lariat.runtime import threads
+from lariat.runtime.batch import Part, make_batch, split
 
 _Any = TypeVar("_Any")
 
@@ -42,16 +41,16 @@ class FilledModel:
         self._model, self._n_ubatch = Model(config, weights, self._cache, n_ubatch), n_ubatch
         _fill(self._cache, config)
 
-    def context(self, depth: int) -> SegmentList:
+    def context(self, depth: int) -> BlockTable:
         """A context of so many positions, none of them computed."""
-        context = self._cache.new_segments()
+        context = self._cache.new_table()
         context.append(depth)
         return context
 
-    def forward(self, context: SegmentList, ids: list[int], n_threads: int) -> None:
+    def forward(self, context: BlockTable, ids: list[int], n_threads: int) -> None:
         """Compute tokens behind a context together, with the logits of the last."""
         with threads.forward_pass():
-            for group in split([Chunk(context, ids, "last")], self._n_ubatch):
+            for group in split([Part(context, ids, "last")], self._n_ubatch):
                 self._model.forward(make_batch(group), n_threads)
 
 
@@ -84,8 +83,8 @@ def in_turns(what: Sequence[_Any], repetitions: int) -> Iterator[tuple[int, Sequ
 
 def _fill(cache: KVCache, config: ModelConfig) -> None:
     """Random keys and values in all blocks: copies of one, which cost as much to read."""
-    context, rng = cache.new_segments(), np.random.default_rng(0)
-    batch = make_batch([Chunk(context, [0] * SLOTS)])
+    context, rng = cache.new_table(), np.random.default_rng(0)
+    batch = make_batch([Part(context, [0] * SLOTS)])
     cache.prepare(batch)
     for layer in range(config.n_layers):
         keys, values = (

@@ -25,11 +25,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lariat import _kernels
+from lariat.errors import LariatError
+from lariat.measure.machine import Probe, cpu_info
+from lariat.runtime import threads
 from tqdm import tqdm
-
-from engine import _kernels, threads
-from engine.errors import LariatError
-from engine.machine import Probe, cpu_info
 
 _WORKERS = Path(__file__).parent / "workers"
 _ROOT = Path(__file__).parent.parent

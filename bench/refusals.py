@@ -12,13 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.costly_files import costly_files
+from tests.support.costly_files import costly_files
 
 CHILD = """
 import sys
-from engine.cli.main import main
+from lariat.cli.main import main
 code = main(["generate", "-m", sys.argv[1], "-p", "a", "-n", "1", "-q"])
-from engine.machine import peak_memory
+from lariat.measure.machine import peak_memory
 print(code, peak_memory())
 """
 

@@ -33,35 +33,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.chat import Chat
-    from engine.config import RopeConfig, SamplingParams
-    from engine.context import Context
-    from engine.demo import DEMO_MODEL
-    from engine.errors import ChatError, ContextError, GGUFError, LariatError, ModelError
-    from engine.gguf import GGUFFile
-    from engine.library import ChunkLibrary
-    from engine.llm import LLM
-    from engine.sequence import Completion
-    from engine.tokenizer import Tokenizer
+    from lariat.chat.chat import Chat
+    from lariat.config import RopeConfig, SamplingParams
+    from lariat.demo import DEMO_MODEL
+    from lariat.errors import ChatError, ContextError, GGUFError, LariatError, ModelError
+    from lariat.formats.gguf import GGUFFile
+    from lariat.llm import LLM
+    from lariat.reuse.library import ChunkLibrary
+    from lariat.runtime.context import Context
+    from lariat.runtime.request import Completion
+    from lariat.tokenizers.tokenizer import Tokenizer
 
 # Public names are loaded when asked for, so that `lariat --help` is quick and a bad LARIAT_ISA
 # reaches the command line as an error that it can report.
 _HOMES = {
     "DEMO_MODEL": "demo",
     "LLM": "llm",
-    "Chat": "chat",
+    "Chat": "chat.chat",
     "ChatError": "errors",
-    "ChunkLibrary": "library",
-    "Completion": "sequence",
-    "Context": "context",
+    "ChunkLibrary": "reuse.library",
+    "Completion": "runtime.request",
+    "Context": "runtime.context",
     "ContextError": "errors",
     "GGUFError": "errors",
-    "GGUFFile": "gguf",
+    "GGUFFile": "formats.gguf",
     "LariatError": "errors",
     "ModelError": "errors",
     "RopeConfig": "config",
     "SamplingParams": "config",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "tokenizers.tokenizer",
 }
 __all__ = [
     "DEMO_MODEL",
@@ -85,4 +85,4 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"engine.{_HOMES[name]}"), name)
+    return getattr(import_module(f"lariat.{_HOMES[name]}"), name)

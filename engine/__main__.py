@@ -1,8 +1,8 @@
-"""`python -m engine` is the command `lariat`."""
+"""`python -m lariat` is the command `lariat`."""
 
 import sys
 
-from engine.cli.main import main
+from lariat.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+from lariat._cache import Pool
+from lariat._kernels import Rope
+from lariat._program import Operation
 from numpy.typing import NDArray
-
-from engine._cache import Pool
-from engine._kernels import Rope
-from engine._program import Step
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -16,5 +15,5 @@ class AttentionPlan:
         self, token_starts: Int32, n_past: Int32, segment_starts: Int32, segments: Int32
     ) -> None: ...
 
-def attend(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Step: ...
-def merge(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Step: ...
+def attend(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Operation: ...
+def merge(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Operation: ...

@@ -10,11 +10,11 @@ from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
-from engine._cache cimport TASK_FLOATS, Pool, cells_t, unit_of
-from engine._kernels cimport (
+from lariat._cache cimport TASK_FLOATS, Pool, cells_t, unit_of
+from lariat._kernels cimport (
     C_F16, C_F32, N_FLOAT_TYPES, SCORE_ROWS, SLOTS, Rope, kernels_t, rope_t, table
 )
-from engine._program cimport Step
+from lariat._program cimport Operation
 
 cdef kernels_t *KERNELS = table()
 
@@ -193,7 +193,7 @@ cdef class AttentionPlan:
                 )
 
 
-cdef class _Attend(Step):
+cdef class _Attend(Operation):
     cdef attention_t a
 
 

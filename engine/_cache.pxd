@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
-from engine._kernels cimport C_F16, SLOTS
+from lariat._kernels cimport C_F16, SLOTS
 
 cdef enum: TASK_FLOATS = 4096  # that a task touches at least: enough to pay for taking it
 

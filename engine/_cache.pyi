@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+from lariat._kernels import Rope
+from lariat._program import Operation
 from numpy.typing import NDArray
-
-from engine._kernels import Rope
-from engine._program import Step
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -42,6 +41,6 @@ def store(
     slots: Int32,
     rope: Rope | None = None,
     positions: Int32 | None = None,
-) -> Step: ...
-def shift(pool: Pool, rope: Rope, moved: Int32) -> Step: ...
-def seal(pool: Pool, blocks: Int32) -> Step: ...
+) -> Operation: ...
+def shift(pool: Pool, rope: Rope, moved: Int32) -> Operation: ...
+def seal(pool: Pool, blocks: Int32) -> Operation: ...

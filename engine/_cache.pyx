@@ -8,11 +8,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport abs
 from libc.string cimport memcpy
 
-from engine._kernels cimport (
+from lariat._kernels cimport (
     BLOCK, C_F16, C_F32, C_Q4_0, C_Q4_CH, C_Q8_0, C_Q8_CH, MAX_HEAD_DIM, N_FLOAT_TYPES, SLOTS,
     Rope, cache_row_bytes, cache_scale_bytes, kernels_t, rope_t, table
 )
-from engine._program cimport Step
+from lariat._program cimport Operation
 
 cdef kernels_t *KERNELS = table()
 
@@ -91,7 +91,7 @@ cdef struct store_t:
     int64_t n, per_task
 
 
-cdef class _Store(Step):
+cdef class _Store(Operation):
     cdef store_t a
 
 
@@ -162,7 +162,7 @@ cdef struct shift_t:
     int64_t n
 
 
-cdef class _Shift(Step):
+cdef class _Shift(Operation):
     cdef shift_t a
 
 
@@ -221,7 +221,7 @@ cdef struct seal_t:
     int64_t n
 
 
-cdef class _Seal(Step):
+cdef class _Seal(Operation):
     cdef seal_t a
 
 

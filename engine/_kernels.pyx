@@ -16,7 +16,7 @@ from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memmove, memset
 
-from engine._program cimport Step
+from lariat._program cimport Operation
 
 cdef extern from "simd/kernels.h" nogil:
     enum: LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512
@@ -297,7 +297,7 @@ cdef struct rows_t:  # what row-wise operations need
     q8_t q8
 
 
-cdef class _Rows(Step):
+cdef class _Rows(Operation):
     cdef rows_t a
 
 
@@ -337,7 +337,7 @@ cdef struct matmul_t:
     float *out
 
 
-cdef class _Matmul(Step):
+cdef class _Matmul(Operation):
     cdef matmul_t a
 
 
@@ -441,7 +441,7 @@ cdef struct select_t:
     int64_t n, dim
 
 
-cdef class _Select(Step):
+cdef class _Select(Operation):
     cdef select_t a
 
 
@@ -499,7 +499,7 @@ cdef struct turn_t:
     int64_t n, n_heads, head_dim, per_task
 
 
-cdef class _Turn(Step):
+cdef class _Turn(Operation):
     cdef turn_t a
 
 
@@ -555,7 +555,7 @@ cdef struct silu_t:
     q8_t q8
 
 
-cdef class _Silu(Step):
+cdef class _Silu(Operation):
     cdef silu_t a
 
 

@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t
 ctypedef void (*task_fn)(const void *args, int64_t task, float *work) noexcept nogil
 
 
-cdef class Step:
+cdef class Operation:
     cdef task_fn do_task
     cdef const void *args       # lives in the step
     cdef const int64_t *n_tasks  # looked up when a run begins

@@ -66,7 +66,7 @@ cdef struct phase_t:
     int64_t n_tasks  # in this run
 
 
-cdef class Step:
+cdef class Operation:
     """Something to compute, cut into tasks that any thread may do in any order."""
 
     cdef void bind(self, task_fn do_task, const void *args, int64_t n_tasks,
@@ -103,7 +103,7 @@ cdef class Program:
 
         Returns the program.
         """
-        cdef Step step
+        cdef Operation step
         for step in steps:
             self.table = <step_t *>grown(self.table, (self.n_steps + 1) * sizeof(step_t))
             self.table[self.n_steps].do_task = step.do_task

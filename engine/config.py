@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.architecture import ARCHITECTURES, LLAMA, Architecture
-from engine.errors import GGUFError, ModelError, quote
+from lariat.architectures.architecture import ARCHITECTURES, LLAMA, Architecture
+from lariat.errors import GGUFError, ModelError, quote
 
 if TYPE_CHECKING:
-    from engine.gguf import GGUFFile
+    from lariat.formats.gguf import GGUFFile
 
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
@@ -170,7 +170,7 @@ class RopeConfig:
     """How positions become angles; names and meaning are llama.cpp's.
 
     None is what the model's file says, or else the default in brackets. All but group attention
-    goes into the table of `engine.rope`, whose docstring has the formulas.
+    goes into the table of `lariat.cache.rope`, whose docstring has the formulas.
 
     scaling           "none", "linear" (positions are divided by `scale`, arXiv 2306.15595), "yarn"
                       (2309.00071) or "dynamic" (the base grows with the context once it is longer

@@ -11,31 +11,31 @@ from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
-
-from engine import context_file, sampler, threads
-from engine.batch import Chunk, make_batch, split
-from engine.check_tensors import check_tensors as check
-from engine.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
-from engine.context import Context
-from engine.errors import ContextError, LariatError
-from engine.file_sampling import FileSampling
-from engine.gguf_parts import GGUFModel
-from engine.kv_cache import SPARE_BLOCKS, STRATEGIES, check_types
-from engine.model import Model
-from engine.prefixes import PrefixCache
-from engine.rope import RopeTable
-from engine.scheduler import Scheduler
-from engine.segments import SegmentList
-from engine.sequence import Completion, Sequence, Timings
-from engine.tokenizer import Tokenizer
-from engine.weights import check_weights, load_weights
+from lariat.architectures.model import Model
+from lariat.architectures.weights import check_weights, load_weights
+from lariat.cache.blocks import BlockTable
+from lariat.cache.kv_cache import SPARE_BLOCKS, STRATEGIES, check_types
+from lariat.cache.prefix_cache import PrefixCache
+from lariat.cache.rope import RopeTable
+from lariat.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
+from lariat.errors import ContextError, LariatError
+from lariat.formats import context_file
+from lariat.formats.finite import check_tensors as check
+from lariat.formats.gguf_sampling import FileSampling
+from lariat.formats.gguf_split import GGUFModel
+from lariat.runtime import sampler, threads
+from lariat.runtime.batch import Part, make_batch, split
+from lariat.runtime.context import Context
+from lariat.runtime.request import Completion, Request, Timings
+from lariat.runtime.scheduler import Scheduler
+from lariat.tokenizers.tokenizer import Tokenizer
 
 
 class LLM:
     """A model ready to run.
 
-    model_path       a GGUF file of an architecture in `engine.architecture`, or the first of the
-                     parts that it was split into
+    model_path       a GGUF file of an architecture in `lariat.architectures`, or the first of
+                     the parts that it was split into
     n_ctx            positions of the KV cache, shared by all sequences; 0: as many as the model
                      was trained on
     n_threads        threads for decoding; None: the physical cores this process may use
@@ -115,7 +115,7 @@ class LLM:
         self._owner = 0  # the Python thread that holds the lock
         self._closed = False
         self._fingerprint = ""  # see `cache_kind`; takes a moment, so made when asked for
-        self._discarded: list[SegmentList] = []  # of contexts that were closed
+        self._discarded: list[BlockTable] = []  # of contexts that were closed
         self.load_time = time.perf_counter() - start
 
     @property
@@ -157,7 +157,7 @@ class LLM:
         ids = self._checked_ids(ids)
         with self._exclusively():
             self._check_open()  # another thread may have closed it meanwhile
-            context = self.new_segments()
+            context = self.new_table()
             if context.n_new_blocks(len(ids)) > self._cache.pool.n_free:
                 raise ContextError("other sequences hold too much of the KV cache")
             out = np.empty((len(ids), self.n_vocab), np.float32)
@@ -255,10 +255,10 @@ class LLM:
             "rope": self._rope.settings(n_tokens),
         }  # fmt: skip
 
-    def new_segments(self) -> SegmentList:
+    def new_table(self) -> BlockTable:
         """Make an empty place in the KV cache, for `forward`. Clear it when done with it."""
         self._check_open()
-        return self._cache.new_segments()
+        return self._cache.new_table()
 
     def set_rope(self, rope: RopeConfig) -> None:
         """Read all keys with other angles from now on: those in the cache stay as they are.
@@ -283,12 +283,12 @@ class LLM:
         share = self._prefix_sharing and not dynamic
         self._scheduler.prefixes = PrefixCache(pool) if share else None
 
-    def chunk(self, context: SegmentList, ids: list[int], logits: str = "none") -> Chunk:
-        """Tokens to compute behind `context`, for `forward`; `logits` as for `Chunk`."""
+    def chunk(self, context: BlockTable, ids: list[int], logits: str = "none") -> Part:
+        """Tokens to compute behind `context`, for `forward`; `logits` as for `Part`."""
         stage = self._rope.stage(context.n_tokens + len(ids))
-        return Chunk(context, ids, logits, stage)
+        return Part(context, ids, logits, stage)
 
-    def forward(self, chunks: list[Chunk]) -> np.ndarray:
+    def forward(self, chunks: list[Part]) -> np.ndarray:
         """Run one forward pass over at most `n_ubatch` tokens, below scheduler and sampler.
 
         Returns the logits that the chunks ask for, float32 [n_rows, n_vocab], in their order;
@@ -307,7 +307,7 @@ class LLM:
         params: SamplingParams,
         on_prompt: Callable[[int, int], None] | None,
         context: Context | None,
-    ) -> Sequence:
+    ) -> Request:
         self._check_open()
         begins = context is None or not len(context)
         ids = self.tokenize(prompt, add_bos=begins) if isinstance(prompt, str) else prompt
@@ -316,10 +316,10 @@ class LLM:
             if token >= self.n_vocab:
                 raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
         seed = params.seed if params.seed is not None else self._engine.seed
-        return Sequence(
+        return Request(
             ids,
             params,
-            self.new_segments(),
+            self.new_table(),
             np.random.default_rng(seed),
             Completion(ids, timings=Timings(load_s=self.load_time)),
             decoder=self.tokenizer.decoder(),
@@ -329,7 +329,7 @@ class LLM:
             on_prompt=on_prompt,
         )
 
-    def _delete(self, segments: SegmentList, start: int, stop: int) -> None:
+    def _delete(self, segments: BlockTable, start: int, stop: int) -> None:
         """Take tokens out of a place in the cache; those behind move up."""
         kept = [segments.cut(0, start), segments.cut(stop, segments.n_tokens)]
         self._cache.edit(segments, np.concatenate(kept), self.n_threads)
@@ -375,7 +375,7 @@ class LLM:
         """Whether there is something to tidy up, and nobody who does it later."""
         return not (self._closed or self._lock.locked() or threads.is_forked())
 
-    def _stop(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: Request) -> None:
         """Give a sequence up and free its blocks, or leave that to the step that is running."""
         sequence.closed = True
         if self._is_idle():
@@ -383,7 +383,7 @@ class LLM:
                 if not self._closed:
                     self._sweep()
 
-    def _discard(self, segments: SegmentList) -> None:
+    def _discard(self, segments: BlockTable) -> None:
         """Free a closed context's blocks, or leave that to whoever uses the LLM just now."""
         if not self._closed:
             self._discarded.append(segments)
@@ -401,7 +401,7 @@ class LLM:
                 sequence.closed = True
                 self._scheduler.remove(sequence)
 
-    def _advance(self, sequence: Sequence) -> bool:
+    def _advance(self, sequence: Request) -> bool:
         """Take a step if `sequence` has no text yet; False when none will come any more."""
         with self._exclusively():  # another thread's step may have brought some meanwhile
             if not sequence.pieces and not sequence.closed:
@@ -437,10 +437,10 @@ class LLM:
         for (s, n), prompt in zip(step, in_prompt, strict=True):
             s.book(n, seconds, prompt)
 
-    def _run(self, step: list[tuple[Sequence, int]]) -> None:
+    def _run(self, step: list[tuple[Request, int]]) -> None:
         """Compute a step's tokens, and sample wherever a sequence has no more pending."""
         chunks = [
-            Chunk(
+            Part(
                 s.context,
                 s.ids[s.context.n_tokens : s.context.n_tokens + n],
                 "last" if n == s.n_pending else "none",
@@ -462,7 +462,7 @@ class LLM:
                     except LariatError as error:  # this request's own, the others go on
                         s.fail(error)
 
-    def _sample(self, sequence: Sequence, logits: np.ndarray) -> int:
+    def _sample(self, sequence: Request, logits: np.ndarray) -> int:
         sampler.check_finite(logits)
         if sequence.params.ignore_eos:
             logits[list(self.tokenizer.eog_ids)] = -np.inf
@@ -472,7 +472,7 @@ class LLM:
 class Stream:
     """Iterator over the text of one completion, see `LLM.stream`."""
 
-    def __init__(self, llm: LLM, sequence: Sequence, context: Context | None = None) -> None:
+    def __init__(self, llm: LLM, sequence: Request, context: Context | None = None) -> None:
         self._llm = llm
         self._sequence = sequence
         if sequence.params.max_tokens == 0:

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from lariat import DEMO_MODEL, LLM, SamplingParams
 from tqdm import tqdm
 
-from engine import DEMO_MODEL, LLM, SamplingParams
 from models import corpus
 from models.recall import Passage
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter, LlamaFileType, TokenType
+from lariat.tools.quantize import QuantizeConfig, quantize_file
 from sentencepiece import SentencePieceProcessor
-
-from engine.quantize import QuantizeConfig, quantize_file
 
 NAME = "Lariat demo"
 

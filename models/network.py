@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the network; the names are those of `engine.config.ModelConfig`."""
+    """Sizes of the network; the names are those of `lariat.config.ModelConfig`."""
 
     n_vocab: int = 2048
     n_ctx: int = 1024

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from engine import ChunkLibrary, _kernels
+from lariat import ChunkLibrary, _kernels
 
 
 @pytest.fixture

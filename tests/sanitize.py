@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from engine import memory
+from lariat import os_memory
 
 _ALIGNMENT = 64
 _MEASURED = "time and memory are those of the checks, not of the engine"
@@ -41,7 +40,7 @@ _NOT_HERE = {
 
 
 def allocate(n_bytes: int) -> np.ndarray:
-    """As `engine.memory.allocate`, from the heap; ends less than 64 bytes before its bound."""
+    """As `lariat.os_memory.allocate`, from the heap; ends less than 64 bytes before its bound."""
     try:
         array = np.zeros(n_bytes + _ALIGNMENT, np.uint8)
     except ValueError as error:  # too large for NumPy to try
@@ -51,9 +50,9 @@ def allocate(n_bytes: int) -> np.ndarray:
 
 
 # Before any module of the engine takes the names for itself.
-memory.allocate = allocate
-memory.Arena.take = lambda self, n_bytes: allocate(n_bytes)  # type: ignore[method-assign]
-memory.map_file = lambda target, fd, offset: False
+os_memory.allocate = allocate
+os_memory.Arena.take = lambda self, n_bytes: allocate(n_bytes)  # type: ignore[method-assign]
+os_memory.map_file = lambda target, fd, offset: False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,7 +69,7 @@ def run_unchecked(*args: Any, **options: Any) -> subprocess.CompletedProcess[byt
     return subprocess.run(*args, env=env, **options)
 
 
-from engine import chat_template  # noqa: E402  takes no memory of its own, but others do
+from lariat.chat import chat_template  # noqa: E402  takes no memory of its own, but others do
 
 chat_template.subprocess = SimpleNamespace(  # type: ignore[assignment]
     **{**vars(subprocess), "run": run_unchecked}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from lariat import _attention, _cache, _kernels
+from lariat._program import run
+from lariat.cache.kv_storage import CacheMemory
 
-from engine import _attention, _cache, _kernels
-from engine._program import run
-from engine.cache_memory import CacheMemory
-from tests.cache_units import QUANTIZED, config_of
-from tests.kernel_cases import CacheCase
 from tests.reference import relative_error
+from tests.support.cache_units import QUANTIZED, config_of
+from tests.support.kernel_cases import CacheCase
 
 BOUND = 1e-6
 

@@ -59,7 +59,7 @@ def test_program(code: str, shown: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("text", sessions())
 def test_session(text: str, tmp_path: Path) -> None:
-    script, shown, continued = ['lariat() { "$PYTHON" -m engine "$@"; }'], [], False
+    script, shown, continued = ['lariat() { "$PYTHON" -m lariat "$@"; }'], [], False
     for line in text.splitlines():
         is_command = continued or line.startswith("$ ")
         (script if is_command else shown).append(line.removeprefix("$ "))

@@ -7,10 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from lariat.errors import LariatError
+from lariat.formats.gguf import GGUFFile
+from lariat.llm import LLM
 
-from engine.errors import LariatError
-from engine.gguf import GGUFFile
-from engine.llm import LLM
 from tests.fuzz import mutate_gguf, mutate_safetensors, seeds
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import KINDS, Targets
@@ -89,7 +89,7 @@ def test_many_changed_files_get_past_the_parser_and_into_the_model(corpus, tmp_p
 
 def test_changed_contexts_have_the_right_checksum(corpus, tmp_path):
     """Most of them: what is behind the checksum is what is to be tried."""
-    from engine import context_file
+    from lariat.formats import context_file
 
     path: Path = tmp_path / "x"
     refused = []

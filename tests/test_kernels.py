@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lariat import _kernels
+from lariat._program import run
+from lariat.formats import block_formats
+from lariat.formats.block_formats import GGMLType
 
-from engine import _kernels, quants
-from engine._program import run
-from engine.quants import GGMLType
-from tests.kernel_cases import (
+from tests.reference import relative_error
+from tests.support.kernel_cases import (
     FLOAT_TYPES,
     QUANT_TYPES,
     SCALES,
@@ -23,7 +25,6 @@ from tests.kernel_cases import (
     pack,
     raw_weights,
 )
-from tests.reference import relative_error
 
 ISAS = _kernels.supported_isas()
 BOUND = 1e-6
@@ -49,12 +50,12 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("name", ISAS)
 def test_environment_forces_a_level(name):
-    done = run_python("from engine import _kernels; print(_kernels.isa())", LARIAT_ISA=name)
+    done = run_python("from lariat import _kernels; print(_kernels.isa())", LARIAT_ISA=name)
     assert done.stdout.strip() == name
 
 
 def test_unknown_level_is_an_error():
-    done = run_python("import engine._kernels", LARIAT_ISA="avx1024")
+    done = run_python("import lariat._kernels", LARIAT_ISA="avx1024")
     assert done.returncode == 1
     assert "LARIAT_ISA: instruction set 'avx1024' is unknown" in done.stderr
     with pytest.raises(ValueError, match="unknown"):
@@ -62,7 +63,7 @@ def test_unknown_level_is_an_error():
 
 
 def test_kind_of_core():
-    code = "from engine import _kernels; print(_kernels.core())"
+    code = "from lariat import _kernels; print(_kernels.core())"
     assert run_python(code, LARIAT_CORE="intel").stdout.strip() == "intel"
     found = run_python(code, LARIAT_CORE="").stdout.strip()
     assert found in ("other", "intel")
@@ -77,7 +78,7 @@ def test_kind_of_core():
 
 
 def test_best_level_is_the_default():
-    done = run_python("from engine import _kernels; print(_kernels.isa())", LARIAT_ISA="")
+    done = run_python("from lariat import _kernels; print(_kernels.isa())", LARIAT_ISA="")
     assert done.stdout.strip() == ISAS[-1]
 
 
@@ -110,7 +111,7 @@ def test_matmul_of_lengths_that_do_not_divide(isa, rng, type_name, n_cols):
 def test_matmul_does_not_saturate(isa, rng, type_name, weight_byte, sign):
     """All weights and activations at their extremes: 8-bit and 16-bit sums must not clip."""
     data = raw_weights(type_name, 16, 256, rng)
-    blocks = data.reshape(16, -1, quants.BLOCK[GGMLType[type_name]][1])
+    blocks = data.reshape(16, -1, block_formats.BLOCK[GGMLType[type_name]][1])
     scales = [*SCALES[type_name], SMALL_SCALES.get(type_name, slice(0))]
     integers = np.ones(blocks.shape[2], bool)
     for at in scales:

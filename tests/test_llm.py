@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lariat import LLM, Completion, ContextError, GGUFError, SamplingParams
+from lariat.runtime import sampler
+from lariat.runtime.request import StopText
 
-from engine import LLM, Completion, ContextError, GGUFError, SamplingParams, sampler
-from engine.sequence import StopText
-from tests.model_files import write_llama
-from tests.together import run_together
+from tests.support.model_files import write_llama
+from tests.support.together import run_together
 
 N_VOCAB = 288
 N_CTX = 256

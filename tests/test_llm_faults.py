@@ -9,16 +9,18 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lariat
 import numpy as np
 import pytest
+from lariat import LLM, LariatError, SamplingParams, _attention, _cache, _kernels
+from lariat._program import Program
+from lariat.architectures import model
+from lariat.cache.kv_cache import KVCache
+from lariat.runtime import sampler
 
-import engine
-from engine import LLM, LariatError, SamplingParams, _attention, _cache, _kernels, model, sampler
-from engine._program import Program
-from engine.kv_cache import KVCache
-from tests.model_files import write_llama
+from tests.support.model_files import write_llama
 
-PACKAGE = Path(engine.__file__).parent
+PACKAGE = Path(lariat.__file__).parent
 # What is called once for each size of batch, when its program is recorded, and for every batch.
 RECORDED = {
     "rms_norm": model, "quantize": model, "matmul": model, "silu_mul": model,

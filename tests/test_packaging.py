@@ -56,7 +56,8 @@ def test_makefile_installs_what_the_build_requires(project: dict[str, Any]) -> N
 
 def test_every_package_is_listed(project: dict[str, Any]) -> None:
     found = {str(p.parent.relative_to(ROOT)) for p in ROOT.glob("engine/**/__init__.py")}
-    listed = {name.replace(".", os.sep) for name in project["tool"]["setuptools"]["packages"]}
+    names = [name.split(".") for name in project["tool"]["setuptools"]["packages"]]
+    listed = {os.sep.join(["engine", *parts]) for _, *parts in names}
     assert listed == found
 
 
@@ -115,4 +116,4 @@ def test_compiler_without_openmp_gets_a_sentence(copy: Path, tmp_path: Path) -> 
     assert last.startswith("error: lariat needs a C compiler with OpenMP")
     assert "apt install gcc" in last
     assert "Traceback" not in result.stderr
-    assert not (copy / "build" / "engine").exists()  # it was found before any work was done
+    assert not list((copy / "build").glob("engine*"))  # it was found before any work was done

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from engine import _kernels
-from engine._program import Program, run
-from engine.memory import allocate
+from lariat import _kernels
+from lariat._program import Program, run
+from lariat.os_memory import allocate
 
 DIM = 96
 

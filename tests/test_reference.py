@@ -9,8 +9,8 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from tests.model_files import encode, vocabulary, write_llama
 from tests.reference import Reference, relative_error, rotate, round_q8
+from tests.support.model_files import encode, vocabulary, write_llama
 
 IDS = [1, 260, 275, 261, 262, 275, 287, 30, 260]
 

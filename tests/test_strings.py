@@ -6,8 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-
-from engine import _strings
+from lariat import _strings
 
 TEXTS = ["", " ", "a", "a b", " a b", "a  b", "a b c", "ab", "a ", "é 日本", "  x", "日 ", " 日 é"]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import protocol
-
-from engine import LLM, _kernels
-from engine.batch import Chunk, split
+from lariat import LLM, _kernels
+from lariat.runtime.batch import Part, split
 
 
 class Lariat:
@@ -15,7 +14,7 @@ class Lariat:
         self, model: str, n_ctx: int, n_seqs: int, n_batch: int, n_ubatch: int, cache: str
     ) -> None:
         self._llm = LLM(model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, cache=cache)
-        self._main = self._llm.new_segments()
+        self._main = self._llm.new_table()
 
     def about(self) -> dict[str, object]:
         """What is compared."""
@@ -47,7 +46,7 @@ class Lariat:
 
         def work() -> None:
             for token in ids:
-                self._llm.forward([Chunk(self._main, [token], "last")])
+                self._llm.forward([Part(self._main, [token], "last")])
 
         took = protocol.seconds(work)
         self._main.truncate(depth)
@@ -56,12 +55,12 @@ class Lariat:
     def decode_together(self, n_seqs: int, n: int) -> float:
         """Seconds for n tokens of each of n_seqs sequences that begin empty. Empties the cache."""
         self._main.clear()
-        contexts = [self._llm.new_segments() for _ in range(n_seqs)]
+        contexts = [self._llm.new_table() for _ in range(n_seqs)]
         ids = protocol.tokens(n, self._llm.n_vocab, 4)
 
         def work() -> None:
             for token in ids:
-                self._llm.forward([Chunk(context, [token], "last") for context in contexts])
+                self._llm.forward([Part(context, [token], "last") for context in contexts])
 
         took = protocol.seconds(work)
         for context in contexts:
@@ -74,7 +73,7 @@ class Lariat:
         ids = protocol.tokens(n_prompt, self._llm.n_vocab, 5)
         found: list[int] = []
         for _ in range(n):
-            logits = self._llm.forward([Chunk(self._main, ids, "last")])
+            logits = self._llm.forward([Part(self._main, ids, "last")])
             ids = [int(logits[0].argmax())]
             found += ids
         self._main.clear()
@@ -85,7 +84,7 @@ class Lariat:
         return protocol.memory()
 
     def _prompt(self, ids: list[int]) -> None:
-        for group in split([Chunk(self._main, ids, "last")], self._llm.n_ubatch):
+        for group in split([Part(self._main, ids, "last")], self._llm.n_ubatch):
             self._llm.forward(group)
 
 

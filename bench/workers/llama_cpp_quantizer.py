@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer, for `bench.weight_types`."""
+"""llama.cpp's own quantizer, for `bench.experiments.weight_types`."""
 
 from __future__ import annotations
 

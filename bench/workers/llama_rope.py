@@ -2,7 +2,7 @@
 
     python bench/workers/llama_rope.py < question.json > answers.json
 
-Stands alone, for a Python that has llama-cpp-python; `bench.stretch --peer` calls it.
+Stands alone, for a Python that has llama-cpp-python; `bench.experiments.stretch --peer` calls it.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import bench_output, console, engine_flags, model_file
-from engine.cli.usage import UsageError
-from engine.config import CACHE_STRATEGIES, CACHE_TYPES, EngineConfig
-from engine.demo import DEMO_MODEL
+from lariat.cli import bench_output, console, engine_flags, model_file
+from lariat.cli.usage import UsageError
+from lariat.config import CACHE_STRATEGIES, CACHE_TYPES, EngineConfig
+from lariat.demo import DEMO_MODEL
 
 if TYPE_CHECKING:
-    from engine.cases import Case, Result
-    from engine.machine import Pins
+    from lariat.measure.cases import Case, Result
+    from lariat.measure.machine import Pins
 
 _MAX_VALUES = 1000  # of one flag: more is a slip of the hand
 _TABLE = "rope-on-read"
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     cases = _cases(args)
     repetitions = _repetitions(args)
     if args.plot:
-        from engine import plots
+        from lariat.measure import plots
 
         if args.table is None and not plots.has_axis(cases):
             raise UsageError(
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
             )
     _check_models(args.model, cases, args.use_mmap)
 
-    from engine import threads
+    from lariat.runtime import threads
 
     n_processors = threads.available()
     setting = bench_output.Setting(cases, args.pin, n_processors)
@@ -178,8 +178,8 @@ def _measure(
     printers: Sequence[bench_output.Printer],
 ) -> tuple[list[Result], bool]:
     """Run the cases on each model and print its rows. Returns results, and whether it was cut."""
-    from engine.benchmark import Benchmark
-    from engine.machine import Probe
+    from lariat.measure.benchmark import Benchmark
+    from lariat.measure.machine import Probe
 
     n_threads = max(max(case.n_threads, case.n_threads_batch) for case in cases)
     results: list[Result] = []
@@ -230,7 +230,7 @@ def _measure(
 
 
 def _pins() -> Pins:
-    from engine.machine import Pins
+    from lariat.measure.machine import Pins
 
     return Pins()
 
@@ -260,8 +260,8 @@ def _write_err(text: str) -> None:
 
 def _cases(args: argparse.Namespace) -> list[Case]:
     """Every combination that the flags ask for. UsageError if they make no sense."""
-    from engine import threads
-    from engine.cases import combinations
+    from lariat.measure.cases import combinations
+    from lariat.runtime import threads
 
     if args.table and args.by_threads:
         raise UsageError("argument --table: not allowed with argument --scaling")
@@ -395,9 +395,9 @@ def _repetitions(args: argparse.Namespace) -> int:
 
 def _check_models(paths: Sequence[str], cases: Sequence[Case], use_mmap: bool) -> None:
     """Refuse what can be refused before the first model runs for an hour."""
-    from engine.cases import check_fits
-    from engine.config import ModelConfig
-    from engine.gguf_parts import GGUFModel
+    from lariat.config import ModelConfig
+    from lariat.formats.gguf_split import GGUFModel
+    from lariat.measure.cases import check_fits
 
     for path in paths:
         with GGUFModel(Path(path), use_mmap=use_mmap) as gguf:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console
+from lariat.cli import console
 
 if TYPE_CHECKING:
-    from engine.cases import Case, Result
-    from engine.config import RopeConfig
+    from lariat.config import RopeConfig
+    from lariat.measure.cases import Case, Result
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def version() -> str:
 
 @cache
 def _cpu_info() -> str:
-    from engine.machine import cpu_info
+    from lariat.measure.machine import cpu_info
 
     return cpu_info()
 
@@ -461,7 +461,7 @@ def _share(result: Result) -> str:
 
 
 def _published(name: str) -> str:
-    from engine.cases import PUBLISHED_RATIOS
+    from lariat.measure.cases import PUBLISHED_RATIOS
 
     return f"{PUBLISHED_RATIOS[name]:.2f}" if name in PUBLISHED_RATIOS else ""
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console, engine_flags, model_file, prompt, report, sampling_flags
-from engine.cli.terminal import Lines, Terminal
-from engine.cli.usage import UsageError
-from engine.errors import ChatError, LariatError
+from lariat.cli import console, engine_flags, model_file, prompt, report, sampling_flags
+from lariat.cli.terminal import Lines, Terminal
+from lariat.cli.usage import UsageError
+from lariat.errors import ChatError, LariatError
 
 if TYPE_CHECKING:
-    from engine.chat import Chat
-    from engine.llm import LLM
-    from engine.sequence import Timings
+    from lariat.chat.chat import Chat
+    from lariat.llm import LLM
+    from lariat.runtime.request import Timings
 
 _LONG_PROMPT = 256  # tokens; shorter ones need no bar
 _MAX_BYTES = 1 << 20  # of a template's file, or a system prompt's
@@ -94,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
     if args.chat_template_file is not None:
         template = _read(args.chat_template_file)
 
-    from engine import chat_template
-    from engine.chat import Chat
-    from engine.gguf_parts import GGUFModel
-    from engine.llm import LLM
+    from lariat.chat import chat_template
+    from lariat.chat.chat import Chat
+    from lariat.formats.gguf_split import GGUFModel
+    from lariat.llm import LLM
 
     if template is None:
         with GGUFModel(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.cli import console, engine_flags, model_file, prompt
-from engine.cli.usage import Parser
+from lariat.cli import console, engine_flags, model_file, prompt
+from lariat.cli.usage import Parser
 
 _DESCRIPTION = """\
 Keep documents in a library: a folder with the keys and values of each, computed once. A prompt puts
@@ -60,8 +60,8 @@ def run_add(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
-    from engine.library import ChunkLibrary
-    from engine.llm import LLM
+    from lariat.llm import LLM
+    from lariat.reuse.library import ChunkLibrary
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
         llm = LLM(
@@ -75,7 +75,7 @@ def run_add(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """Print a line for each chunk, fields apart by tabs, and return the exit code."""
-    from engine.library import ChunkLibrary
+    from lariat.reuse.library import ChunkLibrary
 
     for e in ChunkLibrary(args.library).entries():
         fields = (e.name, e.n_tokens, e.n_bytes, e.type_k, e.type_v, e.model)
@@ -85,7 +85,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_remove(args: argparse.Namespace) -> int:
     """Forget a chunk and return the exit code."""
-    from engine.library import ChunkLibrary
+    from lariat.reuse.library import ChunkLibrary
 
     ChunkLibrary(args.library).remove(args.name)
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.cli.usage import Flag, UsageError, add_flags, checked
-from engine.config import (
+from lariat.cli.usage import Flag, UsageError, add_flags, checked
+from lariat.config import (
     CACHE_STRATEGIES,
     CACHE_TYPES,
     ROPE_SCALINGS,
@@ -93,7 +93,7 @@ def rope(args: argparse.Namespace) -> RopeConfig:
 
 def config(args: argparse.Namespace) -> EngineConfig:
     """What they say. UsageError names the flag at fault."""
-    from engine import threads
+    from lariat.runtime import threads
 
     values = checked(
         EngineConfig, _FLAGS, args, n_threads=args.n_threads, n_threads_batch=args.n_threads_batch,

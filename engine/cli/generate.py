@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console, engine_flags, model_file, prompt, report, reuse, sampling_flags
-from engine.cli.usage import Flag, UsageError, add_flags
-from engine.config import SamplingParams
-from engine.errors import LariatError
+from lariat.cli import console, engine_flags, model_file, prompt, report, reuse, sampling_flags
+from lariat.cli.usage import Flag, UsageError, add_flags
+from lariat.config import SamplingParams
+from lariat.errors import LariatError
 
 if TYPE_CHECKING:
-    from engine.llm import LLM, Completion
+    from lariat.llm import LLM, Completion
 
 _LONG_PROMPT = 256  # tokens; shorter ones need no bar
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
-    from engine.llm import LLM
+    from lariat.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
         llm = LLM(

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console, model_file
-from engine.cli.usage import Flag, add_flags, checked
-from engine.config import CACHE_TYPES, EngineConfig, ModelConfig
+from lariat.cli import console, model_file
+from lariat.cli.usage import Flag, add_flags, checked
+from lariat.config import CACHE_TYPES, EngineConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from engine.gguf_parts import GGUFModel
+    from lariat.formats.gguf_split import GGUFModel
 
 _FLAGS = (
     Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "context to count memory for; 0: as trained"),
@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     config = checked(EngineConfig, _FLAGS, args)
     overrides = model_file.overrides(args)
 
-    from engine import _kernels, threads
-    from engine.gguf_parts import GGUFModel
+    from lariat import _kernels
+    from lariat.formats.gguf_split import GGUFModel
+    from lariat.runtime import threads
 
     with GGUFModel(args.model, overrides, args.use_mmap) as gguf:
         lines = [*_file(gguf), "", *_metadata(gguf), "", *_tensors(gguf)]
@@ -109,7 +110,7 @@ def _tensors(gguf: GGUFModel) -> Iterator[str]:
 
 def _memory(gguf: GGUFModel, model: ModelConfig, n_ctx: int) -> Iterator[str]:
     """Weights and cache; buffers for the computation come on top, and are small beside them."""
-    from engine.kv_cache import cache_bytes
+    from lariat.cache.kv_cache import cache_bytes
 
     yield f"memory for a context of {n_ctx} (the model was trained for {model.n_ctx_train})"
     weights = sum(tensor.n_bytes for tensor in gguf.tensors.values())

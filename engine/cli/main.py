@@ -12,9 +12,9 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-from engine.cli import console
-from engine.cli.usage import Parser, UsageError
-from engine.errors import LariatError
+from lariat.cli import console
+from lariat.cli.usage import Parser, UsageError
+from lariat.errors import LariatError
 
 # One module a command. Each has `register(commands)`, which adds its parser and names what runs.
 # They import the engine only when they run, so that --help is quick.
@@ -44,7 +44,7 @@ examples:
 `lariat COMMAND --help` explains the flags of a command."""
 
 _MISSING_PARTS = (
-    "engine._kernels",
+    "lariat._kernels",
     "jinja2",
     "markupsafe",
     "numpy",
@@ -111,7 +111,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in _COMMANDS:
-        importlib.import_module(f"engine.cli.{name}").register(commands)
+        importlib.import_module(f"lariat.cli.{name}").register(commands)
     return parser
 
 

@@ -6,8 +6,8 @@ import argparse
 import math
 from typing import Any
 
-from engine.cli.usage import UsageError
-from engine.demo import DEMO_MODEL
+from lariat.cli.usage import UsageError
+from lariat.demo import DEMO_MODEL
 
 _FLAG = "--override-kv"
 _BOOLS = {"true": True, "false": False}

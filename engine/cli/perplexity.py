@@ -9,13 +9,13 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console, engine_flags, model_file, prompt
-from engine.cli.usage import UsageError
-from engine.errors import LariatError
+from lariat.cli import console, engine_flags, model_file, prompt
+from lariat.cli.usage import UsageError
+from lariat.errors import LariatError
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
-    from engine.perplexity import Base, BaseWriter, Divergence, Ids, Perplexity
+    from lariat.llm import LLM
+    from lariat.tools.perplexity import Base, BaseWriter, Divergence, Ids, Perplexity
 
 _PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0)
 
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args) if has_text else None
 
-    from engine import perplexity
-    from engine.llm import LLM
+    from lariat.llm import LLM
+    from lariat.tools import perplexity
 
     base = perplexity.Base(args.kl_base) if args.kl_divergence else None
     options = dict(vars(config))
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(
     llm: LLM, chunks: Ids, about: dict[str, Any], args: argparse.Namespace, bar: console.Bar
 ) -> int:
-    from engine import perplexity
+    from lariat.tools import perplexity
 
     running: list[float] = []
 
@@ -133,7 +133,7 @@ def _measure(
 
 
 def _scored(llm: LLM, chunks: Ids, writer: BaseWriter | None, on_chunk: Any) -> Perplexity:
-    from engine import perplexity
+    from lariat.tools import perplexity
 
     return perplexity.measure(llm, chunks, base=writer, on_chunk=on_chunk)
 
@@ -146,7 +146,7 @@ def _compare(
     args: argparse.Namespace,
     bar: console.Bar,
 ) -> int:
-    from engine import perplexity
+    from lariat.tools import perplexity
 
     base.check(llm, chunks)
     n = len(base.chunks)
@@ -193,7 +193,7 @@ def _numbers(found: Perplexity) -> dict[str, Any]:
 
 
 def _kl_numbers(found: Divergence) -> dict[str, Any]:
-    from engine.perplexity import exp
+    from lariat.tools.perplexity import exp
 
     ratio = exp(found.log_ratio.value)
     return {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 
-from engine.cli import model_file
-from engine.cli.usage import UsageError
-from engine.errors import LariatError
+from lariat.cli import model_file
+from lariat.cli.usage import UsageError
+from lariat.errors import LariatError
 
 _MAX_BYTES = 64 << 20  # of a prompt file; more fits no context, and /dev/zero never ends
 

@@ -7,11 +7,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import console, model_file
-from engine.cli.usage import UsageError
+from lariat.cli import console, model_file
+from lariat.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from engine.quantize import Report
+    from lariat.tools.quantize import Report
 
 _DESCRIPTION = """\
 Write a GGUF file of F32, F16 or BF16 weights again with weights of TYPE: Q4_0, Q6_K, Q8_0 or F16.
@@ -60,8 +60,8 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, print what it saves, and return the exit code."""
-    from engine import threads
-    from engine.quantize import QuantizeConfig, quantize_file
+    from lariat.runtime import threads
+    from lariat.tools.quantize import QuantizeConfig, quantize_file
 
     try:
         n_threads = threads.resolve(args.threads)

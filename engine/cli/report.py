@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from engine.cli import console, model_file, sampling_flags
+from lariat.cli import console, model_file, sampling_flags
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
+    from lariat.llm import LLM
 
 
 def headline(llm: LLM, args: argparse.Namespace) -> str:
     """The model and the engine's settings, in a line; a second one if its file has others."""
-    from engine import _kernels
+    from lariat import _kernels
 
     line = (
         f"lariat: {console.printable(model_file.shown(args.model))}, context {llm.n_ctx}, "

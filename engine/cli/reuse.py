@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.cli.usage import UsageError
-from engine.errors import ContextError
+from lariat.cli.usage import UsageError
+from lariat.errors import ContextError
 
 if TYPE_CHECKING:
-    from engine.llm import LLM, Completion, Context
+    from lariat.llm import LLM, Completion, Context
 
 DEFAULT_RECOMPUTE = 0  # behind BOS nothing is gained by more: docs/cache.md has the measurement
 
@@ -107,7 +107,7 @@ class PromptCache(Start):
     """A context that begins with what the file of --prompt-cache holds."""
 
     def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
-        from engine import prompt_cache
+        from lariat.reuse import prompt_reuse
 
         self._path, self._all = Path(args.prompt_cache), args.prompt_cache_all
         self._ids = llm.tokenize(text)
@@ -121,7 +121,7 @@ class PromptCache(Start):
         if (self._write or self._all) and not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise ContextError(f"{self._path}: {folder} is not a folder that can be written")
         start = time.perf_counter()
-        n_reused = prompt_cache.fit(context, self._ids, args.cache_reuse)
+        n_reused = prompt_reuse.fit(context, self._ids, args.cache_reuse)
         self._n_computed = len(context) - n_reused
         self._seconds = time.perf_counter() - start
         self._n_reused = min(n_reused, len(self._ids) - 1)  # the last is computed for its logits
@@ -150,7 +150,7 @@ class Library(Start):
     """A context of chunks."""
 
     def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
-        from engine.library import ChunkLibrary
+        from lariat.reuse.library import ChunkLibrary
 
         library = ChunkLibrary(args.library)
         chunks = [library[name] for name in args.chunk]

@@ -6,12 +6,12 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import prompt
-from engine.cli.usage import Flag, add_flags, checked
-from engine.config import SamplingParams
+from lariat.cli import prompt
+from lariat.cli.usage import Flag, add_flags, checked
+from lariat.config import SamplingParams
 
 if TYPE_CHECKING:
-    from engine.file_sampling import FileSampling
+    from lariat.formats.gguf_sampling import FileSampling
 
 _LENGTH = (
     Flag(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from engine.cli import console
+from lariat.cli import console
 
 _QUOTES = '"""'
 _N_HISTORY = 1000  # lines in the file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.cli import console, model_file, prompt
+from lariat.cli import console, model_file, prompt
 
 _DESCRIPTION = """\
 Print the token ids of a text, one a line with its piece as the vocabulary writes it (spaces as ▁,
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
-    from engine.gguf_parts import GGUFModel
-    from engine.tokenizer import Tokenizer
+    from lariat.formats.gguf_split import GGUFModel
+    from lariat.tokenizers.tokenizer import Tokenizer
 
     with GGUFModel(args.model, overrides, args.use_mmap) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)

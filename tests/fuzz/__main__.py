@@ -15,11 +15,11 @@ from pathlib import Path
 import atheris
 
 # Modules that the engine imports only when it needs them would otherwise not be measured.
-with atheris.instrument_imports(include=["engine"]):
-    import engine
+with atheris.instrument_imports(include=["lariat"]):
+    import lariat
 
-    for found in pkgutil.walk_packages(engine.__path__, "engine."):
-        if found.name != "engine.__main__":
+    for found in pkgutil.walk_packages(lariat.__path__, "lariat."):
+        if found.name != "lariat.__main__":
             import_module(found.name)
 
 from tests.fuzz import mutate, seeds, targets

@@ -12,8 +12,7 @@ import struct
 from typing import Any
 
 import numpy as np
-
-from engine import chunk_file, context_file
+from lariat.formats import chunk_file, context_file
 
 _DTYPES = {"U8": "u1", "I8": "i1", "U16": "<u2", "F16": "<f2", "I32": "<i4", "F32": "<f4"}
 _DTYPES |= {"I64": "<i8", "F64": "<f8", "BOOL": "?", "U32": "<u4"}

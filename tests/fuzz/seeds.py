@@ -6,11 +6,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from engine.library import ChunkLibrary
-from engine.llm import LLM
-from engine.perplexity import BaseWriter, cut, measure
+from lariat.llm import LLM
+from lariat.reuse.library import ChunkLibrary
+from lariat.tools.perplexity import BaseWriter, cut, measure
+
 from tests.fuzz.targets import CACHES, KINDS, N_TOKENIZERS, write_judge
-from tests.model_files import write_llama
+from tests.support.model_files import write_llama
 
 _SMALL = {"dim": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "n_ff": 32, "n_vocab": 40}
 # Q4_K and its kin have blocks of 256, which are the rows of most matrices here.

@@ -17,18 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.chat_template import Jinja
-from engine.cli.main import main as cli
-from engine.config import SamplingParams
-from engine.errors import ContextError, LariatError
-from engine.gguf import GGUFFile
-from engine.library import ChunkLibrary
-from engine.llm import LLM
-from engine.perplexity import Base, compare
-from engine.quantize import TYPES, QuantizeConfig, quantize_file
-from engine.tokenizer import Tokenizer
-from engine.tokenizer_bpe import _SCHEMES
-from tests.model_files import vocabulary_metadata, write_gguf, write_llama
+from lariat.chat.chat_template import Jinja
+from lariat.cli.main import main as cli
+from lariat.config import SamplingParams
+from lariat.errors import ContextError, LariatError
+from lariat.formats.gguf import GGUFFile
+from lariat.llm import LLM
+from lariat.reuse.library import ChunkLibrary
+from lariat.tokenizers.bpe import _SCHEMES
+from lariat.tokenizers.tokenizer import Tokenizer
+from lariat.tools.perplexity import Base, compare
+from lariat.tools.quantize import TYPES, QuantizeConfig, quantize_file
+
+from tests.support.model_files import vocabulary_metadata, write_gguf, write_llama
 
 KINDS = ("model", "text", "context", "chunk", "index", "base", "parts", "template")
 CACHES: tuple[dict[str, Any], ...] = (

@@ -1,0 +1,88 @@
+"""How far predictions move when keys and values are stored in fewer bits, with both caches.
+
+    python -m bench.experiments.cache_quality
+
+KL divergence (nats a token, mean over all scored tokens) of each cache type from f16, on held-out
+text of the demo model, in the weights that keep activations exact. Prompts are computed in pieces
+of 32 tokens, so that all keys and values but those of the last block are read in their own type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from lariat import LLM
+from lariat.cache.kv_cache import cache_bytes
+from lariat.cli.console import Bar
+from lariat.config import CACHE_STRATEGIES, CACHE_TYPES
+from lariat.tools.perplexity import Base, BaseWriter, compare, cut, predictions
+
+from models import corpus
+
+_MODEL = Path(__file__).parents[2] / "models" / "demo-f16.gguf"
+_N_CTX = 1024
+_BASE = ("roped", "f16", "f16")
+
+
+def held_out_text(llm: LLM, n_tokens: int) -> str:
+    """Passages of recall and stories that training has not seen, at least so many tokens."""
+    passages: list[str] = []
+    n = 0
+    while n < n_tokens:
+        passages.append(corpus.held_out_passage(len(passages), _N_CTX).text)
+        n += len(llm.tokenize(passages[-1], add_bos=False))
+    return "\n".join(passages)
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """Cache, type of keys, type of values: both in each type, then keys alone."""
+    types = [name for name in CACHE_TYPES if name not in ("f32", "f16")]
+    pairs = [("f16", "f16"), ("f32", "f32")]
+    pairs += [(name, name) for name in types]
+    pairs += [(name, "f16") for name in types]
+    return [(cache, k, v) for k, v in pairs for cache in CACHE_STRATEGIES]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-m", "--model", default=str(_MODEL))
+    parser.add_argument("--chunks", type=int, default=4, help="of 1024 tokens")
+    parser.add_argument("-t", "--threads", type=int)
+    args = parser.parse_args(argv)
+
+    def load(cache: str, type_k: str, type_v: str) -> LLM:
+        return LLM(
+            args.model, n_ctx=_N_CTX, n_ubatch=32, n_threads=args.threads, cache=cache,
+            type_k=type_k, type_v=type_v, prefix_sharing=False,
+        )  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "base.kl")
+        with load(*_BASE) as llm:
+            chunks = cut(llm, held_out_text(llm, (args.chunks + 1) * _N_CTX), _N_CTX, args.chunks)
+            with BaseWriter(path, chunks, llm.n_vocab) as writer:
+                for part in predictions(llm, chunks):
+                    writer.add(part)
+            config = llm.config
+        print("| keys | values | bytes/token | cache | KL, mean | KL, 99 % | same top token |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        base, bar = Base(path), Bar("measuring")
+        for i, row in enumerate(rows()):
+            with load(*row) as llm:
+                found = compare(llm, base)
+            cache, k, v = row
+            n_bytes = cache_bytes(config, 32, k, v) // 32
+            print(
+                f"| {k} | {v} | {n_bytes} | {cache} | {found.kl.value:.6f} ± {found.kl.error:.6f} |"
+                f" {found.kl_percentile(99):.5f} | {100 * found.same_top.value:.2f} % |",
+                flush=True,
+            )
+            bar((i + 1) / len(rows()))
+        bar.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Does a stream that never ends stay as good as it began? Perplexity, memory and speed.
+
+    python -m bench.experiments.endless -n 20000
+
+Three measures, each of the first full window and of the last 2,000 tokens. Perplexity is exp of the
+mean of -log p, with p from the logits as they are, before temperature and anything else.
+
+own      of the tokens that the stream itself sampled (temperature 1, nothing cut off, so that it is
+         the model's uncertainty). A stream that falls into a loop looks good here:
+anew     so its text is scored again, like any other text, from an empty context. A window
+         is cut into chunks of a context, and the tokens behind the first quarter of each count.
+held-out a text that the model has never seen is put through the same context, 32 tokens at a time.
+         This is how the paper measures it (StreamingLLM, arXiv 2309.17453, section 4.1).
+
+When a story ends, the next begins in the same context, as in training: end token, begin token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from lariat import DEMO_MODEL, LLM, SamplingParams
+from lariat.cache.blocks import SLOTS
+from lariat.cli.console import Bar
+from lariat.runtime.batch import Part
+from lariat.tools.perplexity import log_softmax
+
+from models import corpus
+
+_LAST = 2000  # tokens
+_LEAST = 4000  # so that the last whole thousand comes after the one after 3,000
+
+
+class Scored(LLM):
+    """An LLM that notes -log p of each token that its only stream samples."""
+
+    nll: list[float]
+    _predicted: np.ndarray | None = None  # log p of each token, [n_vocab], when one was sampled
+
+    def forward(self, chunks: list[Part]) -> np.ndarray:
+        """A pass goes on with the token that was sampled after the one before it."""
+        self.note({chunks[0].token_ids[0]})
+        logits = super().forward(chunks)
+        if chunks[-1].logits == "last":
+            self._predicted = log_softmax(logits[-1:])[0]
+        return logits
+
+    def note(self, tokens: Collection[int]) -> None:
+        """The token sampled last is one of these: -log of the sum of their p."""
+        if self._predicted is not None:
+            self.nll.append(-float(np.logaddexp.reduce(self._predicted[list(tokens)])))
+            self._predicted = None
+
+
+@dataclass
+class Run:
+    """What a stream was like."""
+
+    ids: list[int] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    resident: list[float] = field(default_factory=list)  # MiB, every 1,000 tokens
+    seconds: list[float] = field(default_factory=list)
+
+
+def resident() -> float:
+    """MiB of memory that this process has."""
+    with open("/proc/self/status") as file:
+        kib = next(line for line in file if line.startswith("VmRSS")).split()[1]
+    return int(kib) / 1024
+
+
+def own_stream(llm: Scored, n: int, n_keep: int, seed: int, bar: Bar) -> Run:
+    """Sample `n` tokens into one context, story after story."""
+    run, llm.nll = Run(), []
+    eos, bos = llm.tokenizer.eos_id, llm.tokenizer.bos_id
+    assert eos is not None
+    assert bos is not None
+    prompt, start = llm.tokenize("Once upon a time"), time.perf_counter()
+    with llm.context() as context:
+        while len(llm.nll) < n:
+            params = SamplingParams(
+                n - len(llm.nll), 1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed,
+                context_shift=True, n_keep=n_keep,
+            )  # fmt: skip
+            seed += 1000
+            stream = llm.stream(prompt, params, context=context)
+            run.ids += prompt
+            for _ in stream:
+                n_sampled = len(llm.nll) + 1  # the last one is noted when it is computed
+                if n_sampled // 1000 > len(run.resident):
+                    run.resident.append(resident())
+                    run.seconds.append(time.perf_counter() - start)
+                    bar(n_sampled / n)
+            done = stream.completion
+            llm.note(llm.tokenizer.eog_ids if done.finish_reason == "stop" else done.token_ids[-1:])
+            run.ids += done.token_ids
+            prompt = [eos, bos]
+    run.resident.append(resident())
+    run.seconds.append(time.perf_counter() - start)
+    run.nll = llm.nll
+    return run
+
+
+def anew(llm: LLM, ids: list[int]) -> list[float]:
+    """-log p of the tokens behind the first quarter of each chunk of a context."""
+    found: list[float] = []
+    for i in range(0, len(ids) - llm.n_ctx + 1, llm.n_ctx):
+        chunk = ids[i : i + llm.n_ctx]
+        targets = np.array(chunk[1:])
+        scores = log_softmax(llm.logits(chunk)[:-1])[np.arange(len(targets)), targets]
+        found += (-scores[llm.n_ctx // 4 :]).tolist()
+    return found
+
+
+def stories(llm: LLM, n: int) -> list[int]:
+    """The first `n` tokens of held-out stories, one after another."""
+
+    def each() -> Iterator[int]:
+        for number in itertools.count():
+            yield from llm.tokenize(corpus.story_number(corpus.HELD_OUT, 5000 + number))
+            assert llm.tokenizer.eos_id is not None
+            yield llm.tokenizer.eos_id
+
+    return list(itertools.islice(each(), n))
+
+
+def held_out(llm: LLM, ids: list[int], n_keep: int) -> list[float]:
+    """-log p of each token but the first, a block at a time through one context."""
+    found = []
+    with llm.context() as context:
+        for i in range(0, len(ids) - SLOTS, SLOTS):
+            if len(context) + SLOTS > llm.n_ctx:
+                context.delete(n_keep, n_keep + SLOTS)
+            piece, targets = ids[i : i + SLOTS], ids[i + 1 : i + SLOTS + 1]
+            logits = context.logits(piece)
+            context.append(piece)  # computed twice, which is quick
+            found += (-log_softmax(logits)[np.arange(SLOTS), targets]).tolist()
+    return found
+
+
+def ppl(nll: list[float]) -> float:
+    """Perplexity of tokens."""
+    return math.exp(sum(nll) / len(nll))
+
+
+def error(nll: list[float]) -> float:
+    """Standard error of a perplexity, in per cent, were the tokens independent."""
+    return 100 * float(np.std(nll) / math.sqrt(len(nll)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run every cache with every `--keep` and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-m", "--model", default=DEMO_MODEL)
+    parser.add_argument("-n", "--n-tokens", type=int, default=20000)
+    parser.add_argument("--keep", type=int, nargs="+", default=[4, 0])
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="streams, whose tokens are put together"
+    )
+    parser.add_argument("--cache", nargs="+", default=["raw", "roped"])
+    parser.add_argument("-t", "--threads", type=int)
+    args = parser.parse_args(argv)
+    if args.n_tokens < _LEAST:
+        parser.error(f"-n/--n-tokens: the speed at the end takes {_LEAST} tokens or more")
+    quality = ["own", "anew", "held-out"]
+    print(f"| cache | keep | {' | '.join(f'{q}: first | last | ratio' for q in quality)} |")
+    print("| --- " * 11 + "|")
+    costs = []
+    for n_keep in args.keep:
+        for cache in args.cache:
+            with Scored(args.model, cache=cache, n_threads=args.threads) as llm:
+                runs = []
+                for seed in range(args.seeds):
+                    with Bar(f"{cache}, keep {n_keep}, seed {seed}") as bar:
+                        runs.append(own_stream(llm, args.n_tokens, n_keep, seed, bar))
+                w, text = llm.n_ctx, stories(llm, args.n_tokens + 1)
+                fed = held_out(llm, text, n_keep)
+                ends = -(-_LAST // w) * w
+                pairs = [
+                    (
+                        [x for r in runs for x in r.nll[:w]],
+                        [x for r in runs for x in r.nll[-_LAST:]],
+                    ),
+                    (
+                        [x for r in runs for x in anew(llm, r.ids[:w])],
+                        [x for r in runs for x in anew(llm, r.ids[-ends:])],
+                    ),
+                    (fed[:w], fed[-_LAST:]),
+                ]
+            cells = [
+                f"{ppl(a):.4f} ± {error(a):.1f} % | {ppl(b):.4f} ± {error(b):.1f} % |"
+                f" {ppl(b) / ppl(a):.3f}"
+                for a, b in pairs
+            ]
+            print(f"| {cache} | {n_keep} | {' | '.join(cells)} |", flush=True)
+            r = runs[-1]
+            k = min(2, len(r.resident) - 2)
+            costs.append(
+                f"| {cache} | {n_keep} | {r.resident[k]:.1f} | {r.resident[-1]:.1f} |"
+                f" {1000 / (r.seconds[k] - r.seconds[k - 1]):.0f} |"
+                f" {1000 / (r.seconds[-2] - r.seconds[-3]):.0f} |"
+            )
+    print(
+        "\n| cache | keep | MiB after 3,000 | MiB at the end | tokens/s after 3,000 | at the end |"
+    )
+    print("| --- " * 6 + "|")
+    print("\n".join(costs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""From a file to a model that can run: opening it, reading the vocabulary, loading all of it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lariat import LLM, GGUFFile, Tokenizer
+
+from bench import synthetic
+from bench.micro.conftest import N_THREADS, Record
+from tests.reference import Reference, relative_error
+from tests.support import vocabularies
+from tests.support.vocabularies import BYTE_CHARACTERS
+
+N_TOKENS = {"sentencepiece": synthetic.N_VOCAB, "BPE": 128_256}
+N_MERGES = 280_147  # of Llama 3, as are its tokens
+TEXT = "one two three"
+OPENING = "load: how long to open a file of 32,000 or 128,256 tokens, and to encode?"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The 15m shape, 18 MB of which most is vocabulary, and a vocabulary as large as Llama 3's."""
+    large = tmp_path_factory.mktemp("vocabulary") / "bpe.gguf"
+    words: list[str] = []
+    for length in itertools.count(2):
+        words += map("".join, itertools.product("Ġetaoinshrdlu", repeat=length))
+        if len(BYTE_CHARACTERS) + len(words) >= N_TOKENS["BPE"]:
+            break
+    words = words[: N_TOKENS["BPE"] - len(BYTE_CHARACTERS)]
+    # All words of a length come before longer ones, so both halves of any split are tokens.
+    splits = [f"{word[:at]} {word[at:]}" for at in range(1, 5) for word in words if at < len(word)]
+    vocabularies.write(
+        large,
+        [(token, 0.0, vocabularies.NORMAL) for token in BYTE_CHARACTERS + words],
+        "gpt2",
+        pre="llama-bpe",
+        add_bos_token=False,
+        merges=splits[:N_MERGES],
+    )
+    return {"sentencepiece": synthetic.model_path("15m"), "BPE": large}
+
+
+@pytest.mark.benchmark(group=OPENING)
+@pytest.mark.parametrize("kind", N_TOKENS)
+def bench_open(benchmark: Any, record: Record, files: dict[str, Path], kind: str) -> None:
+    def open_and_close() -> int:
+        with GGUFFile(files[kind]) as gguf:
+            return len(gguf.metadata["tokenizer.ggml.tokens"])
+
+    n_tokens = benchmark.pedantic(open_and_close, rounds=7, warmup_rounds=1)
+    record(correct=n_tokens == N_TOKENS[kind])
+
+
+@pytest.mark.benchmark(group=OPENING)
+@pytest.mark.parametrize("kind", N_TOKENS)
+def bench_first_encode(benchmark: Any, record: Record, files: dict[str, Path], kind: str) -> None:
+    kept: list[Tokenizer] = []  # to free one is no part of it
+
+    def encode() -> str:
+        with GGUFFile(files[kind]) as gguf:
+            kept.append(Tokenizer.from_gguf(gguf))
+            return kept[-1].decode(kept[-1].encode(TEXT))
+
+    text = benchmark.pedantic(encode, rounds=5, warmup_rounds=1)
+    record(correct=text == TEXT)
+
+
+@pytest.mark.benchmark(group="load: how fast is a model interleaved, 22M in Q4_0?")
+@pytest.mark.parametrize("n_threads", sorted({1, N_THREADS}))
+def bench_load(benchmark: Any, record: Record, model: Path, n_threads: int) -> None:
+    def load() -> LLM:
+        return LLM(model, n_threads=n_threads, n_ctx=64, n_ubatch=8)
+
+    opened: list[LLM] = []
+    benchmark.pedantic(lambda: opened.append(load()), rounds=5, warmup_rounds=1)
+    ids = [1, 300, 4000, 77]
+    logits = opened[-1].logits(ids)
+    for llm in opened:
+        llm.close()
+    # Rounding activations to 8 bits makes 2 % of noise out of the smallest difference.
+    correct = relative_error(logits, Reference(model, activations="q8_f16").logits(ids)) < 0.05
+    record(correct=correct, n_threads=n_threads, n_bytes=model.stat().st_size)

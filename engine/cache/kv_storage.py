@@ -1,0 +1,272 @@
+"""The arrays of keys and values behind a KV cache: read, written, copied, quantized by channel.
+
+Types f16, f32, q8_0 and q4_0 hold each position on its own. Those by channel (q8_ch, q4_ch) need
+all 32 positions of a block to be quantized: until then a block is open, its keys and values f16 in
+a place of their own, and after that it is sealed, so nothing is ever quantized twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from lariat import _cache
+from lariat._program import run
+from lariat.cache.blocks import SLOTS, BlockPool
+from lariat.config import ModelConfig
+from lariat.os_memory import allocate
+
+_ELEMENTS = {"f16": np.float16, "f32": np.float32}
+
+
+class Stored(NamedTuple):
+    """Keys and values of a context as they are stored.
+
+    keys, values  [n_layers, n_tokens, n_kv_heads, row]: head_dim f16 or f32, or bytes with the
+                  scales behind the numbers; by channel the bytes of whole blocks, one after the
+                  other, uint8 [n_bytes]
+    open          uint8 [n_blocks], 1 where a block is open; without types by channel uint8 [0]
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    open: np.ndarray
+
+
+class _Side:
+    """Keys or values."""
+
+    def __init__(self, config: ModelConfig, n_blocks: int, type: str, head_dim: int) -> None:
+        """ValueError for a type that cannot hold this head_dim."""
+        row, scales, self.by_channel = _cache.layout(type, head_dim)
+        where = (config.n_layers, n_blocks, config.n_kv_heads)
+        unit = SLOTS * row + scales
+        self.memory = allocate(int(np.prod(where)) * unit)
+        self.units = self.memory.reshape(*where, unit)
+        rows = self.units[..., : SLOTS * row].reshape(*where, SLOTS, row)
+        # What belongs to a position: views [n_layers, n_blocks, n_kv_heads, SLOTS, ...]
+        self._slots = [rows.view(_ELEMENTS.get(type, np.uint8))]
+        if scales and not self.by_channel:
+            of_groups = self.units[..., SLOTS * row :].view(np.float16).reshape(*where, -1, SLOTS)
+            self._slots.append(of_groups.swapaxes(3, 4))
+        self.open_memory: np.ndarray | None = None
+        if self.by_channel:
+            shape = (n_blocks, config.n_layers, config.n_kv_heads, SLOTS, head_dim)
+            self.open_memory = allocate(2 * int(np.prod(shape)))
+            self.open = self.open_memory.view(np.float16).reshape(shape)
+
+    def read(self, block: np.ndarray, slot: np.ndarray) -> np.ndarray:
+        """Copies of these slots: [n_layers, n, n_kv_heads, row]."""
+        parts = [np.stack([layer[block, :, slot] for layer in view]) for view in self._slots]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(
+            [np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=-1
+        )
+
+    def write(self, block: np.ndarray, slot: np.ndarray, rows: np.ndarray) -> None:
+        """Put what `read` gave into slots."""
+        at = 0
+        for view, width in zip(self._slots, self._widths(), strict=True):
+            part = np.ascontiguousarray(rows[..., at : at + width]).view(view.dtype)
+            for layer, of_layer in zip(view, part, strict=True):
+                layer[block, :, slot] = of_layer
+            at += width
+
+    def _widths(self) -> list[int]:
+        """Elements of a row that `read` gives, by part."""
+        if len(self._slots) == 1:
+            return [self._slots[0].shape[-1]]
+        return [view.shape[-1] * view.itemsize for view in self._slots]
+
+    def copy(self, source: int, target: int, first: int, stop: int) -> None:
+        """Slots of one block to the same ones of another."""
+        for view in self._slots:
+            view[:, target, :, first:stop] = view[:, source, :, first:stop]
+
+    def copy_each(self, old: np.ndarray, new: np.ndarray) -> None:
+        """Slots `old` [n] to slots `new`, which nobody reads."""
+        source, target = (old // SLOTS, old % SLOTS), (new // SLOTS, new % SLOTS)
+        for view in self._slots:
+            for layer in view:
+                layer[target[0], :, target[1]] = layer[source[0], :, source[1]]
+
+    def shape(self, n_tokens: int, n_open: int, n_sealed: int) -> tuple[int, ...]:
+        """That of `read`, or by channel of the bytes of so many blocks."""
+        n_layers, _, n_heads, unit = self.units.shape
+        if self.by_channel:
+            n_bytes = n_layers * n_heads * n_sealed * unit
+            return (n_bytes + n_open * self.open[0].nbytes if n_open else n_bytes,)
+        return n_layers, n_tokens, n_heads, sum(self._widths())
+
+
+class CacheMemory:
+    """Keys and values of all blocks, and which blocks are open."""
+
+    def __init__(self, config: ModelConfig, n_blocks: int, type_k: str, type_v: str) -> None:
+        """Memory that is not used costs none. ValueError for a type that cannot hold a head."""
+        self._k = _Side(config, n_blocks, type_k, config.head_dim_k)
+        self._v = _Side(config, n_blocks, type_v, config.head_dim_v)
+        self._sides = (self._k, self._v)
+        self.by_channel = self._k.by_channel or self._v.by_channel
+        self.keys_by_channel = self._k.by_channel
+        self.open_at = np.full(n_blocks, -1, np.int32)
+        self._places = list(range(n_blocks - 1, -1, -1))  # of open blocks; the lowest on top
+        self._full: set[int] = set()  # open blocks that are to be sealed
+        self.kernel = _cache.Pool(
+            self._k.memory,
+            self._v.memory,
+            config.n_layers,
+            n_blocks,
+            config.n_kv_heads,
+            config.head_dim_k,
+            config.head_dim_v,
+            type_k,
+            type_v,
+            self._k.open_memory,
+            self._v.open_memory,
+            self.open_at,
+        )
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block, keys and values, all layers, once it is full."""
+        return sum(side.units[:, :1].nbytes for side in self._sides)
+
+    @property
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values as bytes, views: uint8 [n_layers, n_blocks, bytes] each."""
+        k, v = (side.units.reshape(*side.units.shape[:2], -1) for side in self._sides)
+        return k, v
+
+    # ---- blocks that are not full yet, for types by channel ----
+
+    def open(self, slots: np.ndarray, pool: BlockPool) -> None:
+        """Have places for the blocks of `slots`, which are written next."""
+        if not self.by_channel:
+            return
+        for block in np.flatnonzero(self.open_at >= 0).tolist():
+            if pool.is_empty(block):
+                self._close(block)
+        for block in np.unique(slots // SLOTS).tolist():
+            if self.open_at[block] < 0:
+                self.open_at[block] = self._places.pop()
+        for block in (slots[slots % SLOTS == 0] // SLOTS).tolist():
+            self._clear(block)
+
+    def _clear(self, block: int) -> None:
+        """Zeros into an open block, so that nothing from before has a part in its scales."""
+        for side in self._sides:
+            if side.by_channel:
+                side.open[self.open_at[block]] = 0
+
+    def seal(self, slots: np.ndarray, pool: BlockPool, n_threads: int) -> None:
+        """Quantize the open blocks whose last slot is among `slots`. Slots that were not written
+        are taken for zeros."""
+        if not self.by_channel:
+            return
+        self._full.update((slots[slots % SLOTS == SLOTS - 1] // SLOTS).tolist())
+        full = [b for b in self._full if self.open_at[b] >= 0 and not pool.is_empty(b)]
+        if full:
+            run(_cache.seal(self.kernel, np.array(full, np.int32)), n_threads=n_threads)
+        for block in full:
+            pool.seal(block)
+            self._close(block)
+        self._full.clear()
+
+    def hold_sealed(self, block: int, pool: BlockPool) -> None:
+        """Have a block that was just handed out take the contents of a sealed one."""
+        if not self.by_channel:
+            return
+        pool.seal(block)
+        if self.open_at[block] >= 0:  # it was freed when it was open
+            self._close(block)
+
+    def _close(self, block: int) -> None:
+        self._places.append(int(self.open_at[block]))
+        self.open_at[block] = -1
+
+    # ---- copies ----
+
+    def copy(self, source: int, target: int, first: int, length: int, pool: BlockPool) -> None:
+        """Slots of one block to the same ones of another, that was just handed out.
+
+        By channel, all of a sealed block is copied, and the other is sealed too.
+        """
+        is_open = bool(self.open_at[source] >= 0)
+        if self.by_channel and is_open:
+            self.open(np.array([target * SLOTS]), pool)
+        elif self.by_channel:
+            self.hold_sealed(target, pool)
+        for side in self._sides:
+            if not side.by_channel:
+                side.copy(source, target, first, first + length)
+            elif is_open:
+                old, new = side.open[self.open_at[source]], side.open[self.open_at[target]]
+                new[:, :, first : first + length] = old[:, :, first : first + length]
+            else:
+                side.units[:, target] = side.units[:, source]
+
+    def copy_each(self, old: np.ndarray, new: np.ndarray) -> None:
+        """Keys and values of slots `old` [n] to slots `new`, which nobody reads. Not by channel."""
+        assert not self.by_channel
+        for side in self._sides:
+            side.copy_each(old, new)
+
+    # ---- for files ----
+
+    def read(self, slots: np.ndarray) -> Stored:
+        """Copies of what is stored in these slots, by channel in all of their blocks."""
+        blocks = np.unique(slots // SLOTS)
+        is_open = (self.open_at[blocks] >= 0).astype(np.uint8)
+        k, v = (
+            self._read_blocks(side, blocks)
+            if side.by_channel
+            else side.read(slots // SLOTS, slots % SLOTS)
+            for side in self._sides
+        )
+        return Stored(k, v, is_open if self.by_channel else is_open[:0])
+
+    def fits(self, n_tokens: int, n_blocks: int, stored: Stored) -> bool:
+        """Whether `write` can take this for so many tokens in so many blocks."""
+        n_marked = n_blocks if self.by_channel else 0
+        marks = stored.open
+        if marks.shape != (n_marked,) or marks.dtype != np.uint8 or (marks > 1).any():
+            return False
+        n_open = int(marks.sum())
+        return all(
+            array.shape == side.shape(n_tokens, n_open, n_blocks - n_open)
+            and array.dtype == (np.uint8 if side.by_channel else side._slots[0].dtype)
+            for side, array in zip(self._sides, stored[:2], strict=True)
+        )
+
+    def write(self, slots: np.ndarray, stored: Stored, pool: BlockPool) -> None:
+        """Put what `read` gave, and `fits`, into blocks that were just handed out."""
+        blocks = np.unique(slots // SLOTS)
+        for block, is_open in zip(blocks.tolist(), stored.open, strict=self.by_channel):
+            if is_open:
+                self.open(np.array([block * SLOTS]), pool)
+            else:
+                self.hold_sealed(block, pool)
+        for side, array in zip(self._sides, stored[:2], strict=True):
+            if side.by_channel:
+                self._write_blocks(side, blocks, array)
+            else:
+                side.write(slots // SLOTS, slots % SLOTS, array)
+
+    def _place_of(self, side: _Side, block: int) -> np.ndarray:
+        """Where a block is: a view, [n_layers, n_kv_heads, ...]."""
+        place = int(self.open_at[block])
+        return side.units[:, block] if place < 0 else side.open[place]
+
+    def _read_blocks(self, side: _Side, blocks: np.ndarray) -> np.ndarray:
+        places = [self._place_of(side, block) for block in blocks.tolist()]
+        pieces = [np.ascontiguousarray(place).view(np.uint8).reshape(-1) for place in places]
+        return np.concatenate([np.zeros(0, np.uint8), *pieces])
+
+    def _write_blocks(self, side: _Side, blocks: np.ndarray, data: np.ndarray) -> None:
+        at = 0
+        for block in blocks.tolist():
+            place = self._place_of(side, block)
+            place[:] = data[at : at + place.nbytes].view(place.dtype).reshape(place.shape)
+            at += place.nbytes

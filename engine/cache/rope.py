@@ -1,0 +1,201 @@
+"""Rotary position embedding: frequencies and the cos/sin table that kernels read.
+
+RoFormer, arXiv 2104.09864. All scaling goes into the frequencies, so kernels know only the table.
+With base b, d rotated dims and pair i, a position turns by theta(i) = b ** (-2 i / d), divided by
+the file's factors where it has them. Scaling by s, for a model trained on L positions:
+
+    linear   theta / s (arXiv 2306.15595)
+    yarn     theta (m + (1 - m) / s), where m goes from 1 to 0 between the pairs that turn beta_fast
+             and beta_slow times within L (2309.00071, section 3.2); scores are multiplied by
+             (1 + 0.1 ln s) ** 2 (section 3.4, the factor that both q and k get)
+    dynamic  b (s n / L - s + 1) ** (d / (d - 2)) instead of b once a context has n > L tokens
+             (https://reddit.com/r/LocalLLaMA/comments/14mrgpr, as in transformers)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from lariat import _kernels
+from lariat.config import ModelConfig, RopeConfig
+
+_FIRST_ROWS = 1024
+_STAGES = 8  # by how many parts of the trained length the length of "dynamic" grows
+_KEPT = 4  # tables of other stages, for sequences of other lengths
+
+
+def frequencies(
+    config: ModelConfig,
+    factors: np.ndarray | None = None,
+    rope: RopeConfig | None = None,
+    n_tokens: int = 0,
+) -> np.ndarray:
+    """Angle per position of each pair of a head, float64 [head_dim_k / 2].
+
+    Pairs beyond `rope_dim` do not turn. `factors` (the file's `rope_freqs.weight`, [rope_dim / 2])
+    divide the frequencies. `rope` goes before what the file says. `n_tokens` is the context that
+    dynamic scaling is to be for.
+    """
+    r = rope.over(config.rope) if rope else config.rope
+    n_dims, (base, scale, trained) = config.rope_dim, _numbers(r)
+    if r.scaling == "dynamic" and n_tokens > trained:
+        stretched = scale * n_tokens / trained - (scale - 1)
+        base *= stretched ** (n_dims / max(n_dims - 2, 1))
+    pairs = np.arange(n_dims // 2, dtype=np.float64)
+    theta = base ** (-2.0 * pairs / n_dims)
+    if factors is not None:
+        theta = theta / factors
+    if r.scaling in ("linear", "yarn"):
+        kept = _extrapolated(r, n_dims) * _ext_factor(r)
+        theta = theta * (kept + (1 - kept) / scale)
+    return np.concatenate([theta, np.zeros(config.head_dim_k // 2 - len(pairs))])
+
+
+def gain(config: ModelConfig, rope: RopeConfig | None = None) -> float:
+    """What scores are multiplied by: the attention factor of queries times that of keys."""
+    r = rope.over(config.rope) if rope else config.rope
+    factor = r.yarn_attn_factor or 1.0
+    if _ext_factor(r) > 0:  # then llama.cpp takes the paper's, whatever is asked for
+        scale = _numbers(r)[1] if r.scaling in ("linear", "yarn") else 1.0
+        factor = 1.0 + 0.1 * math.log(max(scale, 1.0))
+    return (factor * config.rope_attn_factor) ** 2
+
+
+def _numbers(r: RopeConfig) -> tuple[float, float, int]:
+    """freq_base, scale and yarn_orig_ctx, which a file's config always has."""
+    assert r.freq_base is not None
+    assert r.scale is not None
+    assert r.yarn_orig_ctx is not None
+    return r.freq_base, r.scale, r.yarn_orig_ctx
+
+
+def _ext_factor(r: RopeConfig) -> float:
+    if r.yarn_ext_factor is not None:
+        return r.yarn_ext_factor
+    return 1.0 if r.scaling == "yarn" else 0.0
+
+
+def _extrapolated(r: RopeConfig, n_dims: int) -> np.ndarray:
+    """How much of each pair's frequency is left alone, 0 to 1, float64 [n_dims / 2]."""
+    base, _, trained = _numbers(r)
+
+    def pair_that_turns(n_times: float) -> float:
+        """Within the trained length."""
+        positions = trained / (n_times * 2 * math.pi)
+        return n_dims * math.log(positions) / (2 * math.log(max(base, 1.001)))
+
+    low = max(0, math.floor(pair_that_turns(r.yarn_beta_fast or 32.0)))
+    high = min(n_dims - 1, math.ceil(pair_that_turns(r.yarn_beta_slow or 1.0)))
+    ramp = (np.arange(n_dims // 2) - low) / max(0.001, high - low)
+    return 1 - np.clip(ramp, 0, 1)
+
+
+def steps(theta: np.ndarray) -> np.ndarray:
+    """2 (1 - cos theta) and sin theta, for stepping a query from one position to the next: float32
+    [2, head_dim / 2]."""
+    return np.stack([4 * np.sin(theta / 2) ** 2, np.sin(theta)]).astype(np.float32)
+
+
+class RopeTable:
+    """cos and sin of position times frequency, computed in float64, kept in float32.
+
+    rows  float32 [n_positions, head_dim]: cos of each pair, then sin of each pair
+    step  float32 [2, head_dim / 2], see `steps`
+    kernel  the two as the kernels hold them; it stays the same object when the table changes
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_positions: int,
+        factors: np.ndarray | None = None,
+        rope: RopeConfig | None = None,
+    ) -> None:
+        """`n_positions` is the most that will be asked for; the rest is as for `frequencies`."""
+        self._config, self._factors = config, factors
+        self._limit = max(n_positions, 32)
+        self.rope = config.rope
+        self._theta = np.zeros(config.head_dim_k // 2)
+        self.rows = self._compute(0, 32)
+        self.kernel = _kernels.Rope(self.rows, steps(self._theta))
+        self.set(rope or RopeConfig())
+
+    def set(self, rope: RopeConfig) -> None:
+        """Other angles for the same positions."""
+        self.rope = rope.over(self._config.rope)
+        self._gain = gain(self._config, rope)
+        self._others: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # rows and theta by stage
+        self._begin(0)
+
+    def settings(self, n_tokens: int | None = None) -> str:
+        """What the angles hang on, in words: the same where settings come to the same.
+
+        Only what matters to tokens of a context that never had more than `n_tokens` (None: any).
+        """
+        r, (base, scale, trained) = self.rope, _numbers(self.rope)
+
+        def beyond(n: int) -> bool:
+            return n_tokens is None or n_tokens > n
+
+        words = [f"base {base}"]
+        if r.scaling in ("linear", "yarn") and scale != 1:
+            words.append(f"scale {scale}")
+            if _ext_factor(r):
+                low, high = r.yarn_beta_slow or 1.0, r.yarn_beta_fast or 32.0
+                words.append(f"yarn {_ext_factor(r)} of {trained} ({low} to {high} turns)")
+        if r.scaling == "dynamic" and beyond(trained):
+            words.append(f"dynamic {scale} of {trained}")
+        if self._gain != 1:
+            words.append(f"scores times {self._gain}")
+        if r.group_n > 1 and beyond(r.group_window):
+            words.append(f"Self-Extend {r.group_n} beyond {r.group_window}")
+        return ", ".join(words)
+
+    def stage(self, n_tokens: int) -> int:
+        """The length that dynamic scaling is for in a context of `n_tokens`; 0: as it was trained.
+
+        It grows by an eighth of the trained length, so that the table is not made for every token.
+        """
+        trained = _numbers(self.rope)[2]
+        if self.rope.scaling != "dynamic" or n_tokens <= trained:
+            return 0
+        part = -(-trained // _STAGES)
+        return -(-n_tokens // part) * part
+
+    def reach(self, position: int, n_tokens: int = 0) -> None:
+        """Have rows up to `position`, for a context that will have `n_tokens`.
+
+        The table grows by doubling: a long context is paid for when it is used.
+        """
+        stage = self.stage(max(position + 1, n_tokens))
+        if stage != self._stage:
+            self._others[self._stage] = self.rows, self._theta
+            while len(self._others) > _KEPT:
+                del self._others[next(iter(self._others))]
+            self._begin(stage)
+        if position < len(self.rows):
+            return
+        n = min(self._limit, max(position + 1, 2 * len(self.rows)))
+        if position >= n:
+            raise ValueError(f"position {position} is beyond the context of {self._limit}")
+        self.rows = np.concatenate([self.rows, self._compute(len(self.rows), n)])
+        self._show()
+
+    def _begin(self, stage: int) -> None:
+        self._stage = stage
+        if stage in self._others:
+            self.rows, self._theta = self._others.pop(stage)
+        else:
+            self._theta = frequencies(self._config, self._factors, self.rope, stage)
+            self.rows = self._compute(0, min(self._limit, _FIRST_ROWS))
+        self.step = steps(self._theta)
+        self._show()
+
+    def _show(self) -> None:
+        r = self.rope
+        self.kernel.set(self.rows, self.step, self._gain, r.group_n, r.group_window)
+
+    def _compute(self, start: int, stop: int) -> np.ndarray:
+        angle = np.arange(start, stop, dtype=np.float64)[:, None] * self._theta
+        return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)

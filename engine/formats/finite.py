@@ -1,0 +1,90 @@
+"""Whether all weights of a file are finite numbers.
+
+A file that was damaged on its way, or whose training or quantization went wrong, holds NaN or Inf
+in its weights or in the scales of its blocks. Nothing but reading all of them tells; the integers
+of a block can be anything. The work is NumPy's: bits are compared with those of infinity, in
+pieces that stay in the cache, by several threads. A file that is in the system's cache takes 9 GB/s
+here, most of which goes to mapping its pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+from lariat.errors import GGUFError
+from lariat.formats.block_formats import BLOCK, GGMLType
+from lariat.formats.gguf import GGUFFile, quote
+
+_PIECE = 1 << 24  # bytes of a task
+_STEP = 1 << 20  # bytes at a time, so that what NumPy writes in between stays in the cache
+
+# Of each format of a number: its unsigned integer, all bits but the sign, and infinity.
+_F16, _BF16 = ("<u2", 0x7FFF, 0x7C00), ("<u2", 0x7FFF, 0x7F80)
+_F32 = ("<u4", 0x7FFF_FFFF, 0x7F80_0000)
+# Where the numbers of a block stand; the layouts are those of `quants.py`.
+NUMBERS: dict[GGMLType, tuple[tuple[str, int, int], tuple[int, ...]]] = {
+    GGMLType.F32: (_F32, (0,)),
+    GGMLType.F16: (_F16, (0,)),
+    GGMLType.BF16: (_BF16, (0,)),
+    GGMLType.Q4_0: (_F16, (0,)),
+    GGMLType.Q4_1: (_F16, (0, 2)),
+    GGMLType.Q5_0: (_F16, (0,)),
+    GGMLType.Q5_1: (_F16, (0, 2)),
+    GGMLType.Q8_0: (_F16, (0,)),
+    GGMLType.Q2_K: (_F16, (80, 82)),
+    GGMLType.Q3_K: (_F16, (108,)),
+    GGMLType.Q4_K: (_F16, (0, 2)),
+    GGMLType.Q5_K: (_F16, (0, 2)),
+    GGMLType.Q6_K: (_F16, (208,)),
+    GGMLType.IQ4_NL: (_F16, (0,)),
+}
+
+
+def check_tensors(
+    gguf: GGUFFile, n_threads: int, progress: Callable[[float], None] | None = None
+) -> None:
+    """Raise `GGUFError` that names the first tensor of the file with NaN or Inf in it.
+
+    Types that the engine does not know are left out: loading refuses them. `progress` gets the
+    share done, 0 to 1.
+    """
+    todo = [info for info in gguf.tensors.values() if info.type in NUMBERS]
+    total, done = max(1, sum(info.n_bytes for info in todo)), 0
+    with ThreadPoolExecutor(n_threads) as pool:
+        for info in todo:
+            data, block = gguf.data(info.name).reshape(-1), BLOCK[info.type][1]
+            size = _PIECE // block * block
+            pieces = [data[at : at + size] for at in range(0, len(data), size)]
+            for piece, found in zip(
+                pieces, pool.map(lambda piece, t=info.type: _fault(piece, t), pieces), strict=True
+            ):
+                if found:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise GGUFError(
+                        f"{gguf.path}: tensor {quote(info.name)} holds {found}, "
+                        f"expected finite numbers; the file is damaged"
+                    )
+                done += len(piece)
+                if progress:
+                    progress(done / total)
+            gguf.release(info.name)
+
+
+def _fault(blocks: npt.NDArray[np.uint8], type: GGMLType) -> str:
+    """What whole blocks hold that is not finite: "NaN", "Inf" or ""."""
+    (bits, magnitude, infinity), offsets = NUMBERS[type]
+    n_bytes = BLOCK[type][1]
+    fields = [str(at) for at in offsets]
+    dtype = np.dtype(
+        {"names": fields, "formats": [bits] * len(fields), "offsets": offsets, "itemsize": n_bytes}
+    )
+    step = _STEP // n_bytes
+    for values in (blocks.view(dtype)[field] for field in fields):
+        for at in range(0, len(values), step):
+            most = (values[at : at + step] & values.dtype.type(magnitude)).max()
+            if most >= infinity:
+                return "NaN" if most > infinity else "Inf"
+    return ""

@@ -1,0 +1,578 @@
+"""Reader of GGUF files, versions 2 and 3: header, metadata, tensor table, zero-copy views.
+
+What the file says about itself is not believed: every count,
+length and offset is read as a Python int, which cannot overflow, and is compared with the bytes
+that remain before anything is allocated or a loop starts. So a file can cost at most the limits
+below in time and memory before it is refused.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+A mapped file that is cut short in place can end the process with SIGBUS, as with any mapped file:
+replace model files by renaming a new one over them, or read them with `use_mmap=False`.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, NoReturn, overload
+
+import numpy as np
+import numpy.typing as npt
+from lariat import _strings
+from lariat.errors import GGUFError, quote
+from lariat.formats.block_formats import BLOCK, REMOVED_TYPES, GGMLType, row_bytes
+from lariat.formats.file_bytes import MappedFile, ReadFile, open_file
+
+# Limits far above what real files hold (a vocabulary of 256k tokens with its merges takes 12 MiB),
+# and low enough that refusing a hostile file stays under 2 seconds and 300 MB.
+MAX_HEADER_BYTES = 64 << 20  # everything before the tensor data
+_MAX_TEXT_BYTES = 24 << 20  # keys, names and single strings together; decoded they take up to 4x
+_MAX_STRINGS = 1 << 21  # elements of all string arrays together
+_MAX_ENTRIES = 1 << 16  # metadata entries; also tensors
+_MAX_INNER_ARRAYS = 1 << 16  # arrays inside arrays, all together
+_MAX_DEPTH = 4  # of arrays inside arrays
+_MAX_KEY_BYTES = (1 << 16) - 1  # from the format
+_MAX_NAME_BYTES = 64  # of a tensor, from the format
+_MAX_DIMS = 4
+_MAX_ALIGNMENT = 1 << 21
+_MAX_ELEMENTS = (1 << 63) - 1  # of one tensor: what ggml's signed counts can hold
+
+_DEFAULT_ALIGNMENT = 32
+_VERSIONS = (2, 3)
+
+# Names of the metadata value types, by number.
+_VALUE_TYPES = (
+    *("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string"),
+    *("array", "uint64", "int64", "float64"),
+)
+_UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
+_FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f"}
+_FORMATS |= {10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {kind: struct.Struct(text) for kind, text in _FORMATS.items()}
+_DTYPES = {kind: np.dtype(_VALUE_TYPES[kind]).newbyteorder("<") for kind in _FORMATS}
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+# What people hand in by mistake, by how it begins.
+_OTHER_FORMATS = (
+    (b"FUGG", "a byte-swapped (big-endian) GGUF file"),
+    (b"lmgg", "a GGML file, the format before GGUF"),
+    (b"fmgg", "a GGMF file, a format before GGUF"),
+    (b"tjgg", "a GGJT file, a format before GGUF"),
+    (b"PK\x03\x04", "a zip archive or PyTorch checkpoint"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies in its file, and what it is."""
+
+    name: str
+    shape: tuple[int, ...]  # row-major: the last is the length of a row (GGUF's ne, reversed)
+    type: GGMLType
+    offset: int  # of the first byte, from the start of the file
+    n_bytes: int
+
+    @property
+    def n_rows(self) -> int:
+        """The product of all dims but the last; 1 for a 1-D tensor."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as the file has it."""
+        return self.n_bytes // self.n_rows
+
+
+class StringArray(Sequence[str]):
+    """Strings of a metadata array: kept as bytes, decoded when read.
+
+    Bytes that are not UTF-8 decode to U+FFFD; `raw` gives them as they are.
+    """
+
+    __slots__ = ("_blob", "_bounds")
+
+    def __init__(self, blob: bytes, bounds: npt.NDArray[np.int64]) -> None:
+        """blob: as in the file, each string after its uint64 length.
+
+        bounds: [n + 1], where in `blob` each string's length stands, and the end of the last.
+        """
+        self._blob = blob
+        self._bounds = bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of one string. IndexError outside the array."""
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"index {index} of {n} strings")
+        index %= n
+        return self._blob[int(self._bounds[index]) + 8 : int(self._bounds[index + 1])]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.raw(index).decode("utf-8", "replace")
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.iter_raw():
+            yield text.decode("utf-8", "replace")
+
+    def iter_raw(self) -> Iterator[bytes]:
+        """The bytes of each string, much faster than `raw` for each index."""
+        return iter(_strings.split(self._blob, self._bounds))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The two texts around the first space of each string, in order, each pair once.
+
+        A space at the very beginning is part of the first text. Strings that are not two texts, or
+        not UTF-8, are left out.
+        """
+        pairs = _strings.split_pairs(self._blob, self._bounds)
+        hashes = _strings.hashes(self._blob, self._bounds)  # faster than hashing the texts
+        hashes.sort()
+        has_repeats = bool((hashes[1:] == hashes[:-1]).any())
+        return list(dict.fromkeys(pairs)) if has_repeats else pairs
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest string, 0 where there is none."""
+        return int(np.diff(self._bounds).max(initial=8)) - 8
+
+    @property
+    def stored(self) -> bytes:
+        """The strings as in the file, each after its length (uint64, little-endian)."""
+        return self._blob
+
+    def __repr__(self) -> str:
+        return f"<StringArray of {len(self)}>"
+
+
+class GGUFFile:
+    """An open GGUF file.
+
+    `metadata` holds str, int, float, bool; arrays of numbers as read-only NumPy arrays, arrays of
+    strings as `StringArray`, arrays of arrays as lists. It stays valid after `close`.
+
+    Raises `FileNotFoundError` and `PermissionError`, and `GGUFError` for everything else that
+    keeps the file from being read.
+
+    `overrides` replace or add metadata once the file is read: keys to str, int, float or bool. They
+    are checked where they are used, like the file's own values. Without `use_mmap` the file is not
+    mapped, but read when `data` is called.
+    """
+
+    path: Path
+    version: int
+    alignment: int  # bytes; tensors start at multiples of it
+    n_bytes: int  # size of the file
+    n_header_bytes: int  # of it, before the tensor data
+    use_mmap: bool
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        overrides: Mapping[str, str | int | float | bool] | None = None,
+        use_mmap: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.use_mmap = use_mmap
+        self._file: MappedFile | ReadFile | None = open_file(self.path, use_mmap)
+        try:
+            self.n_bytes = self._file.n_bytes
+            cursor = _Cursor(self.path, self._file.head(MAX_HEADER_BYTES), self.n_bytes)
+            self.version, n_tensors, n_entries = _read_start(cursor)
+            metadata, self._entries = _read_metadata(cursor, n_entries)
+            self.alignment = _alignment(cursor, metadata)
+            tensors = _read_tensors(cursor, n_tensors, self.alignment)
+            self.n_header_bytes = cursor.position
+        except BaseException:
+            self.close()
+            raise
+        self.metadata = MappingProxyType(metadata | dict(overrides or {}))
+        self.tensors = MappingProxyType(tensors)
+
+    def data(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
+        """The bytes of a tensor, in place if mapped: uint8 [n_rows, row_bytes], read-only.
+
+        n_rows is the tensor's, unless `start` and `stop` cut rows out as in a slice: without a
+        mapping only those are read. GGUFError if there is no such tensor, ValueError after `close`.
+        The view stays valid after `close`.
+        """
+        info, file = self._find(name)
+        rows = range(info.n_rows)[start:stop]
+        first = info.offset + rows.start * info.row_bytes
+        return file.view(first, len(rows) * info.row_bytes).reshape(len(rows), info.row_bytes)
+
+    def entries(self) -> Iterator[tuple[str, bytes]]:
+        """Keys of the metadata, and the bytes of key, type and value as the open file has them."""
+        assert self._file is not None
+        for key, (start, end) in self._entries.items():
+            yield key, self._file.view(start, end - start).tobytes()
+
+    def release(self, name: str) -> None:
+        """Let the system take back the pages that lie wholly inside a tensor.
+
+        The data stays readable: pages come back from the file when they are touched.
+        """
+        info, file = self._find(name)
+        file.release(info.offset, info.n_bytes)
+
+    def close(self) -> None:
+        """Give up the file; it is unmapped once the last view of it is gone. May be repeated."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _find(self, name: str) -> tuple[TensorInfo, MappedFile | ReadFile]:
+        if self._file is None:
+            raise ValueError(f"{self.path}: the file is closed")
+        info = self.tensors.get(name)
+        if info is None:
+            raise GGUFError(f"{self.path}: tensor {quote(name)} is missing")
+        return info, self._file
+
+    def get_int(
+        self,
+        key: str,
+        default: int | None = None,
+        minimum: int | None = None,
+        maximum: int | None = None,
+    ) -> int:
+        """A whole number of the metadata.
+
+        Without the key: `default`, or GGUFError if that is None. GGUFError also for another type
+        or a value outside `minimum` to `maximum`, both included.
+        """
+        value = self._get(key, int, "a whole number", default)
+        self._check_range(key, value, minimum, maximum)
+        return int(value)
+
+    def get_float(
+        self,
+        key: str,
+        default: float | None = None,
+        minimum: float | None = None,
+        maximum: float | None = None,
+    ) -> float:
+        """A finite number of the metadata; whole numbers count. Errors as in `get_int`."""
+        value = self._get(key, (int, float), "a number", default)
+        if not math.isfinite(value):
+            raise GGUFError(f"{self.path}: {key} is {value}, expected a finite number")
+        self._check_range(key, value, minimum, maximum)
+        return float(value)
+
+    def get_str(self, key: str, default: str | None = None) -> str:
+        """A string of the metadata. Errors as in `get_int`."""
+        return str(self._get(key, str, "a string", default))
+
+    def get_bool(self, key: str, default: bool | None = None) -> bool:
+        """A boolean of the metadata. Errors as in `get_int`."""
+        return bool(self._get(key, bool, "true or false", default))
+
+    def _get(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any) -> Any:
+        if key not in self.metadata:
+            if default is None:
+                raise GGUFError(f"{self.path}: metadata key {key} is missing, expected {expected}")
+            return default
+        value = self.metadata[key]
+        # Python counts True as a whole number; a GGUF bool is not one.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise GGUFError(f"{self.path}: {key} is {_describe(value)}, expected {expected}")
+        return value
+
+    def _check_range(
+        self, key: str, value: float, minimum: float | None, maximum: float | None
+    ) -> None:
+        low = minimum is None or value >= minimum
+        high = maximum is None or value <= maximum
+        if low and high:
+            return
+        if minimum is None:
+            expected = f"at most {maximum}"
+        elif maximum is None:
+            expected = f"at least {minimum}"
+        else:
+            expected = f"{minimum} to {maximum}"
+        raise GGUFError(f"{self.path}: {key} is {value}, expected {expected}")
+
+
+def _describe(value: Any) -> str:
+    """A metadata value in a few words, for errors."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return str(value)
+    kind = "string" if isinstance(value, StringArray) else getattr(value, "dtype", "array")
+    return f"an array of {len(value)} {kind}"
+
+
+class _Cursor:
+    """Walks through the header; every step is checked against what remains."""
+
+    def __init__(self, path: Path, head: mmap.mmap | bytes, n_bytes: int) -> None:
+        self.path = path
+        self.head = head  # at least what may stand before the tensor data
+        self.n_bytes = n_bytes
+        self.position = 0
+        self.end = min(self.n_bytes, MAX_HEADER_BYTES)
+        self.n_text = 0
+        self.n_strings = 0
+        self.n_inner_arrays = 0
+
+    def fail(self, problem: str) -> NoReturn:
+        raise GGUFError(f"{self.path}: {problem}") from None
+
+    def need(self, n: int, what: str) -> int:
+        """Step over `n` bytes; returns where they start."""
+        start = self.position
+        if n > self.end - start:
+            if n <= self.n_bytes - start:
+                self.fail(
+                    f"{what} reaches to byte {start + n}, "
+                    f"expected at most {MAX_HEADER_BYTES} bytes before the tensor data"
+                )
+            self.fail(
+                f"{what} needs {n} bytes at byte {start}, found {self.n_bytes - start} before "
+                f"the end; the file is truncated or damaged"
+            )
+        self.position = start + n
+        return start
+
+    def u32(self, what: str) -> int:
+        return int(_U32.unpack_from(self.head, self.need(4, what))[0])
+
+    def u64(self, what: str) -> int:
+        return int(_U64.unpack_from(self.head, self.need(8, what))[0])
+
+    def take(self, n: int, what: str) -> bytes:
+        start = self.need(n, what)
+        return self.head[start : start + n]
+
+    def text(self, what: str) -> bytes:
+        """A string: its uint64 length, then its bytes."""
+        n = self.u64(f"the length of {what}")
+        self.n_text += n
+        if self.n_text > _MAX_TEXT_BYTES and n <= self.end - self.position:
+            self.fail(
+                f"{what} brings single strings to {self.n_text} bytes, "
+                f"expected at most {_MAX_TEXT_BYTES}"
+            )
+        return self.take(n, what)
+
+    def identifier(self, what: str, maximum: int) -> str:
+        """A key or a name: not empty, at most `maximum` bytes, UTF-8."""
+        raw = self.text(what)
+        if not raw:
+            self.fail(f"{what} is empty, expected at least 1 byte")
+        if len(raw) > maximum:
+            start = quote(raw[:64].decode("utf-8", "replace"))
+            self.fail(f"{what}, {start}..., has {len(raw)} bytes, expected at most {maximum}")
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what}, {quote(raw.decode('utf-8', 'replace'))}, is not UTF-8, as expected")
+
+    def value(self, kind: int, what: str, depth: int = 0) -> Any:
+        """One metadata value of the type with number `kind`."""
+        scalar = _SCALARS.get(kind)
+        if scalar is not None:
+            return scalar.unpack_from(self.head, self.need(scalar.size, what))[0]
+        if kind == _STRING:
+            return self.text(what).decode("utf-8", "replace")
+        if kind == _BOOL:
+            return bool(self.bools(1, what)[0])
+        if kind == _ARRAY:
+            return self.array(what, depth)
+        last = len(_VALUE_TYPES) - 1
+        self.fail(f"{what} has value type {kind}, expected 0 to {last}; the file is damaged")
+
+    def array(self, what: str, depth: int) -> Any:
+        kind = self.u32(what)
+        n = self.u64(what)
+        dtype = _DTYPES.get(kind)
+        if dtype is not None:
+            return np.frombuffer(self.take(n * dtype.itemsize, what), dtype)
+        if kind == _BOOL:
+            return self.bools(n, what)
+        if kind == _STRING:
+            return self.strings(n, what)
+        if kind == _ARRAY:
+            if depth + 1 >= _MAX_DEPTH:
+                self.fail(f"{what} nests arrays deeper than the {_MAX_DEPTH} levels expected")
+            self.n_inner_arrays += n
+            if self.n_inner_arrays > _MAX_INNER_ARRAYS:
+                self.fail(
+                    f"{what} holds {n} arrays, expected at most {_MAX_INNER_ARRAYS} in the file"
+                )
+            return [self.array(what, depth + 1) for _ in range(n)]
+        return self.value(kind, what)  # an unknown type: says so
+
+    def bools(self, n: int, what: str) -> npt.NDArray[np.bool_]:
+        values = np.frombuffer(self.take(n, what), np.uint8)
+        if n and values.max() > 1:
+            self.fail(f"{what} holds {values.max()} as a boolean, expected 0 or 1")
+        return values.view(np.bool_)
+
+    def strings(self, n: int, what: str) -> StringArray:
+        self.n_strings += n
+        if self.n_strings > _MAX_STRINGS:
+            self.fail(f"{what} holds {n} strings, expected at most {_MAX_STRINGS} in the file")
+        start = self.need(8 * n, what)  # the lengths alone
+        bounds, end = _strings.find_bounds(self.head, start, n)
+        self.position = start
+        return StringArray(self.take(end - start, what), bounds)
+
+
+def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
+    """Magic and version. Returns the version, the number of tensors and of metadata entries."""
+    magic = cursor.head[:32]
+    for prefix, found in _OTHER_FORMATS:
+        if magic.startswith(prefix):
+            cursor.fail(f"is {found}, expected a little-endian GGUF file")
+    if not magic.startswith(b"GGUF"):
+        if len(magic) < 4:
+            cursor.fail(f"has only {len(magic)} bytes, expected a GGUF file")
+        if magic[8:10] == b'{"':
+            cursor.fail("is a safetensors file, expected a GGUF file")
+        cursor.fail(f"starts with {magic[:4]!r}, expected b'GGUF'; it is not a GGUF file")
+    cursor.need(4, "the magic")
+    version = cursor.u32("the version")
+    if version not in _VERSIONS:
+        # A version is a small number; read the wrong way round its low 16 bits are 0.
+        if version and version & 0xFFFF == 0:
+            cursor.fail("is a byte-swapped (big-endian) GGUF file, expected a little-endian one")
+        cursor.fail(f"is GGUF version {version}, expected version 2 or 3")
+    n_tensors = cursor.u64("the number of tensors")
+    n_entries = cursor.u64("the number of metadata entries")
+    # The least an entry can take: a key of 1 byte with its length, a type, a value of 1 byte;
+    # the least of a tensor: a name of 1 byte with its length, n_dims, one dim, type, offset.
+    for n, least, what in ((n_entries, 14, "metadata entries"), (n_tensors, 33, "tensors")):
+        if n > _MAX_ENTRIES:
+            cursor.fail(f"announces {n} {what}, expected at most {_MAX_ENTRIES}")
+        if n * least > cursor.n_bytes - cursor.position:
+            cursor.fail(
+                f"announces {n} {what}, which take at least {n * least} bytes, "
+                f"found {cursor.n_bytes - cursor.position}; the file is truncated or damaged"
+            )
+    return version, n_tensors, n_entries
+
+
+def _read_metadata(
+    cursor: _Cursor, n_entries: int
+) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """Values by key, and from where to where each entry stands in the file."""
+    metadata: dict[str, Any] = {}
+    entries: dict[str, tuple[int, int]] = {}
+    for i in range(n_entries):
+        start = cursor.position
+        key = cursor.identifier(f"the key of metadata entry {i}", _MAX_KEY_BYTES)
+        if key in metadata:
+            cursor.fail(f"metadata key {quote(key)} is there twice, expected once")
+        what = f"metadata entry {quote(key)}"
+        kind = cursor.u32(what)
+        metadata[key] = cursor.value(kind, what)
+        entries[key] = (start, cursor.position)
+        # Checked here, where the type is still known: a wrong alignment would shift all tensors.
+        if key == "general.alignment" and kind != _UINT32:
+            cursor.fail(f"general.alignment is of type {_VALUE_TYPES[kind]}, expected uint32")
+    return metadata, entries
+
+
+def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
+    """Bytes that tensors are aligned to. The format asks for a multiple of 8."""
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not 8 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
+        cursor.fail(
+            f"general.alignment is {alignment}, expected a power of two from 8 to {_MAX_ALIGNMENT}"
+        )
+    return int(alignment)
+
+
+def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]:
+    """The tensor table, in file order, with offsets made absolute and checked."""
+    relative: dict[str, TensorInfo] = {}
+    for i in range(n_tensors):
+        name = cursor.identifier(f"the name of tensor {i}", _MAX_NAME_BYTES)
+        if name in relative:
+            cursor.fail(f"tensor {quote(name)} is there twice, expected once")
+        relative[name] = _read_tensor(cursor, name, alignment)
+    data_start = -(-cursor.position // alignment) * alignment
+    tensors = {
+        name: TensorInfo(name, info.shape, info.type, data_start + info.offset, info.n_bytes)
+        for name, info in relative.items()
+    }
+    previous: TensorInfo | None = None
+    for info in sorted(tensors.values(), key=lambda info: info.offset):
+        if info.offset + info.n_bytes > cursor.n_bytes:
+            cursor.fail(
+                f"tensor {quote(info.name)} reaches to byte {info.offset + info.n_bytes}, but the "
+                f"file has {cursor.n_bytes} bytes; it is truncated or damaged"
+            )
+        if previous is not None and previous.offset + previous.n_bytes > info.offset:
+            cursor.fail(f"tensors {quote(previous.name)} and {quote(info.name)} overlap")
+        previous = info
+    return tensors
+
+
+def _read_tensor(cursor: _Cursor, name: str, alignment: int) -> TensorInfo:
+    """One line of the tensor table after its name; the offset is left as the file has it."""
+    what = f"tensor {quote(name)}"
+    n_dims = cursor.u32(what)
+    if not 1 <= n_dims <= _MAX_DIMS:
+        cursor.fail(f"{what} has {n_dims} dimensions, expected 1 to {_MAX_DIMS}")
+    shape = tuple(reversed([cursor.u64(what) for _ in range(n_dims)]))
+    number = cursor.u32(what)
+    offset = cursor.u64(what)
+    if 0 in shape:
+        cursor.fail(f"{what} has shape {shape}, expected no dimension of 0")
+    if math.prod(shape) > _MAX_ELEMENTS:
+        cursor.fail(f"{what} has shape {shape}, expected at most 2^63 - 1 elements")
+    try:
+        kind = GGMLType(number)
+    except ValueError:
+        known = f" ({REMOVED_TYPES[number]}, no longer in use)" if number in REMOVED_TYPES else ""
+        cursor.fail(
+            f"{what} has type {number}{known}, expected a type of ggml from 0 to "
+            f"{max(GGMLType).value}"
+        )
+    if shape[-1] % BLOCK[kind][0]:
+        cursor.fail(
+            f"{what} has rows of {shape[-1]} weights, expected a multiple of "
+            f"{BLOCK[kind][0]} for type {kind.name}"
+        )
+    if offset % alignment:
+        cursor.fail(f"{what} has offset {offset}, expected a multiple of {alignment}")
+    n_bytes = math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
+    return TensorInfo(name, shape, kind, offset, n_bytes)

@@ -1,0 +1,216 @@
+"""A folder of chunks: documents whose keys and values were computed once, to be put together.
+
+    index.json             names of the chunks, and what is known of each
+    <content>.safetensors  a chunk, see `lariat.formats.chunk_file`; named by a hash of model, cache
+                           types, RoPE and tokens, so that the same document is computed and
+                           kept once
+    .lock                  held while the two above are changed
+
+Files appear whole, by renaming, so reading needs no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from lariat.cache.blocks import SLOTS
+from lariat.errors import ContextError, quote
+from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, save
+from lariat.formats.context_file import written_beside
+
+if TYPE_CHECKING:
+    from lariat.llm import LLM
+
+_INDEX, _LOCK, _SUFFIX = "index.json", ".lock", ".safetensors"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says of a chunk."""
+
+    name: str
+    content: str  # hash, and the name of its file
+    n_tokens: int
+    n_bytes: int  # of keys and values
+    model: str  # fingerprint
+    type_k: str
+    type_v: str
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what no library writes: an index may come from anywhere."""
+        texts = (self.name, self.content, self.model, self.type_k, self.type_v)
+        numbers = (self.n_tokens, self.n_bytes)
+        if not (
+            all(isinstance(text, str) and text.isprintable() for text in texts)
+            and re.fullmatch("[0-9a-f]{32}", self.content)
+            and all(type(number) is int and number >= 0 for number in numbers)
+        ):
+            raise ValueError("an entry of another form than a library writes")
+
+
+class ChunkLibrary:
+    """A folder of chunks; several processes may read and write it at once.
+
+    Every method raises `ContextError`, with a sentence, for a folder that cannot be read or
+    written, and for files that were cut or altered.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Use `folder`; it is made when the first chunk is added."""
+        self.folder = Path(folder)
+        self._open: dict[str, StoredChunk] = {}  # by content
+
+    def entries(self) -> list[Entry]:
+        """All chunks, by name."""
+        return [entry for _, entry in sorted(self._read_index().items())]
+
+    def __getitem__(self, name: str) -> StoredChunk:
+        """Open a chunk, for `Context.append` and `Context.insert`."""
+        entry = self._read_index().get(name)
+        if entry is None:
+            raise ContextError(f"{self.folder}: has no chunk named {quote(name)}")
+        if entry.content not in self._open:
+            try:
+                self._open[entry.content] = StoredChunk(self._path(entry.content))
+            except OSError as error:
+                if self._read_index().get(name) not in (None, entry):
+                    return self[name]  # replaced just now
+                path = self._path(entry.content)
+                raise ContextError(
+                    f"{path}: chunk {quote(name)} cannot be read: {error.strerror}"
+                ) from error
+        return self._open[entry.content]
+
+    def add(self, llm: LLM, name: str, document: str | list[int]) -> StoredChunk:
+        """Compute a document (text or token ids), behind BOS if the model has one, and keep it.
+
+        A chunk that has this name is replaced; a document that is there already is not computed
+        again. `ContextError` if it does not fit the context of `llm`, whose cache must be raw.
+        """
+        if not name or not name.isprintable():
+            raise ContextError(f"{name!r} is no name for a chunk: it is empty or not printable")
+        ids = llm.tokenize(document, add_bos=False) if isinstance(document, str) else document
+        ids, sink = list(ids), llm.tokenize("")
+        if not ids:
+            raise ContextError(f"chunk {name!r}: the document is empty")
+        kind = llm.cache_kind(len(sink) + len(ids))
+        if kind["cache"] != "raw":
+            raise ContextError(ONLY_RAW)
+        if len(sink) + len(ids) > llm.n_ctx:
+            raise ContextError(
+                f"chunk {name!r} has {len(sink) + len(ids)} tokens with BOS, "
+                f"more than the context of {llm.n_ctx}"
+            )
+        described = repr((sorted(kind.items()), sink, ids)).encode()
+        content = hashlib.blake2b(described, digest_size=16).hexdigest()
+        path = self._path(content)
+        chunk, computed = None, None
+        while chunk is None:  # twice where there is something to compute
+            with self._changing() as index:
+                if computed:
+                    save(path, kind, computed)
+                chunk = StoredChunk(path) if computed else _whole(path)
+                if chunk is not None:
+                    types = {key: kind[key] for key in ("model", "type_k", "type_v")}
+                    index[name] = Entry(name, content, len(chunk), chunk.nbytes, **types)
+            if chunk is None:
+                computed = _compute(llm, sink, ids)
+        self._open[content] = chunk
+        return chunk
+
+    def remove(self, name: str) -> None:
+        """Forget a chunk. Contexts that hold it keep it."""
+        with self._changing() as index:
+            if name not in index:
+                raise ContextError(f"{self.folder}: has no chunk named {quote(name)}")
+            del index[name]
+
+    # ---- below: the folder -------------------------------------------------------------------
+
+    def _path(self, content: str) -> Path:
+        return self.folder / (content + _SUFFIX)
+
+    def _read_index(self) -> dict[str, Entry]:
+        path = self.folder / _INDEX
+        try:
+            text = path.read_text("utf-8")
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ContextError(f"{path}: cannot be read: {_reason(error)}") from error
+        try:
+            return {entry["name"]: Entry(**entry) for entry in json.loads(text)}
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ContextError(f"{path}: is damaged, expected a list of chunks") from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Entry]]:
+        """The index, to be changed by one process at a time.
+
+        All writing is done here, so other files than those of the index are what a crash, or an
+        earlier content of the index, has left: they are removed.
+        """
+        with self._locked():
+            index = self._read_index()
+            before = dict(index)
+            yield index
+            if index == before:
+                return
+            entries = [asdict(entry) for entry in index.values()]
+            with written_beside(self.folder / _INDEX) as beside:
+                beside.write_text(json.dumps(entries, indent=1), "utf-8")
+            used = {self._path(entry.content) for entry in index.values()}
+            for path in {*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")} - used:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder / _LOCK, "ab")  # noqa: SIM115
+        except OSError as error:
+            raise ContextError(
+                f"{self.folder}: the library cannot be written: {_reason(error)}"
+            ) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+            yield
+
+
+def _compute(llm: LLM, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:
+    """What `lariat.formats.chunk_file` writes, of a document computed behind `sink`."""
+    with llm.context() as context:
+        context.append(sink)
+        context.append(ids)
+        segments = context._segments.cut(0, len(context))[:, :3]
+        # The last block is filled, so that nothing of what it held before gets into the file.
+        with context._editing():
+            context._compute(context._segments, [ids[-1]] * (-len(context) % SLOTS))
+        blocks, segments[:, 0] = segments[:, 0].copy(), np.arange(len(segments))  # one for each
+        keys, values = llm._cache.read_blocks(blocks)
+    tokens, before = np.array(ids, np.int32), np.array(sink, np.int32)
+    return {"keys": keys, "values": values, "tokens": tokens, "sink": before, "segments": segments}
+
+
+def _whole(path: Path) -> StoredChunk | None:
+    """The chunk in a file, if it is there and not damaged."""
+    try:
+        return StoredChunk(path)
+    except (OSError, ContextError):
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

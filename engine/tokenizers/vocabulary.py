@@ -1,0 +1,329 @@
+"""The tokens of a file, their types, and the special ones among them.
+
+What is here holds for every kind of tokenizer: which tokens begin and end a text, which of them end
+generation, and how special tokens are cut out of a text before the rest of it is merged. The rules
+are llama.cpp's, the many texts by which it knows a token included.
+
+Sources: https://github.com/ggml-org/llama.cpp (src/llama-vocab.cpp),
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (the keys).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lariat.errors import GGUFError
+from lariat.formats.gguf import GGUFFile, StringArray
+
+MAX_TOKENS = 1 << 19  # twice the largest in use; bounds the time a hostile file can take
+
+# Token types of GGUF.
+UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
+
+
+# Texts that end generation in the models that use them, whatever type the file gives the token.
+_END_TEXTS = (
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
+    "<|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> "
+    "<eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~["
+)
+
+# Marks of fill-in-the-middle, by the middle of their metadata key: texts to look for when the file
+# has no such key. What is found is a control token. Those in _ENDING_MARKS end generation too.
+_MARK_TEXTS = {
+    "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> "
+    "<|code_prefix|> <|prefix|>",
+    "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> "
+    "<|code_suffix|> <|suffix|>",
+    "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> "
+    "<|code_middle|> <|middle|>",
+    "fim_pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
+    "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
+    "fim_sep": "<|file_sep|>",
+}
+_OLD_MARK_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
+_ENDING_MARKS = ("fim_pad", "fim_rep", "fim_sep")
+
+# Marks of the harmony format that are always shown and found in text.
+_SHOWN_TEXTS = (b"<|channel|>", b"<|message|>", b"<|start|>", b"<|constrain|>")
+
+_BLANKS = " \t\n\v\f\r"  # isspace() of C
+
+
+@dataclass(frozen=True)
+class _Special:
+    """A token that is looked for in the text before sentencepiece sees it."""
+
+    text: str
+    id: int
+    forgeable: bool  # user-defined: found even where special tokens are not asked for
+    eats_blanks: bool  # the blanks after it are dropped
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What holds where the metadata is silent; it depends on the kind of tokenizer."""
+
+    bos: int | None
+    eos: int | None
+    unk: int | None
+    add_bos: bool
+
+
+class Vocabulary:
+    """Tokens, types and special tokens of a file. Never changes.
+
+    tokens [n_vocab]: as the file writes them. kinds [n_vocab]: token types, control where the text
+    of a token says so. id_of: where a text stands twice, it belongs to its last token, as in
+    llama.cpp's table. eog_ids: tokens that end generation, eos among them.
+
+    Raises GGUFError for metadata that is missing or does not fit together.
+    """
+
+    def __init__(self, gguf: GGUFFile, defaults: Defaults) -> None:
+        tokens = _read_tokens(gguf)
+        n_vocab = len(tokens)
+        self.tokens = tokens
+        self.kinds: list[int] = read_numbers(gguf, "token_type", n_vocab, default=NORMAL)
+        self.bos_id = _read_id(gguf, "bos", n_vocab, defaults.bos)
+        self.eos_id = _read_id(gguf, "eos", n_vocab, defaults.eos)
+        self.unk_id = _read_id(gguf, "unknown", n_vocab, defaults.unk)
+        self.add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token", default=defaults.add_bos)
+        self.add_eos = gguf.get_bool("tokenizer.ggml.add_eos_token", default=False)
+        for name, wanted, token in (
+            ("bos", self.add_bos, self.bos_id),
+            ("eos", self.add_eos, self.eos_id),
+        ):
+            if wanted and token is None:
+                raise GGUFError(
+                    f"{gguf.path}: tokenizer.ggml.add_{name}_token is true, "
+                    f"but the vocabulary of {n_vocab} tokens has no {name} token"
+                )
+        self.id_of = dict(zip(tokens, range(n_vocab), strict=True))
+        self.eog_ids = _mark_control(gguf, self.id_of, self.kinds, self.eos_id)
+        specials = _special_tokens(gguf, tokens, self.id_of, self.kinds)
+        self._specials = _by_beginning(specials)
+        self._user_defined = _by_beginning(s for s in specials if s.forgeable)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def split(self, text: str, parse_special: bool) -> Sequence[str | int]:
+        """Text cut at its special tokens: their ids, and the text between them, never empty.
+
+        User-defined tokens are always looked for, control tokens only with `parse_special`.
+        """
+        return _split(text, self._specials if parse_special else self._user_defined)
+
+    def special_starts(self, text: str, also: Collection[int] = ()) -> set[int]:
+        """Where special tokens begin in a text, overlapping ones too.
+
+        Of the user-defined ones only those in `also`.
+        """
+        starts = set()
+        for beginning, group in self._specials.items():
+            if beginning not in text:
+                continue
+            for _, special in group:
+                if special.forgeable and special.id not in also:
+                    continue
+                at = text.find(special.text)
+                while at >= 0:
+                    starts.add(at)
+                    at = text.find(special.text, at + 1)
+        return starts
+
+
+def _read_tokens(gguf: GGUFFile) -> list[bytes]:
+    key = "tokenizer.ggml.tokens"
+    tokens = gguf.metadata.get(key)
+    if tokens is None:
+        raise GGUFError(f"{gguf.path}: metadata key {key} is missing, expected the vocabulary")
+    if not isinstance(tokens, StringArray):
+        raise GGUFError(f"{gguf.path}: {key} is not an array of strings")
+    if not 1 <= len(tokens) <= MAX_TOKENS:
+        raise GGUFError(f"{gguf.path}: {key} has {len(tokens)} tokens, expected 1 to {MAX_TOKENS}")
+    return list(tokens.iter_raw())
+
+
+def read_numbers(gguf: GGUFFile, name: str, n_vocab: int, default: int) -> list[Any]:
+    """Scores (float32) or token types, one a token; `default` for each if the file has none."""
+    key = f"tokenizer.ggml.{name}"
+    values = gguf.metadata.get(key)
+    if values is None:
+        return [default] * n_vocab
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise GGUFError(f"{gguf.path}: {key} is not an array of numbers")
+    if len(values) != n_vocab:
+        raise GGUFError(
+            f"{gguf.path}: {key} has {len(values)} values, but the vocabulary has {n_vocab} tokens"
+        )
+    if name == "scores":
+        with np.errstate(over="ignore"):
+            # Plus zero makes 0.0 of -0.0: sentencepiece orders the two, llama.cpp ties them.
+            return list((values.astype(np.float32) + np.float32(0)).tolist())
+    bad = np.flatnonzero(~np.isin(values, range(BYTE + 1)))
+    if bad.size:
+        raise GGUFError(
+            f"{gguf.path}: token {bad[0]} has type {values[bad[0]]}, expected 0 to {BYTE}"
+        )
+    return list(values.astype(int).tolist())
+
+
+def _read_id(gguf: GGUFFile, name: str, n_vocab: int, default: int | None) -> int | None:
+    """A token id of the metadata; the default only where it lies within the vocabulary."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    if key in gguf.metadata:
+        return gguf.get_int(key, minimum=0, maximum=n_vocab - 1)
+    return default if default is not None and default < n_vocab else None
+
+
+def _mark_control(
+    gguf: GGUFFile, id_of: Mapping[bytes, int], kinds: list[int], eos_id: int | None
+) -> frozenset[int]:
+    """The ids that end generation. Makes tokens control tokens where their text says they are.
+
+    kinds: [n_vocab], changed in place.
+    """
+    found = {eos_id, *(_read_id(gguf, name, len(kinds), None) for name in ("eot", "eom"))}
+    for text in _END_TEXTS.encode().split():
+        token = id_of.get(text)
+        if token is not None:
+            found.add(token)
+            kinds[token] = CONTROL
+    for mark, texts in _MARK_TEXTS.items():
+        token = None
+        for name in (mark, _OLD_MARK_KEYS.get(mark, mark)):
+            token = _read_id(gguf, name, len(kinds), token)
+        if token is None:
+            named = [id_of[text] for text in texts.encode().split() if text in id_of]
+            if not named:
+                continue
+            token = min(named)
+            kinds[token] = CONTROL
+        if mark in _ENDING_MARKS:
+            found.add(token)
+    for text in _SHOWN_TEXTS:
+        if text in id_of:
+            kinds[id_of[text]] = USER_DEFINED
+    for text, kind in _mid_texts(id_of, found):
+        found.discard(id_of[text])
+        kinds[id_of[text]] = kind
+    return frozenset(token for token in found if token is not None)
+
+
+def _mid_texts(id_of: Mapping[bytes, int], found: set[int | None]) -> list[tuple[bytes, int]]:
+    """End texts that do not end generation in this vocabulary, and the types that they get.
+
+    Known by their company: in the harmony format <|end|> closes one message of several.
+    """
+
+    def ends(*texts: bytes) -> bool:
+        return any(text in id_of and id_of[text] in found for text in texts)
+
+    mid = []
+    calls = ends(b"<|call|>", b"<|calls|>")
+    if ends(b"<|end|>") and calls and ends(b"<|return|>", b"<|flush|>"):
+        mid.append((b"<|end|>", USER_DEFINED))
+    if ends(b"</s>") and ends(b"<|tool_response>"):
+        mid.append((b"</s>", NORMAL))
+    return mid
+
+
+def of_kinds(kinds: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
+    """The ids of the tokens of some types."""
+    found: list[int] = np.flatnonzero(np.isin(np.array(kinds, np.int8), wanted)).tolist()
+    return found
+
+
+def decode_or_empty(raw: bytes) -> str:
+    """The text of a token, "" if it is not UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def _special_tokens(
+    gguf: GGUFFile, raw: Sequence[bytes], id_of: Mapping[bytes, int], kinds: Sequence[int]
+) -> list[_Special]:
+    """Tokens to look for in text, in the order in which they take their part of it."""
+    # The only model whose special tokens swallow blanks, known by its name alone.
+    name = gguf.metadata.get("general.name")
+    is_phi3 = isinstance(name, str) and any(mark in name.lower() for mark in ("phi-3", "phi3"))
+    specials = []
+    for i in of_kinds(kinds, (CONTROL, UNKNOWN, USER_DEFINED)):
+        if id_of[raw[i]] == i:
+            text = decode_or_empty(raw[i])
+            if text:
+                eats = is_phi3 and text not in ("<unk>", "<s>", "<|endoftext|>")
+                specials.append(_Special(text, i, kinds[i] == USER_DEFINED, eats))
+    specials.sort(key=lambda special: -len(raw[special.id]))  # longest first, then by id
+    return specials
+
+
+def _by_beginning(specials: Iterable[_Special]) -> dict[str, list[tuple[int, _Special]]]:
+    """Special tokens and their ranks by their first three characters.
+
+    A vocabulary may have thousands, most of which begin alike (`<unused7>`), and few beginnings
+    occur in a text.
+    """
+    groups: dict[str, list[tuple[int, _Special]]] = {}
+    for rank, special in enumerate(specials):
+        groups.setdefault(special.text[:3], []).append((rank, special))
+    return groups
+
+
+def _split(
+    text: str, specials: Mapping[str, Sequence[tuple[int, _Special]]]
+) -> Sequence[str | int]:
+    """Text cut at its special tokens: their ids, and the text between them, never empty.
+
+    The longest token takes its places first, from left to right; the next one looks only at what
+    is left. (Not the leftmost token first, so one regular expression could not do it.)
+    """
+    present = [
+        ranked
+        for beginning, group in specials.items()
+        if beginning in text
+        for ranked in group
+        if ranked[1].text in text
+    ]
+    if not present:
+        return [text] if text else []
+    present.sort(key=operator.itemgetter(0))
+    taken = bytearray(len(text))  # 1 for each character that belongs to a special token
+    places: list[tuple[int, int, int]] = []  # start, end, id
+    for _, special in present:
+        start = text.find(special.text)
+        while start >= 0:
+            end = start + len(special.text)
+            clash = taken.rfind(1, start, end)
+            if clash < 0:
+                while special.eats_blanks and end < len(text) and not taken[end]:
+                    if text[end] not in _BLANKS:
+                        break
+                    end += 1
+                taken[start:end] = b"\1" * (end - start)
+                places.append((start, end, special.id))
+            else:
+                # Every match that starts up to `clash` would clash too, and so would all within
+                # this run of taken characters.
+                end = taken.find(0, clash)
+                if end < 0:
+                    break
+            start = text.find(special.text, end)
+    parts: list[str | int] = []
+    done = 0
+    for start, end, token in sorted(places):
+        if done < start:
+            parts.append(text[done:start])
+        parts.append(token)
+        done = end
+    if done < len(text):
+        parts.append(text[done:])
+    return parts

@@ -1,0 +1,321 @@
+"""Chat templates: the well-known formats, Jinja as transformers has it, and hostile Jinja.
+
+What is expected of a format is written out here, as its model's makers published it; outside the
+suite all were compared with llama.cpp's `llama_chat_apply_template`.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lariat import ChatError, GGUFFile, LariatError, Tokenizer
+from lariat.chat import chat_template, template_worker
+
+from tests.support.model_files import chat_metadata, vocabulary_metadata, write_gguf
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "One\nand two"},
+    {"role": "assistant", "content": " Three {0} "},
+    {"role": "user", "content": "Four"},
+]
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.gguf"
+    with GGUFFile(write_gguf(path, chat_metadata(300))) as gguf:
+        yield gguf
+
+
+@pytest.fixture(scope="module")
+def tokenizer(gguf: GGUFFile) -> Tokenizer:
+    return Tokenizer.from_gguf(gguf)
+
+
+# ---- well-known formats --------------------------------------------------------------------
+
+FORMATS = {
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne\nand two<|im_end|>\n"
+    "<|im_start|>assistant\nThree {0}<|im_end|>\n<|im_start|>user\nFour<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    "deepseek": "Be brief.### Instruction:\nOne\nand two\n### Response:\nThree {0}\n<|EOT|>\n"
+    "### Instruction:\nFour\n### Response:\n",
+    "deepseek2": "Be brief.\n\nUser: One\nand two\n\nAssistant: Three {0}<｜end▁of▁sentence｜>"
+    "User: Four\n\nAssistant:",
+    "deepseek3": "Be brief.\n\n<｜User｜>One\nand two<｜Assistant｜>Three {0}<｜end▁of▁sentence｜>"
+    "<｜User｜>Four<｜Assistant｜>",
+    "falcon3": "<|system|>\nBe brief.\n<|user|>\nOne\nand two\n<|assistant|>\nThree {0}\n"
+    "<|user|>\nFour\n<|assistant|>\n",
+    "gemma": "<start_of_turn>user\nBe brief.\n\nOne\nand two<end_of_turn>\n<start_of_turn>model\n"
+    "Three {0}<end_of_turn>\n<start_of_turn>user\nFour<end_of_turn>\n<start_of_turn>model\n",
+    "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne\nand two [/INST] Three {0} </s>"
+    "<s>[INST] Four [/INST]",
+    "llama3": "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nOne\nand two<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nThree {0}<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nFour<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "megrez": "<|role_start|>system<|role_end|>Be brief.<|turn_end|>"
+    "<|role_start|>user<|role_end|>One\nand two<|turn_end|>"
+    "<|role_start|>assistant<|role_end|>Three {0}<|turn_end|>"
+    "<|role_start|>user<|role_end|>Four<|turn_end|><|role_start|>assistant<|role_end|>",
+    "mistral-v1": "[INST] Be brief.\n\nOne\nand two [/INST] Three {0}</s>[INST] Four [/INST]",
+    "mistral-v3": "[INST] Be brief.\n\nOne\nand two[/INST] Three {0}</s>[INST] Four[/INST]",
+    "mistral-v3-tekken": "[INST]Be brief.\n\nOne\nand two[/INST]Three {0}</s>[INST]Four[/INST]",
+    "mistral-v7": "[SYSTEM_PROMPT] Be brief.[/SYSTEM_PROMPT][INST] One\nand two[/INST] Three {0}"
+    "</s>[INST] Four[/INST]",
+    "mistral-v7-tekken": "[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]One\nand two[/INST]"
+    "Three {0}</s>[INST]Four[/INST]",
+    "monarch": "<s>system\nBe brief.</s>\n<s>user\nOne\nand two</s>\n<s>assistant\nThree {0}</s>\n"
+    "<s>user\nFour</s>\n<s>assistant\n",
+    "openchat": "Be brief.<|end_of_turn|>GPT4 Correct User: One\nand two<|end_of_turn|>"
+    "GPT4 Correct Assistant: Three {0}<|end_of_turn|>GPT4 Correct User: Four<|end_of_turn|>"
+    "GPT4 Correct Assistant:",
+    "phi3": "<|system|>\nBe brief.<|end|>\n<|user|>\nOne\nand two<|end|>\n<|assistant|>\n"
+    "Three {0}<|end|>\n<|user|>\nFour<|end|>\n<|assistant|>\n",
+    "phi4": "<|im_start|>system<|im_sep|>Be brief.<|im_end|><|im_start|>user<|im_sep|>One\nand two"
+    "<|im_end|><|im_start|>assistant<|im_sep|>Three {0}<|im_end|>"
+    "<|im_start|>user<|im_sep|>Four<|im_end|><|im_start|>assistant<|im_sep|>",
+    "vicuna": "Be brief.\n\nUSER: One\nand two\nASSISTANT: Three {0}</s>\nUSER: Four\nASSISTANT:",
+    "vicuna-orca": "SYSTEM: Be brief.\nUSER: One\nand two\nASSISTANT: Three {0}</s>\nUSER: Four\n"
+    "ASSISTANT:",
+    "zephyr": "<|system|>\nBe brief.</s>\n<|user|>\nOne\nand two</s>\n"
+    "<|assistant|>\nThree {0}</s>\n<|user|>\nFour</s>\n<|assistant|>\n",
+}
+
+
+def test_every_format_is_tested() -> None:
+    assert set(FORMATS) == set(chat_template.FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_well_known_format(gguf: GGUFFile, tokenizer: Tokenizer, name: str) -> None:
+    template = chat_template.choose(name, gguf, tokenizer)
+    assert template.render(TALK) == FORMATS[name]
+    assert FORMATS[name].count("Be brief.") == 1
+    # What ends an answer is what stands behind one.
+    assert FORMATS[name].partition("Three {0}")[2].lstrip().startswith(template.end)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("chatml", "<|im_start|>user\n  x <|im_end|>\n<|im_start|>assistant\n"),
+        ("llama2", "<s>[INST] x [/INST]"),
+        ("llama3", "<|start_header_id|>user<|end_header_id|>\n\nx<|eot_id|>"
+         "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ("mistral-v3", "[INST]   x [/INST]"),
+    ],
+)  # fmt: skip
+def test_blanks_around_a_message(
+    gguf: GGUFFile, tokenizer: Tokenizer, name: str, expected: str
+) -> None:
+    """They stay, but where the makers' own template takes them away."""
+    template = chat_template.choose(name, gguf, tokenizer)
+    assert template.render([{"role": "user", "content": "  x "}]) == expected
+
+
+# ---- Jinja, as transformers has it ---------------------------------------------------------
+
+
+def test_the_template_of_the_file(gguf: GGUFFile, tokenizer: Tokenizer) -> None:
+    own = chat_template.choose(None, gguf, tokenizer)
+    by_name = chat_template.choose("chatml", gguf, tokenizer)
+    talk = [m | {"content": m["content"].strip()} for m in TALK]
+    assert own.render(talk) == "<s>" + by_name.render(talk)
+    assert own.end == ""
+
+
+def render(source: str, **variables: object) -> str:
+    return template_worker.render(source, {"messages": TALK, **variables}, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        # Blocks take their line with them: trim_blocks and lstrip_blocks.
+        ("a\n  {% if true %}\nb\n  {% endif %}\nc", "a\nb\nc"),
+        ("{{ 'x' }}\n{{ 'y' }}\n", "x\ny"),
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
+         "13"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "Be brief.!"),
+        # For a person, not for a page: no escapes of HTML or of Unicode.
+        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),
+        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=[',', ':']) }}",
+         '{"a":2,"b":1}'),
+        ("{{ strftime_now('%Y') in ['1969', '1970'] }}", "True"),
+        ("{{ messages[2]['content'] | trim }}|{{ messages | length }}", "Three {0}|4"),
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+         "{{ ns.n }}", "4"),
+        ("{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f('a') }}{{ nothing is defined }}", "<a>False"),
+        ("{{ messages[1:][0].role }}{{ 'a,b'.split(',')[1] }}{{ 'x'.startswith('x') }}",
+         "userbTrue"),
+    ],
+)  # fmt: skip
+def test_what_templates_expect(source: str, expected: str) -> None:
+    assert render(source) == expected
+
+
+def test_variables_that_templates_expect(gguf: GGUFFile, tokenizer: Tokenizer) -> None:
+    source = (
+        "{{ bos_token }}{{ eos_token }}{{ unk_token }} {{ tools is none }} {{ documents is none }} "
+        "{{ add_generation_prompt }} {{ messages[1].content }}"
+    )
+    template = chat_template.choose(source, gguf, tokenizer)
+    assert template.render(TALK) == "<s></s><unk> True True True One\nand two"
+
+
+def test_a_message_is_no_template(gguf: GGUFFile, tokenizer: Tokenizer) -> None:
+    template = chat_template.choose("{{ messages[0].content }}", gguf, tokenizer)
+    text = "{{ 7 * 7 }}{% raw %} \\ ' \" \u2028 é 日本 \x00\x1b"
+    assert template.render([{"role": "user", "content": text}]) == text
+
+
+# ---- hostile Jinja -------------------------------------------------------------------------
+
+HOSTILE = {
+    "a giant string": ("{{ 'a' * 10**10 }}", "MiB"),
+    "a large string": ("{{ 'a' * (120 * 2**20) }}", "MiB"),
+    "large output": ("{{ 'a' * (2 * 2**20) }}", "writes more than 10"),
+    "a wide field": ("{{ 'a'.ljust(10**10) }}", "MiB"),
+    "a wide format": ("{{ '%10000000000d' % 1 }}{{ '{:>9999999999}'.format(1) }}", "MiB"),
+    "a wide filter": ("{{ 'a' | center(10**10) }}", "MiB"),
+    "lists that double": (
+        "{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}"
+        "{% endfor %}", "MiB"),
+    "a macro that calls itself": (
+        "{% macro f(n) %}{{ f(n + 1) ~ f(n) }}{% endmacro %}{{ f(1) }}", "nested too deeply"),
+    "many brackets": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+    "many blocks": ("{% if 1 %}" * 5000 + "{% endif %}" * 5000, "nested too deeply"),
+    "a class": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "forbidden"),
+    "a function's globals": ("{{ cycler.__init__.__globals__.os }}", "forbidden"),
+    "a class in a format": ("{{ '{0.__class__.__mro__}'.format('') }}", "forbidden"),
+    "a change of the messages": ("{{ messages.append(1) }}", "forbidden"),
+    "a file": ("{% include '/etc/passwd' %}", "fails"),
+    "an import": ("{% import 'os' as os %}", "fails"),
+    "a syntax error": ("a\n{% if %}", "syntax error in line 2"),
+    "an unknown tag": ("{% unknown %}", "syntax error in line 1"),
+    "something undefined": ("{{ a.b.c }}", "'a' is undefined"),
+    "a division by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "a refusal": ("{{ raise_exception('roles\\x1b[2J' + 'x' * 1000) }}", "roles\\x1b[2Jxxx"),
+    "a long template": ("{#" + "x" * chat_template.MAX_TEMPLATE + "#}", "more than 262144"),
+}  # fmt: skip
+
+
+# What the worker says of these is the same in this process, where it costs no start.
+HARMLESS = [
+    "many blocks", "a function's globals", "a class in a format", "a change of the messages",
+    "a file", "an import", "a syntax error", "an unknown tag", "something undefined",
+    "a division by zero",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(HOSTILE) - set(HARMLESS)))
+def test_a_hostile_template_is_an_error(gguf: GGUFFile, tokenizer: Tokenizer, name: str) -> None:
+    source, expected = HOSTILE[name]
+    with pytest.raises(ChatError) as error:
+        chat_template.choose(source, gguf, tokenizer).render(TALK)
+    assert expected in str(error.value)
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", [*HARMLESS, "many brackets", "large output", "a class"])
+def test_what_is_said_of_a_hostile_template(name: str) -> None:
+    source, expected = HOSTILE[name]
+    kind, text = template_worker.answer(
+        {"template": source, "variables": {"messages": TALK}, "now": 0.0}
+    )
+    assert kind == "error"
+    assert expected in text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 7 ** (7 ** (7 ** 7)) }}",  # a single operation of C
+    ],
+)
+def test_an_endless_template_is_stopped(gguf: GGUFFile, tokenizer: Tokenizer, source: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with pytest.raises(ChatError, match="takes too long"):
+        chat_template.choose(source, gguf, tokenizer).render(TALK)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < 3  # of processor time; the limit is 1
+
+
+def test_a_worker_that_cannot_start_is_an_error(
+    gguf: GGUFFile, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for nothing in ("/nowhere/python", ""):
+        monkeypatch.setattr(sys, "executable", nothing)
+        with pytest.raises(ChatError, match="no process of its own"):
+            chat_template.choose("{{ 1 }}", gguf, tokenizer).render(TALK)
+
+
+def test_a_worker_that_dies_is_an_error(
+    gguf: GGUFFile, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ChatError, match="cannot be rendered"):
+        chat_template.choose("{{ 1 }}", gguf, tokenizer).render(TALK)
+
+
+def test_a_worker_that_waits_is_an_error(
+    gguf: GGUFFile, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waits = tmp_path / "waits"
+    waits.write_text("#!/bin/sh\nexec sleep 60\n")
+    waits.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(waits))
+    monkeypatch.setattr(chat_template, "_MAX_WAIT", 0.1)
+    with pytest.raises(ChatError, match="takes too long"):
+        chat_template.choose("{{ 1 }}", gguf, tokenizer).render(TALK)
+
+
+def test_the_worker_needs_nothing_of_the_package() -> None:
+    """It starts in a moment: no NumPy, no kernels."""
+    code = (
+        "import runpy, sys, json, io; sys.stdin = io.TextIOWrapper(io.BytesIO(json.dumps("
+        "[[], {'template': '{{ 1 }}', 'variables': {}, 'now': 0.0}]).encode()));"
+        f"runpy.run_path({template_worker.__file__!r}, run_name='__main__');"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'lariat', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "text\n1[]\n"
+
+
+def test_without_jinja_the_formats_still_work(
+    gguf: GGUFFile, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert chat_template.choose("chatml", gguf, tokenizer).render(TALK) == FORMATS["chatml"]
+    with pytest.raises(ModuleNotFoundError, match="jinja2"):
+        chat_template.choose("{{ 1 }}", gguf, tokenizer).render(TALK)
+
+
+# ---- which one -----------------------------------------------------------------------------
+
+
+def test_no_template_in_the_file(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "vocabulary.gguf", vocabulary_metadata(300))
+    with GGUFFile(path) as gguf:
+        with pytest.raises(ChatError, match=r"has no chat template .*--chat-template.*: chatml,"):
+            chat_template.choose(None, gguf, Tokenizer.from_gguf(gguf))
+        with pytest.raises(ChatError, match=r"no chat template 'chatmk'; .* chatml,"):
+            chat_template.choose("chatmk", gguf, Tokenizer.from_gguf(gguf))
+
+
+def test_a_template_that_is_no_text(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "vocabulary.gguf", chat_metadata(300, template=None))
+    with GGUFFile(path, {"tokenizer.chat_template": 7}) as gguf, pytest.raises(LariatError):
+        chat_template.choose(None, gguf, Tokenizer.from_gguf(gguf))

@@ -1,0 +1,56 @@
+"""Quantized keys and values in NumPy: what the bytes of a cache unit mean.
+
+Layouts: engine/simd/cache_q_scalar.h. Nothing here is used by the engine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from lariat.cache.kv_storage import CacheMemory
+from lariat.config import ModelConfig, RopeConfig
+
+ROW_TYPES = ("q8_0", "q4_0")
+CHANNEL_TYPES = ("q8_ch", "q4_ch")
+QUANTIZED = ROW_TYPES + CHANNEL_TYPES
+
+
+def config_of(n_layers: int, n_kv_heads: int, head_dim_k: int, head_dim_v: int) -> ModelConfig:
+    """A model of which only the cache matters."""
+    return ModelConfig(
+        n_vocab=1, n_ctx_train=1, dim=1, n_layers=n_layers, n_heads=n_kv_heads,
+        n_kv_heads=n_kv_heads, head_dim_k=head_dim_k, head_dim_v=head_dim_v, n_ff=1, norm_eps=1e-5,
+        rope_dim=head_dim_k, rope=RopeConfig(),
+    )  # fmt: skip
+
+
+def decode(unit: np.ndarray, type: str, head_dim: int) -> np.ndarray:
+    """uint8 [bytes] of a block of one KV head -> float64 [32, head_dim]."""
+    if type in ("f16", "f32"):
+        dtype = np.float16 if type == "f16" else np.float32
+        return unit.view(dtype).reshape(32, head_dim).astype(np.float64)
+    n = 32 * head_dim // (1 if type.startswith("q8") else 2)
+    numbers, scales = unit[:n], unit[n:].view(np.float16).astype(np.float64)
+    if type.startswith("q8"):
+        q = numbers.view(np.int8).reshape(32, head_dim).astype(np.float64)
+    else:
+        groups = numbers.reshape(32, head_dim // 32, 16)
+        q = np.concatenate([groups & 15, groups >> 4], -1).reshape(32, head_dim).astype(np.float64)
+    if type in ROW_TYPES:
+        return (q - (8 if type == "q4_0" else 0)) * scales.reshape(-1, 32).T.repeat(32, 1)
+    return (q + (scales[head_dim:] if type == "q4_ch" else 0)) * scales[:head_dim]
+
+
+def values(memory: CacheMemory, which: str, type: str, layer: int) -> np.ndarray:
+    """All keys ("k") or values ("v") of a layer, float64 [n_blocks, n_kv_heads, 32, head_dim]."""
+    side = {"k": memory._k, "v": memory._v}[which]
+    head_dim = {"k": memory.kernel.head_dim_k, "v": memory.kernel.head_dim_v}[which]
+    _, n_blocks, n_heads, _ = side.units.shape
+    out = np.zeros((n_blocks, n_heads, 32, head_dim))
+    for block in range(n_blocks):
+        place = memory.open_at[block]
+        for head in range(n_heads):
+            if side.by_channel and place >= 0:
+                out[block, head] = side.open[place, layer, head]
+            else:
+                out[block, head] = decode(side.units[layer, block, head], type, head_dim)
+    return out
