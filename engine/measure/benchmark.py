@@ -1,10 +1,10 @@
 """Measures a model: prompts and decoding at any depth, with any cache, on any number of threads.
 
-What a case does is what llama-bench of llama.cpp does, so that figures can stand side by side:
-`pp512` computes 512 random tokens in batches and wants the last one's logits, `tg128` decodes 128
-random tokens one by one without sampling, and `@ d4096` says that the context held 4096 tokens
-before. The weights of a file are loaded once for all its cases, and repetitions of the cases are
-interleaved, so that a machine that drifts slows all of them alike.
+A case does the work of the same test of llama-bench (llama.cpp), so that figures can stand side
+by side: `pp512` computes 512 random tokens in batches and the last one's logits, `tg128` decodes
+128 random tokens one by one without sampling, and `@ d4096` says that the cache held 4096 tokens
+before. The weights of a file are loaded once for all its cases. Repetitions of the cases take
+turns, so that a machine that drifts slows all of them alike.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lariat.cache.rope import RopeTable
 from lariat.config import ModelConfig
 from lariat.formats.gguf_split import GGUFModel
 from lariat.measure.cases import Case, Cost, ModelFacts, Result, check_fits
+from lariat.measure.disturbance import Meter, Usage, add_up, load_average
 from lariat.measure.machine import Pins, Probe, peak_memory, reset_peak_memory
 from lariat.runtime import threads
 from lariat.runtime.batch import Part, make_batch, split
@@ -31,7 +32,7 @@ from lariat.runtime.sampler import check_finite
 
 _PROBE_AGE = 10.0  # seconds after which a ceiling is measured again
 _SPAN = 64  # tokens that one cache decodes before it is the other's turn, see `run_growing`
-_DECODE_COST = 8  # of a token, in prompt tokens: only for how far a progress bar is
+_DECODE_COST = 8  # cost of a decoded token in tokens of a prompt, for the progress bar alone
 
 
 class Benchmark:
@@ -115,7 +116,7 @@ class Benchmark:
         for _ in range(repetitions):
             for result in self.results:
                 self._repeat(result, delay)
-                report.add(_units(result.case))
+                report.add(_work(result.case))
 
     def run_growing(
         self,
@@ -141,7 +142,7 @@ class Benchmark:
         for _ in range(repetitions):
             for result in prompts:
                 self._repeat(result, delay)
-                report.add(_units(result.case))
+                report.add(_work(result.case))
             for group in groups.values():
                 time.sleep(delay)
                 self._grow(group, report)
@@ -163,8 +164,8 @@ class Benchmark:
             depths[key] = max(depths.get(key, 0), case.n_depth * case.n_sequences)
         report = _Progress(
             sum(depths.values())
-            + warm_up * sum(map(_units, first.values()))
-            + repetitions * sum(map(_units, cases)),
+            + warm_up * sum(map(_work, first.values()))
+            + repetitions * sum(map(_work, cases)),
             progress,
         )
         for case in sorted(cases, key=lambda case: -case.n_sequences):
@@ -173,13 +174,15 @@ class Benchmark:
         for case in cases:
             if warm_up:
                 self._time(first[case])
-                report.add(_units(first[case]))
+                report.add(_work(first[case]))
         return report
 
     def _repeat(self, result: Result, delay: float) -> None:
         time.sleep(delay)
-        self._book_ceilings(result)
-        result.add(self._time(result.case))
+        self._add_ceilings(result)
+        load, meter = load_average(), Meter()
+        ns = self._time(result.case)
+        result.add(ns, meter.usage(), load)
         result.peak_memory = self._peak_memory()
 
     def _time(self, case: Case) -> int:
@@ -205,12 +208,14 @@ class Benchmark:
         order = list(longest)
         ends = {result.case.n_gen for result in group}
         total = dict.fromkeys(order, 0)
+        usages: dict[str, list[Usage]] = {name: [] for name in order}
+        load = load_average()
         at = 0
         try:
             for stop in sorted({*ends, *range(_SPAN, max(ends), _SPAN)}):
                 for result in group:
                     if at < result.case.n_gen:
-                        self._book_ceilings(result)
+                        self._add_ceilings(result)
                 written = self._draw(group[0].case, stop - at)
                 for name in order:
                     case = longest[name]
@@ -218,14 +223,17 @@ class Benchmark:
                         continue
                     cache, contexts = self._cache(case), self._contexts(case)
                     n_threads = self._use(case.n_threads)
-                    start = time.perf_counter_ns()
+                    meter, start = Meter(), time.perf_counter_ns()
                     cache.decode(contexts, written, case, n_threads)
                     total[name] += time.perf_counter_ns() - start
+                    usage = meter.usage()
+                    usages[name] += [usage] if usage else []
                     cache.check()
-                    report.add(_units(replace(case, n_gen=stop - at)))
+                    report.add(_work(replace(case, n_gen=stop - at)))
                 for result in group:
                     if result.case.n_gen == stop:
-                        result.add(total[result.case.cache])
+                        name = result.case.cache
+                        result.add(total[name], add_up(usages[name]), load)
                         result.peak_memory = self._peak_memory()
                 at = stop
                 order.reverse()  # none is always the first after a pause
@@ -259,7 +267,7 @@ class Benchmark:
             cache.fill(case, self._rng, self._use(n_threads))
         return cache.filled(case.n_depth)[: case.n_sequences]
 
-    def _book_ceilings(self, result: Result) -> None:
+    def _add_ceilings(self, result: Result) -> None:
         for kind, n_threads in _ceilings_of(result.case):
             value = self._ceiling(kind, n_threads)
             if value is not None:
@@ -302,10 +310,10 @@ def _longest(group: Sequence[Result]) -> dict[str, Case]:
 def _ceilings_of(case: Case) -> list[tuple[str, int]]:
     """Which ceiling bounds a case, on how many threads; none bounds a prompt and decode alike."""
     kinds = {"decode": [("read", case.n_threads)], "prompt": [("int8", case.n_threads_batch)]}
-    return kinds.get(case.kind, [])
+    return kinds.get(case.phase, [])
 
 
-def _units(case: Case) -> int:
+def _work(case: Case) -> int:
     return (case.n_prompt + case.n_gen * _DECODE_COST) * case.n_sequences
 
 

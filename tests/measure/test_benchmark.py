@@ -19,6 +19,7 @@ from lariat.errors import ContextError, GGUFError
 from lariat.measure import benchmark
 from lariat.measure.benchmark import Benchmark
 from lariat.measure.cases import Case, ModelFacts, Result, check_fits, combinations
+from lariat.measure.disturbance import Usage
 from lariat.measure.machine import Pins
 from lariat.runtime.batch import Batch, Part, make_batch
 
@@ -69,7 +70,7 @@ class FixedProbe:
 
 
 @pytest.mark.parametrize(
-    ("values", "name", "kind", "n_tokens", "n_positions"),
+    ("values", "name", "phase", "n_tokens", "n_positions"),
     [
         ({"n_prompt": 512}, "pp512", "prompt", 512, 512),
         ({"n_gen": 128}, "tg128", "decode", 128, 128),
@@ -77,9 +78,9 @@ class FixedProbe:
         ({"n_prompt": 5, "n_gen": 7, "n_sequences": 3}, "pp5+tg7", "both", 36, 12),
     ],
 )
-def test_names_are_those_of_llama_bench(values, name, kind, n_tokens, n_positions):
+def test_names_are_those_of_llama_bench(values, name, phase, n_tokens, n_positions):
     case = Case(**values)
-    assert (case.name, case.kind) == (name, kind)
+    assert (case.name, case.phase) == (name, phase)
     assert (case.n_tokens, case.n_positions) == (n_tokens, n_positions)
 
 
@@ -286,6 +287,35 @@ def test_interrupted_run_keeps_what_it_has(model, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             b.run(5, warm_up=False)
         assert [r.samples_ns for r in b.results] == [[5, 5], [5]]
+
+
+def fake_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take half a second of ten whenever something is measured."""
+
+    class FakeMeter:
+        def usage(self) -> Usage:
+            return Usage(10.0, 0.0, 0.5)
+
+    monkeypatch.setattr(benchmark, "Meter", FakeMeter)
+    monkeypatch.setattr(benchmark, "load_average", lambda: 1.5)
+
+
+def test_load_of_others_stands_beside_each_repetition(model, monkeypatch):
+    fake_meter(monkeypatch)
+    with Benchmark(model, [Case(n_prompt=4), Case(n_gen=2)]) as b:
+        b.run(3)
+        for result in b.results:
+            assert result.usages == [Usage(10.0, 0.0, 0.5)] * 3
+            assert result.load_averages == [1.5] * 3
+            assert result.usage == Usage(30.0, 0.0, 1.5)
+
+
+def test_load_of_others_adds_up_while_caches_grow_in_turns(model, monkeypatch):
+    fake_meter(monkeypatch)
+    results = grown(model, [64, 128], [])
+    # a meter for each turn of 64 tokens, and for each prompt
+    assert [r.usages[0].total for r in results] == [10, 10, 10, 10, 20, 20]
+    assert {len(r.usages) for r in results} == {len(r.samples_ns) for r in results} == {2}
 
 
 # ---- growing together ----
