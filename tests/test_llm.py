@@ -43,9 +43,9 @@ def llm(path) -> Iterator[LLM]:
 
 
 def assert_idle(llm: LLM) -> None:
-    pool = llm._cache.pool
+    pool = llm.runner.cache.pool
     assert pool.n_free == pool.n_blocks, "blocks leaked"
-    assert llm._scheduler.n_unfinished == 0
+    assert llm.runner.scheduler.n_unfinished == 0
 
 
 def ids_of(n: int, seed: int = 0) -> list[int]:
@@ -328,7 +328,7 @@ def test_the_smallest_context_holds_one_token(path):
 
 
 def test_max_tokens_0_computes_nothing(llm, monkeypatch):
-    monkeypatch.setattr(llm._model, "forward", None)
+    monkeypatch.setattr(llm.runner.model, "forward", None)
     stream = llm.stream([5, 6], SamplingParams(max_tokens=0))
     assert list(stream) == []
     assert (stream.completion.text, stream.completion.finish_reason) == ("", "length")
@@ -498,9 +498,9 @@ def test_logits_while_a_stream_is_open(llm):
     with llm.stream([5, 6], DRAWN) as stream:
         for i, _ in enumerate(stream):
             if i % 5 == 0:
-                n_free = llm._cache.pool.n_free
+                n_free = llm.runner.cache.pool.n_free
                 assert np.array_equal(llm.logits(ids_of(40)), logits)
-                assert llm._cache.pool.n_free == n_free
+                assert llm.runner.cache.pool.n_free == n_free
     assert stream.completion.token_ids == expected.token_ids
 
 
