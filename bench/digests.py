@@ -44,11 +44,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lariat import LLM, RopeConfig, SamplingParams
+from lariat._kernels import core, isa, supported_isas
+from lariat.formats.block_formats import SUPPORTED
 
-from engine import LLM, RopeConfig, SamplingParams
-from engine._kernels import core, isa, supported_isas
-from engine.quants import SUPPORTED
-from tests.model_files import write_llama
+from tests.support.model_files import write_llama
 
 ROOT = Path(__file__).parents[1]
 ARCHS = ("llama", "qwen2", "qwen3")
