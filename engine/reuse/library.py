@@ -141,11 +141,13 @@ class ChunkLibrary:
         """
         if not name or not name.isprintable():
             raise ContextError(f"{name!r} is no name for a chunk: it is empty or not printable")
-        ids = llm.tokenize(document, add_bos=False) if isinstance(document, str) else document
-        ids, sink = list(ids), llm.tokenize("")
+        runner, sink = llm.runner, llm.tokenize("")
+        if isinstance(document, str):
+            ids = llm.tokenize(document, add_bos=False)
+        else:
+            ids = runner.token_ids(document)
         if not ids:
             raise ContextError(f"chunk {name!r}: the document is empty")
-        runner = llm.runner
         signature = runner.signature(len(sink) + len(ids))
         if signature["cache"] != "raw":
             raise ContextError(ONLY_RAW)

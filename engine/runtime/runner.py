@@ -144,9 +144,11 @@ class Runner:
             finally:
                 self._owner = 0
 
-    def check_ids(self, ids: Sequence[int]) -> list[int]:
-        """Token ids as plain ints; see `LLM.check_ids`."""
-        self.check_open()
+    def token_ids(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as plain ints. ValueError for bytes, which look like ids, for other things that
+        are none, and for ids that are not in the vocabulary."""
+        if isinstance(ids, (bytes, bytearray, memoryview)):
+            raise ValueError("bytes are neither text nor token ids: decode them first")
         checked = []
         for i in ids:
             if isinstance(i, bool) or not hasattr(i, "__index__"):
@@ -156,6 +158,12 @@ class Runner:
                     f"token id {i} is out of range, expected 0 to {self.config.n_vocab - 1}"
                 )
             checked.append(i.__index__())
+        return checked
+
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as plain ints; see `LLM.check_ids`."""
+        self.check_open()
+        checked = self.token_ids(ids)
         if not checked:
             raise ValueError("the prompt is empty")
         if len(checked) > self.n_ctx:
