@@ -66,7 +66,7 @@ class Chat:
         params: SamplingParams | None = None,
     ) -> None:
         self._llm, self._tokenizer = llm, llm.tokenizer
-        self._template = chat_template.choose(template, llm._gguf, llm.tokenizer)
+        self._template = chat_template.choose(template, llm.gguf, llm.tokenizer)
         self._messages: list[Message] = []  # without the system prompt
         self._n_forgotten = 0
         self._system = ""
@@ -193,7 +193,7 @@ class Chat:
             self._n_forgotten = state["n_forgotten"]
         # Without them the answers are tokenized again.
         with suppress(AttributeError, KeyError, TypeError, ValueError):
-            self._known = {k: self._llm._checked_ids(ids) for k, ids in state["known"].items()}
+            self._known = {k: self._llm.check_ids(ids) for k, ids in state["known"].items()}
         return True
 
     def close(self) -> None:
