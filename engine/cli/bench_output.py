@@ -459,7 +459,7 @@ def _means(name: str, values: dict[int, list[float]], unit: str) -> str:
 def _others(results: Sequence[Result]) -> str:
     """Share of the processors' time that others took, with a mark where that is too much."""
     usages = [result.usage for result in results]
-    shares = [u.share_of_steal + u.share_of_foreign for u in usages if u is not None]
+    shares = [u.share_of_others for u in usages if u is not None]
     if not shares:
         return ""
     is_disturbed = any(u.is_disturbed for u in usages if u is not None)

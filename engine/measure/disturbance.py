@@ -38,18 +38,28 @@ class Usage:
     @property
     def share_of_steal(self) -> float:
         """Steal as a share of all processors' time, 0 to 1."""
-        return max(0.0, self.steal) / self.total
+        return _share(self.steal, self.total)
 
     @property
     def share_of_foreign(self) -> float:
         """Foreign load as a share of all processors' time, 0 to 1."""
-        return max(0.0, self.foreign) / self.total
+        return _share(self.foreign, self.total)
+
+    @property
+    def share_of_others(self) -> float:
+        """Steal and foreign load together, 0 to 1."""
+        return _share(max(0.0, self.steal) + max(0.0, self.foreign), self.total)
 
     @property
     def is_disturbed(self) -> bool:
         """Whether others took so much that the speed measured meanwhile is not to be trusted."""
         others = max(0.0, self.steal) + max(0.0, self.foreign)
         return others > _MIN_SECONDS and others > MAX_SHARE * self.total
+
+
+def _share(seconds: float, total: float) -> float:
+    """Between 0 and 1: in a short time, ticks that were counted late can come to more than all."""
+    return min(1.0, max(0.0, seconds) / total)
 
 
 def add_up(usages: Sequence[Usage]) -> Usage | None:

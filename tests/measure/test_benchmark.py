@@ -21,7 +21,7 @@ from lariat.measure.benchmark import Benchmark
 from lariat.measure.cases import Case, ModelFacts, Result, check_fits, combinations
 from lariat.measure.disturbance import Usage
 from lariat.measure.machine import Pins
-from lariat.runtime.batch import Batch, Part, make_batch
+from lariat.runtime.batch import Batch
 
 from tests.reference import relative_error
 from tests.support.model_files import write_llama
@@ -204,14 +204,14 @@ def test_every_depth_holds_the_tokens_it_says(model, cache):
     with Benchmark(model, cases) as b, LLM(model, type_k="f32", type_v="f32") as llm:
         b.run(2)
         for case in reversed(cases):
-            inner = b._cache(case)
-            (context,) = b._contexts(case)
-            assert context.n_tokens == case.n_depth
-            _, ids = inner._trunks[0]
-            got = inner._model.forward(make_batch([Part(context, [7], "last")]), 1)
+            filled = b._filled_for(case)
+            (table,) = b._tables(case)
+            assert table.n_tokens == case.n_depth
+            ids = filled.token_ids(0)
+            got = filled.runner.forward([filled.runner.part(table, [7], "last")], 1)
             expected = llm.logits([*ids[: case.n_depth].tolist(), 7])[-1]
             assert relative_error(got[0], expected) < 1e-5
-            context.truncate(case.n_depth)
+            table.truncate(case.n_depth)
 
 
 def test_repetitions_take_turns(model, monkeypatch):
@@ -227,16 +227,16 @@ def test_blocks_come_back(model):
     cases = [Case(n_prompt=100, n_gen=50), Case(n_gen=70, n_depth=65, n_sequences=2)]
     with Benchmark(model, cases) as b:
         b.run(1)
-        pool = b._cache(cases[0])._cache.pool
+        pool = b._filled_for(cases[0]).runner.cache.pool
         n_free = pool.n_free
         b.run(2)
         assert pool.n_free == n_free
 
 
-def test_contexts_of_several_depths_share_the_blocks_of_the_deepest(model):
+def test_tables_of_several_depths_share_the_blocks_of_the_deepest(model):
     cases = [Case(n_gen=1, n_depth=depth) for depth in (70, 130)]
     with Benchmark(model, cases) as b:
-        (short,), (deep,) = b._contexts(cases[0]), b._contexts(cases[1])
+        (short,), (deep,) = b._tables(cases[0]), b._tables(cases[1])
         assert short.segments[:2].tolist() == deep.segments[:2].tolist()
         short.truncate(63)  # only its own hold of the second block gets shorter
         assert (short.n_tokens, deep.n_tokens) == (63, 130)
@@ -370,7 +370,7 @@ SHAPES = [
 def test_bytes_are_those_of_the_passes_that_run(model, passes, case):
     """All matrices but the embedding each pass, and the keys and values that each sequence sees."""
     with Benchmark(model, [case]) as b:
-        b._contexts(case)
+        b._tables(case)
         passes.clear()
         b.run(1, warm_up=False)
         (result,) = b.results

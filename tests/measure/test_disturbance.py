@@ -72,6 +72,8 @@ def test_five_percent_of_all_processors_disturb(steal, foreign, disturbed):
 def test_a_few_ticks_do_not_disturb():
     assert not Usage(0.1, 0.0, 0.04).is_disturbed  # 40 %, but four ticks
     assert add_up([Usage(0.1, 0.0, 0.04)] * 10).is_disturbed
+    tiny = Usage(0.01, 0.0, 0.02)  # a tick of the time before
+    assert tiny.share_of_foreign == tiny.share_of_others == 1
 
 
 def test_ticks_that_are_counted_late_cancel_out():
