@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
+from lariat.architectures.loading import check_weights, load_weights, read_config
 from lariat.architectures.model import Model
-from lariat.architectures.weights import check_weights, load_weights
 from lariat.cache.blocks import BlockTable
 from lariat.cache.kv_cache import SPARE_BLOCKS, STRATEGIES, check_types
 from lariat.cache.prefix_cache import PrefixCache
-from lariat.cache.rope import RopeTable
-from lariat.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
+from lariat.cache.rope import RopeTables
+from lariat.config import EngineConfig, RopeConfig, SamplingParams
 from lariat.errors import ContextError, LariatError
 from lariat.formats import context_file
 from lariat.formats.finite import check_tensors as check
@@ -88,7 +88,7 @@ class LLM:
         threads.check_startable(max(self.n_threads, self.n_threads_batch))
         self._gguf = GGUFModel(model_path, overrides, use_mmap)
         try:
-            self.config = ModelConfig.from_gguf(self._gguf)
+            self.config = read_config(self._gguf)
             check_types(self.config, type_k, type_v)
             check_weights(self._gguf, self.config)  # before the vocabulary, which takes longer
             self.tokenizer = Tokenizer.from_gguf(self._gguf)
@@ -98,7 +98,7 @@ class LLM:
                 check(self._gguf, self.n_threads_batch, progress)
             with threads.forward_pass():
                 weights = load_weights(self._gguf, self.config, self.n_threads_batch, progress)
-            self._rope = RopeTable(self.config, self.n_ctx + 32, weights.rope_factors, e.rope)
+            self._rope = RopeTables(self.config, self.n_ctx + 32, weights.rope_factors, e.rope)
             self._cache = STRATEGIES[cache](
                 self.config, self.n_ctx, type_k, type_v, self._rope, SPARE_BLOCKS
             )

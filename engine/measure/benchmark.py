@@ -16,11 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 from lariat import _kernels
+from lariat.architectures.loading import load_weights, read_config
 from lariat.architectures.model import Model
-from lariat.architectures.weights import Weights, load_weights
+from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS, BlockTable
 from lariat.cache.kv_cache import STRATEGIES
-from lariat.cache.rope import RopeTable
+from lariat.cache.rope import RopeTables
 from lariat.config import ModelConfig
 from lariat.formats.gguf_split import GGUFModel
 from lariat.measure.cases import Case, Cost, ModelFacts, Result, check_fits
@@ -64,7 +65,7 @@ class Benchmark:
         reset_peak_memory()
         self._gguf = GGUFModel(path, use_mmap=use_mmap)
         try:
-            self._config = ModelConfig.from_gguf(self._gguf)
+            self._config = read_config(self._gguf)
             for case in cases:
                 check_fits(case, self._config, str(self._gguf.path))
             n_threads = self._use(max(case.n_threads_batch for case in cases))
@@ -331,7 +332,7 @@ class _Cache:
         grows = max(case.n_prompt + case.n_gen for case in cases) // SLOTS + 2
         n_blocks = (self._deepest + n_branches + grows) * max(case.n_sequences for case in cases)
         n_positions = max(case.n_positions for case in cases)
-        rope = RopeTable(config, n_positions + SLOTS, weights.rope_factors, first.rope)
+        rope = RopeTables(config, n_positions + SLOTS, weights.rope_factors, first.rope)
         self._cache = STRATEGIES[first.cache](
             config, n_blocks * SLOTS, first.type_k, first.type_v, rope
         )

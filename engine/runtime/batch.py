@@ -6,6 +6,7 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass
 
 import numpy as np
+from lariat.cache.batch import Batch
 from lariat.cache.blocks import BlockTable
 
 
@@ -17,26 +18,6 @@ class Part:
     token_ids: List[int]
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
     rope_stage: int = 0  # see `RopeTable.stage`: of the context with all that is known in it
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tokens of several sequences, one after the other. All arrays int32."""
-
-    token_ids: np.ndarray  # [n_tokens]
-    positions: np.ndarray  # [n_tokens]
-    slots: np.ndarray  # [n_tokens] block * 32 + slot
-    token_starts: np.ndarray  # [n_seqs + 1] where each sequence's tokens begin
-    n_past: np.ndarray  # [n_seqs] tokens in the context before these
-    segment_starts: np.ndarray  # [n_seqs + 1]
-    segments: np.ndarray  # [n_segments, 4], of all sequences, with the new tokens in them
-    logit_rows: np.ndarray  # [n_rows] tokens whose logits are wanted
-    rope_stage: int = 0  # of all chunks
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all sequences."""
-        return len(self.token_ids)
 
 
 def make_batch(chunks: List[Part]) -> Batch:

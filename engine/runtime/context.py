@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from lariat.cache.blocks import BlockTable
+from lariat.cache.kv_cache import FileBlocks, KVCache
 from lariat.cache.kv_storage import Stored
 from lariat.errors import ContextError
 from lariat.formats import context_file
-from lariat.formats.chunk_file import StoredChunk
+from lariat.formats.chunk_file import StoredChunk, check_fits
 from lariat.runtime.batch import split
 from lariat.runtime.sampler import check_finite
 
@@ -333,7 +334,7 @@ class Context:
                 head.truncate(at)
                 self._compute(head, ids[:n_first])
                 if n_first < len(ids):
-                    placed = self._within_pool(lambda: llm._cache.place(chunk, llm.n_threads))
+                    placed = self._within_pool(lambda: _place(llm._cache, chunk, llm.n_threads))
                 rest = placed.cut(placed.n_tokens - len(ids) + n_first, placed.n_tokens)
                 rows = np.concatenate([head.segments, rest, self._segments.cut(at, n)])
                 self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])
@@ -394,3 +395,18 @@ class Context:
     def _check_place(self, at: int, n: int) -> None:
         if not 0 <= at <= n:
             raise IndexError(f"place {at} is not within 0 to {n}")
+
+
+def _place(cache: KVCache, chunk: StoredChunk, n_threads: int) -> BlockTable:
+    """A table of a chunk's sink and tokens. ContextError if the chunk does not fit the cache."""
+    check_fits(chunk, *cache.block_shape)
+    stored = FileBlocks(
+        segments=chunk.segments,
+        keys=chunk.keys,
+        values=chunk.values,
+        file=chunk.file.fileno(),
+        keys_at=chunk.offsets["keys"],
+        values_at=chunk.offsets["values"],
+        identity=chunk.checksum,
+    )
+    return cache.place(stored, n_threads)
