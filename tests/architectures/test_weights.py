@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from lariat.architectures.weights import Linear, Weights, split_halves
 from lariat.config import ModelConfig
 
 from tests.support.model_files import write_llama
-
-ROOT = Path(__file__).parents[2]
 
 
 def load(path: Path, n_threads: int = 1, progress=None) -> tuple[Weights, ModelConfig]:
@@ -370,7 +367,6 @@ def test_loading_needs_no_more_memory_than_the_file(tmp_path):
     try:
         done = subprocess.run(
             [sys.executable, "-c", LOAD, str(path)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=60,
