@@ -104,9 +104,10 @@ class Reference:
     ) -> np.ndarray:
         """Logits after each token, float64 [n, n_vocab].
 
-        A token sees itself and those before it in `ids`. RoPE takes `positions` [n], 0, 1, 2, ... by
-        default; they may have gaps, repeat, or run backwards. `past` has one entry for each layer, as
-        `cached` gives them: tokens see its keys too, key i at position i, and `ids` come behind them.
+        A token sees itself and those before it in `ids`. RoPE takes `positions` [n], 0, 1, 2, ...
+        by default; they may have gaps, repeat, or run backwards. `past` has one entry for each
+        layer, as `cached` gives them: tokens see its keys too, key i at position i, and `ids` come
+        behind them.
         """
         return self._forward(ids, positions, past)[0]
 
