@@ -123,6 +123,11 @@ class LLM:
         """Tokens of the vocabulary, the width of the logits."""
         return self.config.n_vocab
 
+    @property
+    def gguf(self) -> GGUFModel:
+        """The model's open file."""
+        return self._gguf
+
     def close(self) -> None:
         """Give back memory and the file. Closing twice does nothing."""
         if self._closed:

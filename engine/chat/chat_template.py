@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lariat.chat import template_worker
-from lariat.errors import ChatError
-from lariat.formats.gguf import GGUFFile, quote
+from lariat.errors import ChatError, quote
+from lariat.formats.gguf import GGUFFile
 
 if TYPE_CHECKING:
     from lariat.tokenizers.tokenizer import Tokenizer

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from lariat.cache.blocks import SLOTS
 from lariat.errors import ContextError, quote
+from lariat.formats.atomic import SUFFIX, written_beside
 from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, save
-from lariat.formats.context_file import written_beside
 
 if TYPE_CHECKING:
     from lariat.llm import LLM
@@ -168,10 +168,10 @@ class ChunkLibrary:
             if index == before:
                 return
             entries = [asdict(entry) for entry in index.values()]
-            with written_beside(self.folder / _INDEX) as beside:
+            with written_beside(self.folder / _INDEX, ContextError) as beside:
                 beside.write_text(json.dumps(entries, indent=1), "utf-8")
             used = {self._path(entry.content) for entry in index.values()}
-            for path in {*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")} - used:
+            for path in {*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f".*{SUFFIX}")} - used:
                 with contextlib.suppress(OSError):
                     path.unlink()
 

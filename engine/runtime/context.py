@@ -318,7 +318,7 @@ class Context:
         if recompute is not None and recompute < 0:
             raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
         llm = self._llm
-        chunk.check_kind(llm.cache_kind(len(chunk.sink) + len(chunk)))
+        chunk.check_signature(llm.cache_kind(len(chunk.sink) + len(chunk)))
         whole = self._ids_of(chunk.path, [*chunk.sink, *chunk.tokens])
         with self._editing():
             self._settle()
