@@ -70,8 +70,8 @@ def _file(gguf: GGUFModel) -> Iterator[str]:
     yield f"  path     {console.printable(str(gguf.path))}"
     yield f"  size     {_size(gguf.n_bytes)}"
     yield f"  version  {gguf.version}"
-    if len(gguf.parts) > 1:
-        yield f"  parts    {len(gguf.parts)}, to {console.printable(gguf.parts[-1].name)}"
+    if len(gguf.splits) > 1:
+        yield f"  splits   {len(gguf.splits)}, to {console.printable(gguf.splits[-1].name)}"
 
 
 def _metadata(gguf: GGUFModel) -> Iterator[str]:

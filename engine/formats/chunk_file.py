@@ -158,7 +158,7 @@ def _check_shapes(path: Path, header: safetensors_io.Header) -> None:
         and segments[1] == 3
     )
     if not fits:
-        raise ContextError(f"{path}: is damaged: its tensors have other shapes than those of a chunk")
+        raise ContextError(f"{path}: is damaged: its tensors have other shapes than a chunk's")
 
 
 def check_fits(chunk: StoredChunk, n_layers: int, bytes_k: int, bytes_v: int) -> None:

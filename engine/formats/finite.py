@@ -40,7 +40,7 @@ NUMBERS: dict[GGMLType, tuple[tuple[str, int, int], tuple[int, ...]]] = {
     GGMLType.Q6_K: (_F16, (208,)),
     GGMLType.IQ4_NL: (_F16, (0,)),
 }
-"""Format and offsets of the numbers in a block of each type; see `block_formats` for the layouts."""
+"""Format and offsets of the numbers in a block of each type; `block_formats` has the layouts."""
 
 
 def check_tensors(

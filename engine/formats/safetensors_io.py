@@ -19,7 +19,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 VERSION = "2"
 """Of all formats here; 1 had no RoPE settings and another checksum."""
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "U16": np.dtype(np.uint16),
     "I32": np.dtype(np.int32),
@@ -84,9 +84,7 @@ def layout(
 
     The first begins at a multiple of `alignment` bytes.
     """
-    header: dict[str, object] = {
-        "__metadata__": {"format": format, "version": VERSION, **metadata}
-    }
+    header: dict[str, object] = {"__metadata__": {"format": format, "version": VERSION, **metadata}}
     begins: dict[str, int] = {}
     end = 0
     for name, (dtype, shape) in tensors.items():

@@ -138,7 +138,7 @@ class Tokenizer:
         continue a text lose nothing in `decoder()`, which keeps that space. ValueError for an id
         outside the vocabulary.
         """
-        tokens = [self._check_id(i) for i in ids]
+        tokens = [self.check_id(i) for i in ids]
         visible = self._merger.visible
         data = b"".join([visible(i) for i in tokens])
         if self.add_space_prefix and data.startswith(b" "):
@@ -150,17 +150,18 @@ class Tokenizer:
 
     def decode_token(self, token_id: SupportsIndex) -> bytes:
         """What a token adds to the text: maybe a part of a character, b"" for control tokens."""
-        return self._merger.visible(self._check_id(token_id))
+        return self._merger.visible(self.check_id(token_id))
 
     def piece(self, token_id: SupportsIndex) -> str:
         """The token as the vocabulary writes it, such as `▁the`, `Ġthe`, `<0x0A>` or `</s>`."""
-        return self._vocabulary.tokens[self._check_id(token_id)].decode("utf-8", "replace")
+        return self._vocabulary.tokens[self.check_id(token_id)].decode("utf-8", "replace")
 
     def decoder(self) -> StreamDecoder:
         """A fresh decoder for ids that come one at a time."""
         return StreamDecoder(self)
 
-    def _check_id(self, token_id: SupportsIndex) -> int:
+    def check_id(self, token_id: SupportsIndex) -> int:
+        """The id as an int. Raises ValueError if it is not one of the vocabulary."""
         try:
             i = operator.index(token_id)
         except TypeError:

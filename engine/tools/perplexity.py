@@ -108,7 +108,7 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 def exp(x: float) -> float:
-    """e^x, or infinity where that is too large: a model may be certain of a token that never comes."""
+    """e^x, or infinity if that is too large: a model may be certain of a token that never comes."""
     try:
         return math.exp(x)
     except OverflowError:

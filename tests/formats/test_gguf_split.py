@@ -100,7 +100,8 @@ def test_a_missing_split_is_named(tmp_path):
 
 def test_another_split_than_the_first_names_the_first(tmp_path):
     splits = write_splits(tmp_path)
-    with pytest.raises(GGUFError, match=r"is split 3 of 3 .* first split, 'm-00001-of-00003.gguf'$"):
+    expected = r"is split 3 of 3 .* first split, 'm-00001-of-00003.gguf'$"
+    with pytest.raises(GGUFError, match=expected):
         GGUFModel(splits[2])
     renamed = splits[2].rename(tmp_path / "other.gguf")
     with pytest.raises(GGUFError, match=r"is split 3 of 3 of a model; open the first split$"):
@@ -197,7 +198,7 @@ def test_the_command_line(tmp_path, capsys):
     splits = write_splits(tmp_path)
     assert main(["info", "-m", str(splits[0])]) == 0
     out = capsys.readouterr().out
-    assert "  splits    3, to m-00003-of-00003.gguf\n" in out
+    assert "  splits   3, to m-00003-of-00003.gguf\n" in out
     assert "tensors (12, " in out
     texts = []
     for path in (whole, splits[0]):

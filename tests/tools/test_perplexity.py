@@ -222,7 +222,10 @@ def rewrite(path: Path, change) -> None:
     ("change", "message"),
     [
         (lambda h: h["__metadata__"].update(format="x"), "but not a lariat-kl-base"),
-        (lambda h: h["__metadata__"].update(version="9"), "another format version: '9', expected '2'"),
+        (
+            lambda h: h["__metadata__"].update(version="9"),
+            "another format version: '9', expected '2'",
+        ),
         (lambda h: h.pop("__metadata__"), "but not a lariat-kl-base"),
         (lambda h: h["tokens"].update(shape=[1, 120]), "do not fit each other"),
         (lambda h: h["ranges"].update(dtype="U32"), "of other types"),
