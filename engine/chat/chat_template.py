@@ -201,9 +201,9 @@ def _marked(role: str, end: str, strip: bool = False) -> Format:
     return Format(system, user, assistant, strip=strip)
 
 
-# The names are those of llama.cpp (src/llama-chat.cpp). Where llama.cpp differs from the format that
-# a model's makers published, this follows the makers: the end token is the file's, `llama2` has the
-# marks of the system prompt and the blank before </s>, `mistral-v1` begins without a blank.
+# The names are those of llama.cpp (src/llama-chat.cpp). Where it differs from the format that the
+# makers of a model published, this follows the makers: the end token is the file's, `llama2` has
+# the marks of the system prompt and the blank before </s>, `mistral-v1` begins without a blank.
 FORMATS: dict[str, Format] = {
     "chatml": _marked("<|im_start|>{}\n", "<|im_end|>\n"),
     "deepseek": Format("{}", "### Instruction:\n{}\n", "### Response:\n{}\n<|EOT|>\n"),

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import console, engine_flags, model_file, prompt
@@ -58,7 +59,7 @@ def register(commands: Any) -> None:
         "--kl-divergence-base",
         dest="kl_base",
         metavar="FILE",
-        help="save all predictions to this file; with --kl-divergence, compare with them",
+        help="save all predictions to this file, or with --kl-divergence compare with them",
     )
     text.add_argument(
         "--kl-divergence",
@@ -87,18 +88,17 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args) if has_text else None
 
-    from lariat.llm import LLM
     from lariat.tools import perplexity
 
     base = perplexity.Base(args.kl_base) if args.kl_divergence else None
-    options = dict(vars(config))
     if base is not None:
-        options["n_ctx"] = base.windows.shape[1]
+        config = replace(config, n_ctx=base.windows.shape[1])
     elif args.kl_base:
         _check_writable(args.kl_base)
-    with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **options, progress=bar, overrides=overrides, use_mmap=args.use_mmap)
-    with llm, console.Bar("scoring", enabled=not args.quiet) as bar:
+    with (
+        engine_flags.load(args, config, overrides) as llm,
+        console.Bar("scoring", enabled=not args.quiet) as bar,
+    ):
         windows = None
         if text is not None:
             windows = perplexity.cut(llm, text, llm.n_ctx, args.chunks)

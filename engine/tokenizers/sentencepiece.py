@@ -119,7 +119,7 @@ def _sentencepiece_model(
     proto.normalizer_spec.remove_extra_whitespaces = False
     proto.normalizer_spec.escape_whitespaces = True
 
-    # Tokens into which text must not be merged become control pieces, under a name that no text has.
+    # Tokens into which text must not be merged become control pieces with a name that no text has.
     # Under its own name a control token "A" would match, because sentencepiece looks up single
     # characters among control pieces too. The same name stands for pieces that sentencepiece
     # refuses: empty ones, repeated ones, and those that are not UTF-8 or have a NUL.
