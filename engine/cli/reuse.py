@@ -53,7 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--recompute",
         metavar="N|all",
         default=str(DEFAULT_RECOMPUTE),
-        help="tokens to recompute at the beginning of each chunk except the first, so that they see "
+        help="first tokens of each chunk but the first one to recompute, so that they see "
         f"the tokens before them (default: {DEFAULT_RECOMPUTE})",
     )
 
