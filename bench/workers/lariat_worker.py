@@ -14,7 +14,7 @@ class Lariat:
         self, model: str, n_ctx: int, n_seqs: int, n_batch: int, n_ubatch: int, cache: str
     ) -> None:
         self._llm = LLM(model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, cache=cache)
-        self._main = self._llm.new_table()
+        self._main = self._llm.runner.new_table()
 
     def about(self) -> dict[str, object]:
         """What is compared."""
@@ -22,7 +22,8 @@ class Lariat:
 
     def threads(self, n: int) -> None:
         """Of everything that follows."""
-        self._llm.n_threads = self._llm.n_threads_batch = n
+        runner = self._llm.runner
+        runner.n_threads = runner.n_threads_batch = n
 
     def fill(self, depth: int) -> None:
         """Have this many tokens in the cache."""
@@ -46,7 +47,7 @@ class Lariat:
 
         def work() -> None:
             for token in ids:
-                self._llm.forward([Part(self._main, [token], "last")])
+                self._llm.runner.forward([Part(self._main, [token], "last")])
 
         took = protocol.seconds(work)
         self._main.truncate(depth)
@@ -55,12 +56,12 @@ class Lariat:
     def decode_together(self, n_seqs: int, n: int) -> float:
         """Seconds for n tokens of each of n_seqs sequences that begin empty. Empties the cache."""
         self._main.clear()
-        contexts = [self._llm.new_table() for _ in range(n_seqs)]
+        contexts = [self._llm.runner.new_table() for _ in range(n_seqs)]
         ids = protocol.tokens(n, self._llm.n_vocab, 4)
 
         def work() -> None:
             for token in ids:
-                self._llm.forward([Part(context, [token], "last") for context in contexts])
+                self._llm.runner.forward([Part(context, [token], "last") for context in contexts])
 
         took = protocol.seconds(work)
         for context in contexts:
@@ -73,7 +74,7 @@ class Lariat:
         ids = protocol.tokens(n_prompt, self._llm.n_vocab, 5)
         found: list[int] = []
         for _ in range(n):
-            logits = self._llm.forward([Part(self._main, ids, "last")])
+            logits = self._llm.runner.forward([Part(self._main, ids, "last")])
             ids = [int(logits[0].argmax())]
             found += ids
         self._main.clear()
@@ -84,8 +85,8 @@ class Lariat:
         return protocol.memory()
 
     def _prompt(self, ids: list[int]) -> None:
-        for group in split([Part(self._main, ids, "last")], self._llm.n_ubatch):
-            self._llm.forward(group)
+        for group in split([Part(self._main, ids, "last")], self._llm.runner.n_ubatch):
+            self._llm.runner.forward(group)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ wrote them. `layout` says how a file begins, `save` writes one, `opened` reads t
 Readers then call `check_signature`, `check_tensors` and `read`.
 
 A signature is what two caches must have in common to understand each other's keys and values:
-model, cache strategy, types and RoPE. See `lariat.LLM.cache_signature`.
+model, cache strategy, types and RoPE. See `lariat.LLM.signature`.
 
 Format: https://huggingface.co/docs/safetensors
 """

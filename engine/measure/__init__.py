@@ -1,7 +1,10 @@
-"""Measuring speed: the parts of `lariat bench`, which docs/benchmarks.md explains.
+"""Measuring speed: what `lariat bench` is made of.
 
-    cases      one test: prompt, tokens, depth, threads, cache; its costs and its results
-    machine    the ceilings of this machine (read bandwidth, products a second), pinned threads
-    benchmark  runs cases of one model in turns, and checks the logits
-    plots      pictures of the results
+    benchmark    runs cases on one model, in turns
+    cases        cases, what each must read and multiply at least, and results
+    disturbance  CPU time that others take meanwhile
+    machine      ceilings of this machine, pinned threads, peak memory
+    plots        pictures of the results
+
+Imports architectures, cache and runtime; only the command line and `bench/` import it.
 """

@@ -81,15 +81,15 @@ def predictions(llm: LLM, windows: Ids) -> Iterator[Rows]:
     """
     n_ctx = windows.shape[1]
     half = n_ctx // 2
-    n_rows = max(1, min(llm.n_ubatch, _LOGITS // (4 * llm.n_vocab)))
+    n_rows = max(1, min(llm.runner.n_ubatch, _LOGITS // (4 * llm.n_vocab)))
     for i, ids in enumerate(windows.tolist()):
-        context = llm.new_table()
+        context = llm.runner.new_table()
         try:
-            for group in split([Part(context, ids[:half])], llm.n_ubatch):
-                llm.forward(group)
+            for group in split([Part(context, ids[:half])], llm.runner.n_ubatch):
+                llm.runner.forward(group)
             for at in range(half, n_ctx - 1, n_rows):
                 end = min(at + n_rows, n_ctx - 1)
-                logits = llm.forward([Part(context, ids[at:end], "all")])
+                logits = llm.runner.forward([Part(context, ids[at:end], "all")])
                 check_finite(logits)
                 targets = np.array(ids[at + 1 : end + 1], np.int32)
                 yield Rows(i, at - half, targets, log_softmax(logits))

@@ -67,7 +67,7 @@ class Counter:
 
     def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
         self.n = 0
-        forward = llm.forward
+        forward = llm.runner.forward
 
         def counting(chunks: list) -> object:
             self.n += sum(len(chunk.token_ids) for chunk in chunks)
@@ -80,7 +80,7 @@ class Counter:
 
 
 def test_an_answer_is_that_to_the_rendered_conversation(llm: LLM) -> None:
-    own = None if llm._engine.cache == "raw" else "chatml"  # the file's writes the same
+    own = None if llm.settings.cache == "raw" else "chatml"  # the file's writes the same
     with Chat(llm, template=own, system="be brief", params=GREEDY) as chat:
         ids, messages = [1, *turn(llm, "system", "be brief")], [("system", "be brief")]
         for text in ("the hat", "and the man\nis here", "the end"):
@@ -225,7 +225,7 @@ def test_a_format_whose_end_is_no_token_ends_at_the_text(
 def test_the_oldest_turns_go_and_the_system_prompt_stays(
     path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = llm._engine.cache
+    cache = llm.settings.cache
     with (
         LLM(path, n_ctx=256, cache=cache, n_threads=1) as small,
         chat_with(small, "be brief") as chat,

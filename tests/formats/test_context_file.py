@@ -77,11 +77,11 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_lost(deep, path, tmp_p
         saved = context_file.load(file, {})
         for forged in (-1, llm.n_vocab, 2**31 - 1):  # the checksum is right
             tokens = np.append(saved.tokens[:-1], np.int32(forged))
-            context_file.save(file, llm.cache_kind(), saved._replace(tokens=tokens))
+            context_file.save(file, llm.signature(), saved._replace(tokens=tokens))
             refused("damaged: token id .* out of range")
         segments = saved.segments.copy()
         segments[-1, 1] = 2**31 - 1  # and its length: less than 0 in 32 bits
-        context_file.save(file, llm.cache_kind(), saved._replace(segments=segments))
+        context_file.save(file, llm.signature(), saved._replace(segments=segments))
         refused("damaged: its parts do not fit")
         with pytest.raises(FileNotFoundError):
             context.load(tmp_path / "none")

@@ -218,7 +218,7 @@ class Targets:
         llm = self._llms[data[0] % len(CACHES) if data else 0]
         with self._documented():
             yield llm
-        pool = llm._cache.pool
+        pool = llm.runner.cache.pool
         assert pool.n_free == pool.n_blocks, f"{pool.n_blocks - pool.n_free} blocks are lost"
 
 

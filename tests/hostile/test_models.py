@@ -135,7 +135,7 @@ def test_a_context_as_long_as_can_be_announced(tmp_path: Path) -> None:
     with LLM(path, n_threads=1) as llm:
         assert llm.n_ctx == 1 << 27
         assert len(llm.generate([1, 5], GREEDY).token_ids) == 3
-        assert len(llm._cache.pool._n_holders) < 10
+        assert len(llm.runner.cache.pool._n_holders) < 10
 
 
 # ---- Values ----

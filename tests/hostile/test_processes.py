@@ -77,7 +77,7 @@ FORKED_WHILE_BUSY = """
     stream = llm.stream([1, 5], SamplingParams(max_tokens=100))
     next(stream)
     # Another thread is in the midst of a step: it holds the lock, and is missing in the child.
-    llm._lock.acquire()
+    llm.runner._lock.acquire()
     pid = os.fork()
     if pid == 0:
         def refused(work):
@@ -107,7 +107,7 @@ FORKED_WHILE_BUSY = """
     else:
         os.kill(pid, 9)
         sys.exit("the child hangs")
-    llm._lock.release()
+    llm.runner._lock.release()
     print(os.waitstatus_to_exitcode(status), len(llm.generate([1, 5], SamplingParams(max_tokens=3,
           temperature=0, ignore_eos=True)).token_ids))
 """

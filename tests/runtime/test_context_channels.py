@@ -21,7 +21,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blocks_of(context: Context) -> list[int]:
-    return context._segments.segments[:, 0].tolist()
+    return context._table.segments[:, 0].tolist()
 
 
 @pytest.mark.parametrize("types", CHANNEL_TYPES)
@@ -30,7 +30,7 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
     """What follows stands in a fresh block, and the old one keeps its bytes."""
     with load(path, cache, type_k=types, type_v=types) as llm, llm.context() as context:
         context.append(ids_of(70))
-        pool, memory = llm._cache.pool, llm._cache._memory
+        pool, memory = llm.runner.cache.pool, llm.runner.cache._memory
         sealed = [pool.is_sealed(block) for block in blocks_of(context)]
         assert sealed == [True, True, False]
         first, second, _ = blocks_of(context)
@@ -39,7 +39,7 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
             context.truncate(40)
             context.append(ids_of(9, 1))
             assert blocks_of(context)[:2] == [first, second]
-            assert len(context._segments.segments) == 3
+            assert len(context._table.segments) == 3
             context.append(ids_of(60, 2))
             expected = context.logits([3])
             other.append(ids_of(60, 3))
@@ -57,7 +57,7 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
 def test_raw_edits_quantize_nothing_anew(path, types):
     with load(path, "raw", type_k=types, type_v=types) as llm, llm.context() as context:
         context.append(ids_of(128))
-        memory = llm._cache._memory
+        memory = llm.runner.cache._memory
         before = [side.units.copy() for side in memory._sides]
         context.delete(10, 20)
         context.move(30, 60, 0)
@@ -150,6 +150,6 @@ def test_random_edits_of_quantized_contexts(path, types):
                 assert relative_error(got, wanted) < (0.3 if types == "q4_ch" else 3e-2)
         for context in contexts:
             context.close()
-        assert n_free(llm) == llm._cache.pool.n_blocks
-        llm._cache._memory.open(np.zeros(0, np.int32), llm._cache.pool)
-        assert (llm._cache._memory.open_at == -1).all()
+        assert n_free(llm) == llm.runner.cache.pool.n_blocks
+        llm.runner.cache._memory.open(np.zeros(0, np.int32), llm.runner.cache.pool)
+        assert (llm.runner.cache._memory.open_at == -1).all()

@@ -284,19 +284,20 @@ _SCALES = {
 
 
 def random_blocks(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """Blocks of `kind` with random integers and one scale, as large as `values` in the mean."""
+    """Blocks of `kind` with random integers and scales, as large as `values` in the mean."""
     n_weights, n_bytes = GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(zlib.crc32(values.tobytes()))
     blocks = rng.integers(0, 256, (values.size // n_weights, n_bytes), dtype=np.uint8)
     if kind.name in _SCALES:
         at, at_min, ratio = _SCALES[kind.name]
 
+        spread = rng.uniform(0.5, 1.5, (len(blocks), 1))
+
         def set_scale(scale: float) -> None:
-            blocks[:, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+            scales = scale * spread
+            blocks[:, at : at + 2] = scales.astype(np.float16).view(np.uint8)
             if at_min is not None:
-                blocks[:, at_min : at_min + 2] = np.array([scale * ratio], np.float16).view(
-                    np.uint8
-                )
+                blocks[:, at_min : at_min + 2] = (scales * ratio).astype(np.float16).view(np.uint8)
 
         set_scale(1)
         size = np.sqrt(np.mean(dequantize(blocks, kind).astype(float) ** 2))

@@ -94,12 +94,12 @@ def test_few_logits_at_a_time_give_the_same(llm, monkeypatch):
 
 
 def test_blocks_of_the_cache_are_given_back(llm):
-    n_free = llm._cache.pool.n_free
+    n_free = llm.runner.cache.pool.n_free
     for _ in range(3):
         measure(llm, cut(llm, TEXT, N_CTX, 2))
     for _ in predictions(llm, cut(llm, TEXT, N_CTX, 2)):
         break
-    assert llm._cache.pool.n_free == n_free
+    assert llm.runner.cache.pool.n_free == n_free
 
 
 def test_log_softmax_of_large_and_damaged_logits():
