@@ -10,11 +10,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from lariat._program import run
+from lariat.architectures.loading import load_weights, read_config
 from lariat.architectures.model import Model
-from lariat.architectures.weights import Weights, load_weights
+from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS, BlockTable
 from lariat.cache.kv_cache import STRATEGIES, KVCache
-from lariat.cache.rope import RopeTable
+from lariat.cache.rope import RopeTables
 from lariat.config import ModelConfig
 from lariat.formats.gguf import GGUFFile
 from lariat.runtime import threads
@@ -36,7 +37,7 @@ class FilledModel:
     ) -> None:
         """kind: cache strategy, and type of keys and values."""
         self.strategy, self.type = kind
-        rope = RopeTable(config, n_ctx + SLOTS, weights.rope_factors)
+        rope = RopeTables(config, n_ctx + SLOTS, weights.rope_factors)
         self._cache = STRATEGIES[self.strategy](config, n_ctx, self.type, self.type, rope)
         self._model, self._n_ubatch = Model(config, weights, self._cache, n_ubatch), n_ubatch
         _fill(self._cache, config)
@@ -68,7 +69,7 @@ def load(
 ) -> Iterator[Loaded]:
     """A model of each kind (cache strategy, type of keys and values), all with the same weights."""
     with GGUFFile(path) as gguf:
-        config = ModelConfig.from_gguf(gguf)
+        config = read_config(gguf)
         weights = load_weights(gguf, config, n_threads, None)
         models = [FilledModel(config, weights, kind, n_ctx, n_ubatch) for kind in kinds]
         yield Loaded(config, weights, models)

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
 
     from lariat import _kernels
+    from lariat.architectures.loading import read_config
     from lariat.formats.gguf_split import GGUFModel
     from lariat.runtime import threads
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         console.write("\n".join(lines) + "\n")
         if gguf.tensors:  # without tensors it is only a vocabulary
             # For a model that cannot run, the error comes after the lines above.
-            model = ModelConfig.from_gguf(gguf)
+            model = read_config(gguf)
             n_ctx = config.n_ctx or model.n_ctx_train
             console.write("\n".join(["", *_memory(gguf, model, n_ctx)]) + "\n")
     return 0

@@ -23,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from lariat import _kernels
 from lariat._quantize import quantize_into
-from lariat.config import ModelConfig
+from lariat.architectures.loading import read_config
 from lariat.errors import LariatError, ModelError, quote
 from lariat.formats import block_formats
 from lariat.formats.atomic import anonymous_file, written_beside
@@ -100,7 +100,7 @@ def quantize_file(
     n_threads = threads.resolve(n_threads)
     path = Path(os.path.realpath(target))  # replaces the target of a link, not the link
     with GGUFModel(source, use_mmap=use_mmap) as gguf:
-        ModelConfig.from_gguf(gguf)  # refuses architectures whose rules are not known here
+        read_config(gguf)  # refuses architectures whose rules are not known here
         plan = _plan(gguf, config)
         header = _header(gguf, plan, _FILE_TYPES[GGMLType[config.type]])
         n_bytes = len(header) + sum(_padded(_new_bytes(i, t), gguf.alignment) for i, t in plan)
