@@ -338,16 +338,6 @@ class BlockTable:
         self._n_segments += 1
 
 
-def within_blocks(rows: np.ndarray, n_blocks: int) -> bool:
-    """Whether segments that come from a file, [n, 3] (block, first slot, length), lie in the first
-    n_blocks blocks. In 64 bits: forged numbers of 32 bits have sums that wrap around."""
-    block, first, length = rows.astype(np.int64).T
-    return bool(
-        ((block >= 0) & (block < n_blocks) & (first >= 0) & (length >= 1)).all()
-        and (first + length <= SLOTS).all()
-    )
-
-
 def numbered(rows: np.ndarray) -> np.ndarray:
     """The first positions that segments have in this order, int32 [n]."""
     return (np.cumsum(rows[:, 2]) - rows[:, 2]).astype(np.int32)
