@@ -64,7 +64,10 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,  # a file: a pipe that nobody reads would block when it is full
             text=True,
-            env=os.environ | {"PYTHONPATH": str(_ROOT)} if "lariat" in engine.script else None,
+            # Our worker imports the package that this process has.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), *sys.path]))}
+            if "lariat" in engine.script
+            else None,
         )
         try:
             self.about = self.call("open", **engine.options, **options)
