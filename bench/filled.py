@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from lariat._program import run
-from lariat.architectures.weights import Weights, load_weights
+from lariat.architectures.loading import load_weights, read_config
+from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS, BlockTable
 from lariat.cache.kv_cache import KVCache
 from lariat.config import EngineConfig, ModelConfig
@@ -75,7 +76,7 @@ def load(
 ) -> Iterator[Loaded]:
     """Load a file, and make a model for each cache (strategy, type) with the same weights."""
     with GGUFFile(path) as gguf:
-        config = ModelConfig.from_gguf(gguf)
+        config = read_config(gguf)
         weights = load_weights(gguf, config, n_threads, None)
         models = [FilledModel(config, weights, cache, n_ctx, n_ubatch) for cache in caches]
         yield Loaded(config, weights, models)

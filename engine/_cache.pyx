@@ -159,6 +159,7 @@ cdef struct shift_t:
     cells_t keys  # of the first layer
     const rope_t *rope
     const int32_t *moved  # [n][4]: block, first slot, length, by how many positions
+    const int32_t *layers  # NULL: all
     int64_t n
 
 
@@ -166,26 +167,33 @@ cdef class _Shift(Operation):
     cdef shift_t a
 
 
-def shift(Pool pool, Rope rope, const int32_t[:, ::1] moved):
-    """Rotate stored keys by a further angle, in all layers: what a rotated key needs to stand at
-    another position. Quantized ones are quantized anew, those by channel are refused.
+def shift(Pool pool, Rope rope, const int32_t[:, ::1] moved, const int32_t[::1] layers=None):
+    """Rotate stored keys by a further angle: what a rotated key needs to stand at another position.
+    Quantized ones are quantized anew, those by channel are refused.
 
     moved int32 [n, 4]  # IN block, first slot, length, positions to move by (negative: backwards)
+    layers int32 [n_layers]  # IN whose keys are rotated; None: those of all layers
     """
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, n_layers = pool.n_layers if layers is None else layers.shape[0]
     if rope.head_dim != pool.head_dim_k or moved.shape[1] != 4 or pool.type_k >= C_Q8_CH:
         raise ValueError("a shift that does not fit the cache")
     for i in range(moved.shape[0]):
         if (min(moved[i, 0], moved[i, 1], moved[i, 2]) < 0 or moved[i, 0] >= pool.n_blocks
                 or moved[i, 1] + moved[i, 2] > SLOTS or abs(moved[i, 3]) >= rope.n_positions):
             raise ValueError("a shift of keys outside of the pool, or beyond the RoPE table")
+    for i in range(0 if layers is None else n_layers):
+        if not 0 <= layers[i] < pool.n_layers:
+            raise ValueError(f"layer {layers[i]}, expected 0 to {pool.n_layers - 1}")
     cdef _Shift step = _Shift()
     cdef shift_t *a = &step.a
     a.keys, a.rope, a.n = pool.keys(0), &rope.table, moved.shape[0]
     if a.n:
         a.moved = &moved[0, 0]
+    a.layers = NULL
+    if layers is not None and n_layers:
+        a.layers = &layers[0]
     step.n_work = 2 * a.keys.d
-    step.bind(shift_task, a, pool.n_layers * a.n, (pool, rope, moved))
+    step.bind(shift_task, a, n_layers * a.n, (pool, rope, moved, layers))
     return step
 
 
@@ -193,10 +201,13 @@ cdef void shift_task(const void *args, int64_t task, float *work) noexcept nogil
     """One segment in one layer."""
     cdef const shift_t *a = <const shift_t *>args
     cdef const int32_t *seg = a.moved + task % a.n * 4
-    cdef int64_t d = a.keys.d, head, i, block = task // a.n * a.keys.n_blocks + seg[0]
+    cdef int64_t d = a.keys.d, head, i, layer = task // a.n, block
     cdef const float *row = a.rope.rows + abs(seg[3]) * d
     cdef uint8_t *unit
     cdef int type, slot
+    if a.layers != NULL:
+        layer = a.layers[layer]
+    block = layer * a.keys.n_blocks + seg[0]
     for head in range(a.keys.n_heads):
         unit = unit_of(&a.keys, block, head, &type)
         for i in range(seg[2]):

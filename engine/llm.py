@@ -11,9 +11,9 @@ from functools import partial
 from typing import overload
 
 import numpy as np
-from lariat.architectures.weights import check_weights, load_weights
+from lariat.architectures.loading import check_weights, load_weights, read_config
 from lariat.cache.kv_cache import check_types
-from lariat.config import EngineConfig, ModelConfig, RopeConfig, SamplingParams
+from lariat.config import EngineConfig, RopeConfig, SamplingParams
 from lariat.errors import ContextError
 from lariat.formats import context_file
 from lariat.formats.finite import check_tensors as check
@@ -86,7 +86,7 @@ class LLM:
         self.settings = replace(settings, n_threads=n_threads, n_threads_batch=n_threads_batch)
         self.gguf = GGUFModel(model_path, overrides, use_mmap)
         try:
-            self.config = ModelConfig.from_gguf(self.gguf)
+            self.config = read_config(self.gguf)
             check_types(self.config, type_k, type_v)
             check_weights(self.gguf, self.config)  # before the vocabulary, which takes longer
             self.tokenizer = Tokenizer.from_gguf(self.gguf)

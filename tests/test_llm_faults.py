@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from lariat import LLM, LariatError, SamplingParams, _attention, _cache, _kernels
 from lariat._program import Program
-from lariat.architectures import model
+from lariat.architectures import model, recorder
 from lariat.cache.kv_cache import KVCache
 from lariat.runtime import sampler
 
@@ -23,7 +23,7 @@ from tests.support.model_files import write_llama
 PACKAGE = Path(lariat.__file__).parent
 # What is called once for each size of batch, when its program is recorded, and for every batch.
 RECORDED = {
-    "rms_norm": model, "quantize": model, "matmul": model, "silu_mul": model,
+    "rms_norm": recorder, "quantize": recorder, "matmul": recorder, "silu_mul": recorder,
     "rope": _kernels, "store": _cache, "attend": _attention,
 }  # fmt: skip
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

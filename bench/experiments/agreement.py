@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from lariat import LLM
-from lariat.architectures.architecture import ARCHITECTURES
+from lariat.architectures import ARCHITECTURES
 from lariat.errors import LariatError
 
 from bench.peers import Engine, PeerError, Worker

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lariat._program import Program, run
 from lariat.cache.kv_cache import STRATEGIES, cache_bytes
-from lariat.cache.rope import RopeTable, frequencies
+from lariat.cache.rope import RopeTables, frequencies
 from lariat.config import ModelConfig, RopeConfig
 from lariat.measure.machine import Probe
 from lariat.runtime.batch import Batch, Part, make_batch
@@ -57,7 +57,7 @@ class Attention:
         )
         self.theta = frequencies(self.config)
         self.cache = STRATEGIES[cache](
-            self.config, n + 32, "f16", "f16", RopeTable(self.config, n + 32)
+            self.config, n + 32, "f16", "f16", RopeTables(self.config, n + 32)
         )
         self.keys, self.values = rng.standard_normal((2, n, heads.n_kv_heads, d), np.float32)
         context = self.cache.new_table()
@@ -68,7 +68,7 @@ class Attention:
         self.out = np.zeros((n_new, heads.n_heads, d), np.float32)
         turned = self.queries.copy()
         self.cache.prepare(batch)
-        run(self.cache.rotate_queries(turned, batch.positions))
+        run(self.cache.rotate_queries(0, turned, batch.positions))
         self._store(batch, slice(depth, None))
         self.programs = []
         for layer in range(self.n_layers):

@@ -395,12 +395,12 @@ def _repetitions(args: argparse.Namespace) -> int:
 
 def _check_models(paths: Sequence[str], cases: Sequence[Case], use_mmap: bool) -> None:
     """Refuse what can be refused before the first model runs for an hour."""
-    from lariat.config import ModelConfig
+    from lariat.architectures.loading import read_config
     from lariat.formats.gguf_split import GGUFModel
     from lariat.measure.cases import check_fits
 
     for path in paths:
         with GGUFModel(Path(path), use_mmap=use_mmap) as gguf:
-            config = ModelConfig.from_gguf(gguf)
+            config = read_config(gguf)
             for case in cases:
                 check_fits(case, config, path)

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
 
     from lariat import _kernels
+    from lariat.architectures.loading import read_config
     from lariat.formats.gguf_split import GGUFModel
     from lariat.runtime import threads
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         console.write("\n".join(lines) + "\n")
         if gguf.tensors:  # else only a vocabulary, which needs nothing more
             # A model that cannot run is described as far as this, then it is an error.
-            model = ModelConfig.from_gguf(gguf)
+            model = read_config(gguf)
             n_ctx = config.n_ctx or model.n_ctx_train
             console.write("\n".join(["", *_memory(gguf, model, n_ctx)]) + "\n")
     return 0

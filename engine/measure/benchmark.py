@@ -16,7 +16,8 @@ from dataclasses import replace
 
 import numpy as np
 from lariat import _kernels
-from lariat.architectures.weights import Weights, load_weights
+from lariat.architectures.loading import load_weights, read_config
+from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS, BlockTable
 from lariat.config import EngineConfig, ModelConfig
 from lariat.formats.gguf_split import GGUFModel
@@ -66,7 +67,7 @@ class Benchmark:
         reset_peak_memory()
         self._gguf = GGUFModel(path, use_mmap=use_mmap)
         try:
-            self._config = ModelConfig.from_gguf(self._gguf)
+            self._config = read_config(self._gguf)
             for case in cases:
                 check_fits(case, self._config, str(self._gguf.path))
             n_threads = self._use(max(case.n_threads_batch for case in cases))

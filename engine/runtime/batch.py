@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from lariat.cache.batch import Batch
 from lariat.cache.blocks import BlockTable
 
 if TYPE_CHECKING:
@@ -22,26 +23,6 @@ class Part:
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
     rope_stage: int = 0  # see `RopeTable.stage`: for all tokens that are known
     request: Request | None = None  # whose tokens they are
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tokens of several parts, one after the other. All arrays int32."""
-
-    token_ids: np.ndarray  # [n_tokens]
-    positions: np.ndarray  # [n_tokens]
-    slots: np.ndarray  # [n_tokens] block * 32 + slot
-    token_starts: np.ndarray  # [n_parts + 1] where each part's tokens begin
-    n_past: np.ndarray  # [n_parts] tokens in the table before these
-    segment_starts: np.ndarray  # [n_parts + 1]
-    segments: np.ndarray  # [n_segments, 4], of all parts, with the new tokens in them
-    logit_rows: np.ndarray  # [n_rows] tokens whose logits are wanted
-    rope_stage: int = 0  # of all parts
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all parts."""
-        return len(self.token_ids)
 
 
 def make_batch(parts: List[Part]) -> Batch:

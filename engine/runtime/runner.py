@@ -18,7 +18,7 @@ from lariat.architectures.weights import Weights
 from lariat.cache.blocks import BlockTable
 from lariat.cache.kv_cache import SPARE_BLOCKS, STRATEGIES, KVCache
 from lariat.cache.prefix_cache import PrefixCache
-from lariat.cache.rope import RopeTable
+from lariat.cache.rope import RopeTables
 from lariat.config import EngineConfig, ModelConfig, RopeConfig
 from lariat.errors import ContextError, LariatError
 from lariat.runtime import sampler, threads
@@ -43,7 +43,7 @@ def build_runner(
     says which model this is, for files of keys and values; it is called when a file needs it.
     """
     n_ctx = settings.n_ctx or config.n_ctx_train
-    rope = RopeTable(config, n_ctx + 32, weights.rope_factors, settings.rope)
+    rope = RopeTables(config, n_ctx + 32, weights.rope_factors, settings.rope)
     cache = STRATEGIES[settings.cache](
         config, n_ctx, settings.type_k, settings.type_v, rope, n_spare
     )
@@ -74,7 +74,7 @@ class Runner:
         settings: EngineConfig,
         model: Model,
         cache: KVCache,
-        rope: RopeTable,
+        rope: RopeTables,
         *,
         n_ctx: int,
         n_ubatch: int,

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from lariat import _kernels
 from lariat._quantize import quantize_into
-from lariat.config import ModelConfig
+from lariat.architectures.loading import read_config
 from lariat.errors import LariatError, ModelError
 from lariat.formats import block_formats
 from lariat.formats.atomic import nameless, written_beside
@@ -97,7 +97,7 @@ def quantize_file(
     n_threads = threads.resolve(n_threads)
     path = Path(os.path.realpath(target))  # what a link points to, not the link, is replaced
     with GGUFModel(source, use_mmap=use_mmap) as gguf:
-        ModelConfig.from_gguf(gguf)  # whose rules are known here is what can be run
+        read_config(gguf)  # whose rules are known here is what can be run
         plan = _plan(gguf, config)
         header = _header(gguf, plan, _FILE_TYPES[GGMLType[config.type]])
         n_bytes = len(header) + sum(_padded(_new_bytes(i, t), gguf.alignment) for i, t in plan)

@@ -51,7 +51,7 @@ def test_positions(run, model):
         assert {row["rope"] for row in json.loads(out)} == {given}
     check_refused(run(*deep), 1, "needs 106 positions at depth 100")
     both = (*SMALL, "-m", model, "--cache", "raw,roped")
-    check_refused(run(*both, "-gan", "4"), 2, "--cache: group attention turns keys again")
+    check_refused(run(*both, "-gan", "4"), 2, "--cache: group attention rotates keys anew")
     check_refused(run(*both, "--rope-scale", "0"), 2, "--rope-scale")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from lariat import LLM, GGUFFile
+from lariat.architectures.loading import read_config
 from lariat.architectures.model import Model
-from lariat.config import ModelConfig
 from lariat.errors import ContextError, GGUFError
 from lariat.measure import benchmark
 from lariat.measure.benchmark import Benchmark
@@ -118,7 +118,7 @@ def test_prompt_threads_of_their_own():
 
 def test_case_beyond_the_context_is_refused(model):
     with GGUFFile(model) as gguf:
-        config = ModelConfig.from_gguf(gguf)
+        config = read_config(gguf)
     check_fits(Case(n_gen=200, n_depth=200), config, "x")
     for case in (Case(n_gen=201, n_depth=200), Case(n_prompt=401)):
         with pytest.raises(ContextError, match=f"{case.n_positions} positions.*400"):
