@@ -4,6 +4,7 @@ Commands:   generate, chat, chunk, info, tokenize, quantize, perplexity, bench (
             its results)
 main        chooses the command; errors to sentences and exit codes
 usage       the parser, and flags that fill a configuration class
+llama_cpp_flags  flags of llama.cpp that are missing here, with reasons
 Flags that several commands share:
     model_file, prompt, engine_flags, sampling_flags, and reuse (--prompt-cache, --library)
 console     output, progress bars, what a terminal may show

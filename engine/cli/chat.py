@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lariat.cli import console, engine_flags, model_file, prompt, report, sampling_flags
 from lariat.cli.terminal import Lines, Terminal
-from lariat.cli.usage import UsageError
+from lariat.cli.usage import Text, UsageError
 from lariat.errors import ChatError, LariatError
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ def register(commands: Any) -> None:
     prompt.add_arguments(text, required=False)
     system = text.add_mutually_exclusive_group()
     system.add_argument(
-        "-sys", "--system-prompt", metavar="TEXT", help="instructions for the whole conversation"
+        "-sys",
+        "--system-prompt",
+        action=Text,
+        metavar="TEXT",
+        help="instructions for the whole conversation",
     )
     system.add_argument(
         "-sysf", "--system-prompt-file", metavar="FILE", help="the same from a UTF-8 file"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 
 class OutputError(Exception):
@@ -21,13 +22,11 @@ class ClosedPipeError(OutputError):
 
 
 def write(text: str) -> None:
-    """Write to stdout as UTF-8, and flush. Raises OutputError."""
+    """Write all of it to stdout as UTF-8. Raises OutputError."""
     if sys.stdout is None:  # the shell's >&-
         raise OutputError("standard output is closed")
     try:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-        sys.stdout.buffer.flush()
+        _write_all(sys.stdout, text, "utf-8", "replace")
     except OSError as error:
         _discard_stdout()
         if isinstance(error, BrokenPipeError):
@@ -45,7 +44,26 @@ def note(text: str) -> None:
     if sys.stderr is None:  # print() would write to stdout
         return
     with contextlib.suppress(OSError):  # no stream is left for an error
-        print(text, file=sys.stderr, flush=True)
+        _write_all(sys.stderr, f"{text}\n", sys.stderr.encoding or "utf-8", "backslashreplace")
+
+
+def _write_all(stream: TextIO, text: str, encoding: str, errors: str) -> None:
+    """Write to the file below `stream`, which may take a part at a time. Raises OSError.
+
+    It may be a pipe that does not wait by itself: any process that shares it can set that for all.
+    """
+    stream.flush()
+    if not hasattr(stream, "buffer"):  # a notebook's
+        stream.write(text)
+        return
+    file = getattr(stream.buffer, "raw", stream.buffer)  # with PYTHONUNBUFFERED they are the same
+    rest = memoryview(text.encode(encoding, errors))
+    while rest:
+        n_written = file.write(rest)
+        if n_written is None:  # the pipe is full
+            select.select([], [file], [])
+            continue
+        rest = rest[n_written:]
 
 
 def printable(text: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import select
+import sys
 
 from lariat.cli import model_file
-from lariat.cli.usage import UsageError
+from lariat.cli.usage import Text, UsageError
 from lariat.errors import LariatError
 
 _MAX_BYTES = 64 << 20  # of a prompt file; more does not fit, and /dev/zero never ends
@@ -21,12 +24,15 @@ def add_arguments(
     """Add the flags of the model file, -p or -f, and -e."""
     model_file.add_arguments(parser)
     either = parser.add_mutually_exclusive_group(required=required)
-    either.add_argument("-p", "--prompt", metavar="TEXT", help="the text to begin with")
+    either.add_argument(
+        "-p", "--prompt", action=Text, metavar="TEXT", help="the text to begin with"
+    )
     either.add_argument(
         "-f",
         "--file",
         metavar="FILE",
-        help="read the prompt from a UTF-8 file; one newline at its end is dropped",
+        help="read the prompt from a UTF-8 file, or from standard input if FILE is -; one newline "
+        "at its end is dropped",
     )
     parser.add_argument(
         "-e",
@@ -42,8 +48,7 @@ def read(args: argparse.Namespace) -> str:
         # Python turns bytes of the command line that are not UTF-8 into lone surrogates.
         data, name = args.prompt.encode("utf-8", "surrogateescape"), "the prompt"
     else:
-        with open(args.file, "rb") as file:
-            data, name = file.read(_MAX_BYTES + 1), args.file
+        data, name = _from_file(args.file)
         if len(data) > _MAX_BYTES:
             raise LariatError(f"{name} is larger than {_MAX_BYTES} bytes, too large for a prompt")
         data = data.removesuffix(b"\n")
@@ -74,6 +79,27 @@ def unescape(data: bytes) -> bytes:
         return bytes([int(digits, 16)]) if digits else _ESCAPED.get(letter, letter)
 
     return _ESCAPE.sub(replace, data)
+
+
+def _from_file(path: str) -> tuple[bytes, str]:
+    """At most `_MAX_BYTES` + 1 bytes of a file or of standard input, and its name for errors."""
+    if path != "-":
+        with open(path, "rb") as file:
+            return file.read(_MAX_BYTES + 1), path
+    if sys.stdin is None:  # the shell's <&-
+        raise LariatError("standard input is closed")
+    parts, n_bytes, fd = [], 0, sys.stdin.fileno()
+    while n_bytes <= _MAX_BYTES:
+        try:
+            part = os.read(fd, 1 << 16)
+        except BlockingIOError:  # a pipe that does not wait by itself
+            select.select([fd], [], [])
+            continue
+        if not part:
+            break
+        parts.append(part)
+        n_bytes += len(part)
+    return b"".join(parts), "standard input"
 
 
 def _decode(data: bytes, name: str, error: type[Exception]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import prompt
-from lariat.cli.usage import Flag, add_flags, checked
+from lariat.cli.usage import Flag, Texts, add_flags, checked
 from lariat.config import SamplingParams
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def add_length(text: argparse._ArgumentGroup) -> None:
         "-r",
         "--reverse-prompt",
         dest="stop",
-        action="append",
+        action=Texts,
         default=[],
         metavar="TEXT",
         help="end when the model writes this text; may be given several times",
