@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     setting = bench_output.Setting(cases, args.pin, n_processors)
     printers = [_printer(args, args.output, setting, console.write)]
     if args.output_err:
-        printers.append(_printer(args, args.output_err, setting, _write_err))
+        printers.append(_printer(args, args.output_err, setting, console.write_err))
     with contextlib.ExitStack() as stack:
         picture = stack.enter_context(plots.Picture(args.plot)) if args.plot else None
         results, interrupted = _measure(args, cases, repetitions, printers)
@@ -246,13 +245,6 @@ def _printer(
     if name == "md" and args.by_threads:
         return bench_output.Scaling(setting, write)
     return bench_output.FORMATS[name](setting, write)
-
-
-def _write_err(text: str) -> None:
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # there is nowhere left to complain
-            sys.stderr.write(text)
-            sys.stderr.flush()
 
 
 # ---- what the flags say ------------------------------------------------------------------------

@@ -41,10 +41,15 @@ def show(text: str) -> None:
 
 def note(text: str) -> None:
     """Write a line to stderr, if that is possible."""
-    if sys.stderr is None:  # print() would write to stdout
+    write_err(f"{text}\n")
+
+
+def write_err(text: str) -> None:
+    """Write to stderr, if that is possible."""
+    if sys.stderr is None:
         return
     with contextlib.suppress(OSError):  # no stream is left for an error
-        _write_all(sys.stderr, f"{text}\n", sys.stderr.encoding or "utf-8", "backslashreplace")
+        _write_all(sys.stderr, text, sys.stderr.encoding or "utf-8", "backslashreplace")
 
 
 def _write_all(stream: TextIO, text: str, encoding: str, errors: str) -> None:

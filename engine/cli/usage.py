@@ -56,14 +56,14 @@ class Parser(argparse.ArgumentParser):
                 return
             name, equals, value = arg.partition("=")
             action = flags.get(name)
-            if action is None:
-                if _is_flag(arg):
-                    reason = llama_cpp_flags.reason(name)
-                    self.error(f"unrecognized argument {name}" + (reason and f": {reason}"))
+            if action is None and _is_flag(arg):
+                reason = llama_cpp_flags.reason(name)
+                self.error(f"unrecognized argument {name}" + (reason and f": {reason}"))
+            if action is None or action.nargs is not None:  # not a flag, or one without a value
                 yield arg
-            elif action.nargs is not None:  # 0 values
-                yield arg
-            elif (following := value if equals else next(rest, None)) is None:
+                continue
+            following = value if equals else next(rest, None)
+            if following is None:
                 yield arg
             elif isinstance(action, Text):
                 yield f"{name}={_MARK}{following}"
