@@ -42,6 +42,7 @@ class Probe:
         n_bytes = -(-n_bytes // _machine.STEP_BYTES) * _machine.STEP_BYTES
         self.n_bytes = n_bytes
         self._memory: np.ndarray = allocate(n_bytes)
+        threads.claim()
         _machine.fill(self._memory, n_threads)
         self._n_steps = 256
 

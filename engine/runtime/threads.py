@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import signal
 import threading
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lariat import _machine
 from lariat.checks import check_whole
 from threadpoolctl import ThreadpoolController
 
 MAX_THREADS = 512
 _TOPOLOGY = "/sys/devices/system/cpu"
+_PF_FORKNOEXEC = 0x40  # of the flags in /proc/PID/stat: include/linux/sched.h
+_NOT_SPREAD = (0, 2)  # omp_proc_bind_false and _master: all threads stay where the first one is
+_TRIAL_SECONDS = 2.0  # a team runs within a millisecond, if other processes let it
 
 _blas: ThreadpoolController | None = None
-_owner_pid: int | None = None
+_owner_pid: int | None = None  # the process that has run kernels
+_tried_pid: int | None = None  # the process in which `check_not_forked` has tried a team
+_is_stale = False  # the result of that
 
 
 def available() -> int:
@@ -74,12 +84,30 @@ def is_forked() -> bool:
 
 
 def check_not_forked() -> None:
-    """Raise RuntimeError in a forked process: OpenMP would wait for threads that do not exist."""
-    if is_forked():
+    """Raise RuntimeError in a forked process: OpenMP would wait for threads that do not exist.
+
+    Any library may have used OpenMP before the fork, so the first call in a forked process tries.
+    """
+    global _tried_pid, _is_stale
+    if _tried_pid != os.getpid() and threading.current_thread() is threading.main_thread():
+        _is_stale = not is_forked() and _was_forked() and not _team_runs()
+        _tried_pid = os.getpid()
+    if is_forked() or (_is_stale and threading.current_thread() is threading.main_thread()):
         raise RuntimeError(
-            "this process was forked after Lariat's threads had started and cannot use them; "
-            "start it with multiprocessing's 'spawn' method instead"
+            "this process was forked after the threads of Lariat or of another library had "
+            "started, and cannot use them; start it with multiprocessing's 'spawn' method instead"
         )
+
+
+def claim() -> None:
+    """Call it before kernels run: a process that is forked later must not run them.
+
+    Raises RuntimeError as `check_not_forked` does.
+    """
+    global _owner_pid
+    check_not_forked()
+    if _owner_pid is None:
+        _owner_pid = os.getpid()
 
 
 @contextmanager
@@ -88,20 +116,72 @@ def forward_pass() -> Iterator[None]:
 
     Raises RuntimeError as `check_not_forked` does.
     """
-    global _blas, _owner_pid
-    check_not_forked()
-    if _owner_pid is None:
-        _owner_pid = os.getpid()
+    global _blas
+    claim()
     if _blas is None:
         _blas = ThreadpoolController().select(user_api="blas")
     with _blas.limit(limits=1):
         yield
 
 
+def _was_forked() -> bool:
+    """Whether this process runs no program of its own since it was forked."""
+    try:
+        flags = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6]
+    except (OSError, IndexError):
+        return False  # macOS, where OpenMP's library survives forks
+    return bool(int(flags) & _PF_FORKNOEXEC)
+
+
+def _team_runs() -> bool:
+    """Whether OpenMP's threads run in this process, found out by a copy of it that may hang.
+
+    Only the thread that called fork can have lost its team, and only it is in the copy.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of threads that the copy lacks
+        copy = os.fork()
+    if copy == 0:
+        try:
+            _machine.thread_ids(2)
+        finally:
+            os._exit(0)
+    end = time.monotonic() + _TRIAL_SECONDS
+    try:
+        while time.monotonic() < end:
+            if os.waitpid(copy, os.WNOHANG)[0]:
+                return True
+            time.sleep(0.001)
+        os.kill(copy, signal.SIGKILL)
+        os.waitpid(copy, 0)
+    except (ChildProcessError, ProcessLookupError):  # the program's handler of SIGCHLD was faster
+        return time.monotonic() < end
+    return False
+
+
 def _affinity() -> list[int]:
+    if bound := _places():
+        return bound
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def _places() -> list[int]:
+    """The processors over which OpenMP spreads its threads, if the user has told it to bind them.
+
+    With OMP_PROC_BIND, OMP_PLACES or GOMP_CPU_AFFINITY, OpenMP binds the first thread when it is
+    loaded. So that thread's affinity mask says nothing about the others.
+    """
+    openmp = ctypes.CDLL(_machine.__file__)  # finds OpenMP's library, whatever its file is named
+    if not hasattr(openmp, "omp_get_num_places") or openmp.omp_get_proc_bind() in _NOT_SPREAD:
+        return []
+    found: set[int] = set()
+    for place in range(openmp.omp_get_num_places()):
+        ids = (ctypes.c_int * openmp.omp_get_place_num_procs(place))()
+        openmp.omp_get_place_proc_ids(place, ids)
+        found.update(ids)
+    return sorted(found)
 
 
 def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:

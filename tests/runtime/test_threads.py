@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -80,6 +81,45 @@ def test_available_follows_the_affinity_mask():
         assert worker.submit(within, {min(cpus)}).result() == 1
         assert worker.submit(within, cpus).result() == threads.available()
     assert threads.available() <= len(cpus)
+
+
+def threads_with(**environment: str) -> int:
+    """`available()` in a process with these variables, that may use two processors."""
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
+    script = f"""
+        import os
+        os.sched_setaffinity(0, {{{cpus}}})
+        from lariat.runtime import threads
+        print(len(threads._affinity()))
+    """
+    return int(run_script(script, environment=environment))
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two processors",
+)
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("OMP_PROC_BIND", "true", 2),
+        ("OMP_PROC_BIND", "spread,close", 2),
+        ("OMP_PROC_BIND", "master", 1),  # all threads share the place of the first
+        ("OMP_PROC_BIND", "false", 2),
+        ("OMP_PLACES", "threads", 2),
+        ("OMP_PLACES", "{A},{B}", 2),
+        ("OMP_PLACES", "{A,B}", 2),
+        ("OMP_PLACES", "{B}", 1),  # the user wants one
+        ("GOMP_CPU_AFFINITY", "A B", 2),
+        ("GOMP_CPU_AFFINITY", "B", 1),
+        ("OMP_DYNAMIC", "true", 2),
+    ],
+)
+def test_threads_that_openmp_binds_are_counted_by_its_places(name, value, expected):
+    """OpenMP binds the first thread when it is loaded, so the mask of that thread is too small."""
+    a, b = sorted(os.sched_getaffinity(0))[:2]
+    value = value.replace("A", str(a)).replace("B", str(b))
+    assert threads_with(**{name: value}) == expected
 
 
 def topology(folder: Path, siblings: dict[int, str]) -> str:
@@ -226,12 +266,12 @@ def test_blas_gets_its_threads_back_after_an_error():
 # ---- fork ----
 
 
-def run_script(text: str, *args: object) -> str:
+def run_script(text: str, *args: object, environment: dict[str, str] | None = None) -> str:
     """Run Python in a process of its own, from the repository; its output, or a failure."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(text), *map(str, args)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=60,
@@ -303,3 +343,80 @@ def test_a_process_forked_before_any_model_was_loaded_works(model):
     """
     )
     assert run_script(script, model).split() == ["4", "4", "4"]
+
+
+USES_OF_OPENMP = {
+    "an import alone": "import lariat._kernels",
+    "a team of one": "from lariat import _machine; _machine.thread_ids(1)",
+    "a probe": "from lariat import _machine; _machine.thread_ids(3)",
+    "quantize": """
+from lariat.tools.quantize import QuantizeConfig, quantize_file
+quantize_file(path, path + ".q8", QuantizeConfig("Q8_0"), 2, force=True)""",
+    "measurements": """
+from lariat.measure.machine import Probe
+Probe(2, 1 << 20)""",
+    "another library": """
+import ctypes
+body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda data: None)
+ctypes.CDLL("libgomp.so.1").GOMP_parallel(body, None, 3, 0)""",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="forks are told by /proc")
+@pytest.mark.parametrize("use", USES_OF_OPENMP)
+def test_a_process_forked_after_any_use_of_openmp_works_or_gets_an_error(model, use):
+    script = (
+        IN_CHILD
+        + f"""
+    exec({USES_OF_OPENMP[use]!r})
+    def work():
+        with LLM(path, n_threads=2) as llm:
+            return len(llm.generate([1, 2, 3], params).token_ids)
+    def works_or_is_refused():
+        try:
+            return work()
+        except RuntimeError:
+            return refused(work)  # again, at once
+    def in_another_thread():
+        from concurrent.futures import ThreadPoolExecutor
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(works_or_is_refused).result()
+    print(in_child(works_or_is_refused), in_child(in_another_thread))
+    try:
+        print(work())
+    except RuntimeError as error:
+        print(error)
+    """
+    )
+    if use == "another library" and not has_libgomp():
+        pytest.skip("needs libgomp")
+    *in_children, here = run_script(script, model).split()
+    assert here == "4", "the process itself goes on"
+    if use in ("an import alone", "a team of one"):
+        assert in_children == ["4", "4"]
+    else:
+        assert set(in_children) <= {"4", "7"}
+
+
+def has_libgomp() -> bool:
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="forks are told by /proc")
+def test_a_fork_is_told_from_a_program_of_its_own():
+    script = """
+        import os, subprocess, sys
+        from lariat.runtime import threads
+        code = "from lariat.runtime import threads; print(threads._was_forked())"
+        print(threads._was_forked(), flush=True)
+        if os.fork() == 0:
+            print(threads._was_forked(), flush=True)
+            subprocess.run([sys.executable, "-c", code])
+            os._exit(0)
+        os.wait()
+    """
+    assert run_script(script).split() == ["False", "True", "False"]
