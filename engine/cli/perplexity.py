@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import console, engine_flags, model_file, prompt
@@ -88,13 +88,14 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args) if has_text else None
 
+    from lariat.formats.atomic import check_writable
     from lariat.tools import perplexity
 
     base = perplexity.Base(args.kl_base) if args.kl_divergence else None
     if base is not None:
         config = replace(config, n_ctx=base.windows.shape[1])
     elif args.kl_base:
-        _check_writable(args.kl_base)
+        check_writable(Path(args.kl_base), LariatError)
     with (
         engine_flags.load(args, config, overrides) as llm,
         console.Bar("scoring", enabled=not args.quiet) as bar,
@@ -244,14 +245,3 @@ def _print_json(value: dict[str, Any]) -> None:
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in value.items()
     }
     console.write(json.dumps(finite, indent=2) + "\n")
-
-
-def _check_writable(path: str) -> None:
-    """Find out before the run, not after it, that a file cannot be written there."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise LariatError(f"{path} is a folder")
-    if not os.path.isdir(folder):
-        raise LariatError(f"{folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise LariatError(f"{folder} is not writable")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import time
 from pathlib import Path
@@ -105,6 +104,7 @@ class PromptCache(Start):
     """A context that begins with the tokens in the file of --prompt-cache."""
 
     def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
+        from lariat.formats.atomic import check_writable
         from lariat.reuse import prompt_reuse
 
         self._path, self._all = Path(args.prompt_cache), args.prompt_cache_all
@@ -115,9 +115,8 @@ class PromptCache(Start):
             context.load(self._path)
         is_new = context.tokens[: len(self._ids)] != self._ids
         self._write = is_new and not args.prompt_cache_ro
-        folder = self._path.parent
-        if (self._write or self._all) and not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ContextError(f"{self._path}: {folder} is not a folder that can be written")
+        if self._write or self._all:
+            check_writable(self._path, ContextError)
         start = time.perf_counter()
         n_reused = prompt_reuse.fit(context, self._ids, args.cache_reuse)
         self._n_computed = len(context) - n_reused

@@ -210,7 +210,7 @@ class BaseWriter:
         )
         with ExitStack() as stack:
             beside = stack.enter_context(written_beside(Path(path)))
-            with open(beside, "xb") as file:
+            with open(beside, "wb") as file:
                 file.write(layout.head)
                 file.write(windows.astype("<i4").tobytes())
                 file.flush()

@@ -106,7 +106,10 @@ def quantize_file(
         n_bytes = len(header) + sum(_padded(_new_bytes(i, t), gguf.alignment) for i, t in plan)
         _check_target(gguf.splits, path, n_bytes, force)
         threads.claim()
-        with written_beside(path) as beside, anonymous_file(beside) as file:
+        with (
+            written_beside(path, is_made=False) as beside,
+            anonymous_file(beside) as file,
+        ):
             file.write(header)
             _write_tensors(gguf, plan, file, n_threads, progress)
     return Report(

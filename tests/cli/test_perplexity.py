@@ -102,5 +102,9 @@ def test_where_no_file_can_be_written_is_known_before_the_run(
     run: Run, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lariat.llm.LLM.__init__", lambda *_, **__: pytest.fail("it was loaded"))
-    check_refused(run("-f", text, "--kl-base", str(tmp_path)), 1, "is a folder")
-    check_refused(run("-f", text, "--kl-base", str(tmp_path / "no" / "b")), 1, "does not exist")
+    check_refused(
+        run("-f", text, "--kl-base", str(tmp_path)), 1, str(tmp_path), "it is a directory"
+    )
+    check_refused(
+        run("-f", text, "--kl-base", str(tmp_path / "no" / "b")), 1, "not a folder that can"
+    )
