@@ -3,6 +3,7 @@
 Commands:   generate, chat, chunk, info, tokenize, quantize, perplexity, bench (bench_output prints
             its results)
 main        chooses the command; errors to sentences and exit codes
+interrupts  Ctrl-C while modules are imported
 usage       the parser, and flags that fill a configuration class
 llama_cpp_flags  flags of llama.cpp that are missing here, with reasons
 Flags that several commands share:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lariat.cli import console
+from lariat.cli import console, interrupts
 from lariat.cli.usage import Parser, UsageError
 from lariat.errors import LariatError
 
@@ -76,6 +76,15 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: that of the process) and return the exit code."""
     try:
+        return _run(argv)
+    except Exception as error:
+        if interrupts.explain(error):
+            return interrupts.CODE
+        raise
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
         try:
             args = _parser().parse_args(argv)
             code: int = args.run(args)
@@ -88,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except console.ClosedPipeError:
         return 141
     except KeyboardInterrupt:
-        return 130
+        return interrupts.CODE
     except (LariatError, console.OutputError) as error:
         return _fail(str(error), 1)
     except OSError as error:
@@ -97,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory{f': {error}' if str(error) else ''}", 1)
     except ImportError as error:
+        if interrupts.explain(error):
+            raise
         if any(words in str(error) for words in _NO_MEMORY_FOR_CODE):
             return _fail(f"not enough memory: {error}", 1)
         if error.name is None:  # the kernels refuse LARIAT_ISA
