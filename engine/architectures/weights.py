@@ -123,7 +123,8 @@ class TensorReader(ABC):
         self._unread.pop(name, None)
         if info is None:
             raise GGUFError(f"{self.gguf.path}: tensor {quote(name)} is missing")
-        if info.shape != shape:
+        # A vector may have a second dim of 1; ggml knows no difference.
+        if info.shape not in (shape, (1, *shape)):
             raise GGUFError(
                 f"{self.gguf.path}: tensor {quote(name)} has shape {list(info.shape)}, "
                 f"expected {list(shape)}"

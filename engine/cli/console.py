@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import sys
 from typing import Any, TextIO
+
+_MAX_WORD = 240  # characters of a path or a name that are shown
+_MAX_MESSAGE = 1200
+_LONG_WORD = re.compile(rf"\S{{{_MAX_WORD + 1},}}")
 
 
 class OutputError(Exception):
@@ -74,6 +79,17 @@ def _write_all(stream: TextIO, text: str, encoding: str, errors: str) -> None:
 def printable(text: str) -> str:
     """The text on one line; characters that cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(text: str) -> str:
+    """As `printable`; names and paths of several lines are cut in the middle, and so is the text."""
+    words = _LONG_WORD.sub(lambda found: _middle_cut(found[0], _MAX_WORD), printable(text))
+    return _middle_cut(words, _MAX_MESSAGE)
+
+
+def _middle_cut(text: str, n_chars: int) -> str:
+    half = (n_chars - 3) // 2
+    return text if len(text) <= n_chars else f"{text[:half]}...{text[-half:]}"
 
 
 def safe(text: str) -> str:

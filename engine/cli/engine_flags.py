@@ -129,10 +129,18 @@ def load(
     config: EngineConfig,
     overrides: Mapping[str, str | int | float | bool],
 ) -> LLM:
-    """Load the model of -m with a progress bar, unless -q is given. Raises what `LLM` raises."""
+    """Load the model of -m with a progress bar and a warning, unless -q is given. Raises what `LLM` raises."""
     from lariat.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        return LLM(
+        llm = LLM(
             args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
         )
+    n_trained = llm.config.n_ctx_train
+    if llm.n_ctx > n_trained and config.rope == RopeConfig() and not args.quiet:
+        console.note(
+            f"lariat: warning: a context of {llm.n_ctx} is longer than the {n_trained} tokens that "
+            "the model was trained for; its text gets worse there unless positions are scaled "
+            "(--rope-scaling, or -gan with --cache raw)"
+        )
+    return llm

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _file(gguf: GGUFModel) -> Iterator[str]:
     yield "file"
-    yield f"  path     {console.printable(str(gguf.path))}"
+    yield f"  path     {console.brief(str(gguf.path))}"
     yield f"  size     {_size(gguf.n_bytes)}"
     yield f"  version  {gguf.version}"
     if len(gguf.splits) > 1:

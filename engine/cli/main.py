@@ -127,5 +127,5 @@ def _parser() -> Parser:
 
 
 def _fail(message: str, code: int) -> int:
-    console.note(f"lariat: error: {console.printable(message)}")
+    console.note(f"lariat: error: {console.brief(message)}")
     return code

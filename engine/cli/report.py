@@ -16,7 +16,7 @@ def headline(llm: LLM, args: argparse.Namespace) -> str:
     from lariat import _kernels
 
     line = (
-        f"lariat: {console.printable(model_file.shown(args.model))}, context {llm.n_ctx}, "
+        f"lariat: {console.brief(model_file.shown(args.model))}, context {llm.n_ctx}, "
         f"{args.cache} cache (keys {args.type_k}, values {args.type_v}), "
         f"{_kernels.isa()}, threads {llm.n_threads} (prompt {llm.n_threads_batch})"
     )

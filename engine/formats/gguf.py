@@ -547,7 +547,10 @@ def _read_tensor(cursor: _Cursor, name: str, alignment: int) -> TensorInfo:
     n_dims = cursor.u32(what)
     if not 1 <= n_dims <= _MAX_DIMS:
         cursor.fail(f"{what} has {n_dims} dimensions, expected 1 to {_MAX_DIMS}")
-    shape = tuple(reversed([cursor.u64(what) for _ in range(n_dims)]))
+    dims = [cursor.u64(what) for _ in range(n_dims)]
+    while len(dims) > 2 and dims[-1] == 1:  # it means nothing
+        dims.pop()
+    shape = tuple(reversed(dims))
     number = cursor.u32(what)
     offset = cursor.u64(what)
     if 0 in shape:

@@ -193,7 +193,7 @@ def _check_target(sources: Sequence[Path], target: Path, n_bytes: int, force: bo
     free = shutil.disk_usage(target.parent).free
     if free < n_bytes:
         raise LariatError(
-            f"{target}: needs {n_bytes / 1e9:.2f} GB, and there are {free / 1e9:.2f} GB free"
+            f"{target}: the file needs {n_bytes:,} bytes, and there are {free:,} free on the disk"
         )
 
 

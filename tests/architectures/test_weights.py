@@ -15,6 +15,7 @@ from lariat._program import run
 from lariat.architectures.loading import load_weights, read_config
 from lariat.architectures.weights import Linear, Weights, split_halves
 from lariat.config import ModelConfig
+from lariat.tools.quantize import QuantizeConfig, quantize_file
 
 from tests.support.model_files import write_llama
 
@@ -217,7 +218,7 @@ WRONG = {
     "blk.0.attn_output.weight": (63, 64),
     "blk.1.ffn_down.weight": (96, 64),
     "blk.0.attn_norm.weight": (65,),
-    "output_norm.weight": (1, 64),
+    "output_norm.weight": (2, 64),
     "output.weight": (287, 64),
     "token_embd.weight": (288, 65),
     "blk.0.attn_q.bias": (63,),
@@ -380,3 +381,30 @@ def test_loading_needs_no_more_memory_than_the_file(tmp_path):
     assert after < 1.15 * n_bytes + 150e6
     # Stricter: loading itself holds nothing twice.
     assert after - before < 1.15 * n_bytes + 60e6, f"{(after - before) / n_bytes:.2f} of the file"
+
+
+# ---- dims of 1 behind the others ----
+
+
+@pytest.mark.parametrize("n_dims", [2, 3, 4])
+@pytest.mark.parametrize("weight_type", ["F32", "Q8_0"])
+def test_trailing_dims_of_1_mean_nothing(tmp_path, monkeypatch, n_dims, weight_type):
+    """ggml gives every tensor four dims, and a file may write any number of those that are 1."""
+    shape = {"weight_type": weight_type, "arch": "qwen2", "rope_freqs": [1.0] * 8}
+    plain = write_llama(tmp_path / "plain.gguf", **shape)
+    add = GGUFWriter.add_tensor
+
+    def add_longer(self: GGUFWriter, name: str, tensor: np.ndarray, **more: object) -> None:
+        ones = (1,) * (n_dims - tensor.ndim)
+        add(self, name, tensor.reshape(*ones, *tensor.shape), **more)
+
+    monkeypatch.setattr(GGUFWriter, "add_tensor", add_longer)
+    longer = write_llama(tmp_path / "longer.gguf", **shape)
+    assert longer.stat().st_size > plain.stat().st_size
+    logits = []
+    for path in (plain, longer):
+        with LLM(path, n_threads=1) as llm:
+            logits.append(llm.logits([1, 2, 3]))
+        quantize_file(path, path.with_suffix(".q"), QuantizeConfig("Q8_0"), force=True)
+    assert np.array_equal(*logits)
+    assert plain.with_suffix(".q").read_bytes() == longer.with_suffix(".q").read_bytes()
