@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -114,7 +115,7 @@ class Jinja:
             try:
                 done = subprocess.run(
                     # -I: isolated from the user's environment; -S: no site packages, saves 20 ms.
-                    [sys.executable, "-I", "-S", template_worker.__file__],
+                    [_interpreter(), "-I", "-S", template_worker.__file__],
                     input=json.dumps([_paths(), request]).encode(),
                     stdout=answer,
                     stderr=subprocess.DEVNULL,
@@ -139,6 +140,16 @@ class Jinja:
         if outcome == "error":
             raise ChatError(f"the chat template {text}")
         return text
+
+
+def _interpreter() -> str:
+    """The program of this Python. Where Python is part of another program, it may not know it."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    found = sys.executable or shutil.which(version, path=str(Path(sys.exec_prefix, "bin")))
+    found = found or shutil.which(version) or shutil.which("python3")
+    if not found:
+        raise ChatError("the chat template needs a Python program, and there is none on PATH")
+    return found
 
 
 def _paths() -> list[str]:

@@ -82,7 +82,7 @@ def printable(text: str) -> str:
 
 
 def brief(text: str) -> str:
-    """As `printable`; names and paths of several lines are cut in the middle, and so is the text."""
+    """As `printable`; names and paths of several lines, and longer texts, lose their middle."""
     words = _LONG_WORD.sub(lambda found: _middle_cut(found[0], _MAX_WORD), printable(text))
     return _middle_cut(words, _MAX_MESSAGE)
 

@@ -129,7 +129,10 @@ def load(
     config: EngineConfig,
     overrides: Mapping[str, str | int | float | bool],
 ) -> LLM:
-    """Load the model of -m with a progress bar and a warning, unless -q is given. Raises what `LLM` raises."""
+    """Load the model of -m, with a bar and a warning unless -q is given. Raises what `LLM` raises.
+
+    The warning is about a context that is longer than the model was trained for.
+    """
     from lariat.llm import LLM
 
     with console.Bar("loading", enabled=not args.quiet) as bar:
