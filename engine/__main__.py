@@ -17,7 +17,7 @@ def main() -> int:
     except KeyboardInterrupt:  # outside of what `run` catches
         return interrupts.CODE
     finally:
-        interrupts.end_quietly()
+        interrupts.end_work()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import bench_output, console, engine_flags, model_file
+from lariat.cli import bench_output, console, engine_flags, interrupts, model_file
 from lariat.cli.usage import UsageError
 from lariat.config import CACHE_STRATEGIES, CACHE_TYPES, EngineConfig
 from lariat.demo import DEMO_MODEL
@@ -180,6 +180,7 @@ def _measure(
     from lariat.measure.benchmark import Benchmark
     from lariat.measure.machine import Probe
 
+    interrupts.begin_work()
     n_threads = max(max(case.n_threads, case.n_threads_batch) for case in cases)
     results: list[Result] = []
     interrupted = started = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lariat.cli import console, engine_flags, model_file, prompt
+from lariat.cli import console, engine_flags, interrupts, model_file, prompt
 from lariat.cli.usage import Parser
 
 _DESCRIPTION = """\
@@ -84,5 +84,6 @@ def run_remove(args: argparse.Namespace) -> int:
     """Forget a chunk and return the exit code."""
     from lariat.reuse.library import ChunkLibrary
 
+    interrupts.begin_work()
     ChunkLibrary(args.library).remove(args.name)
     return 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import console
+from lariat.cli import console, interrupts
 from lariat.cli.usage import Flag, UsageError, add_flags, checked
 from lariat.config import (
     CACHE_STRATEGIES,
@@ -135,6 +135,7 @@ def load(
     """
     from lariat.llm import LLM
 
+    interrupts.begin_work()
     with console.Bar("loading", enabled=not args.quiet) as bar:
         llm = LLM(
             args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap

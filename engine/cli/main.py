@@ -75,6 +75,8 @@ class _Version(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: that of the process) and return the exit code."""
+    if argv is None:
+        interrupts.watch()
     try:
         return _run(argv)
     except Exception as error:

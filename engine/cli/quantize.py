@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import console, model_file
+from lariat.cli import console, interrupts, model_file
 from lariat.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
+    interrupts.begin_work()
     start = time.perf_counter()
     with console.Bar("quantizing", enabled=not args.quiet) as bar:
         report = quantize_file(

@@ -61,8 +61,12 @@ def test_an_interrupt_within_any_import_is_quiet(run: Run, command: str) -> None
         assert run(command, at) == (130, "", ""), f"at import {at} of {n_imports}"
 
 
-def test_an_interrupt_that_libraries_turn_into_another_error_is_one(tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text(
+@pytest.mark.parametrize("module", ["numpy", "tqdm"])
+def test_an_interrupt_that_libraries_turn_into_another_error_is_one(
+    tmp_path: Path, module: str
+) -> None:
+    """Before the work begins, and after it."""
+    (tmp_path / f"{module}.py").write_text(
         "import os, signal\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
@@ -74,12 +78,40 @@ def test_an_interrupt_that_libraries_turn_into_another_error_is_one(tmp_path: Pa
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from lariat.cli import console\n"
+        "console.stderr_is_terminal = lambda: True\n"  # so that there is a bar
         "from lariat.__main__ import main\n"
         "sys.exit(main())"
     )
-    argv = [sys.executable, "-c", script, "info"]
+    argv = [sys.executable, "-c", script, "generate", "-p", "the", "-n", "1"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_work_that_has_begun_is_cleaned_up(tmp_path: Path) -> None:
+    """An interrupt within an import that comes late leaves no unfinished file."""
+    script = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from lariat.__main__ import main
+from lariat.cli import console
+from lariat.tools import quantize
+console.stderr_is_terminal = lambda: True
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tqdm":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+quantize.anonymous_file = lambda path: open(path, "wb")  # as where O_TMPFILE is missing
+sys.exit(main())
+"""
+    source = write_llama(tmp_path / "m.gguf", n_layers=1)
+    argv = [sys.executable, "-c", script, "quantize", str(source), str(tmp_path / "q"), "Q8_0"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
 def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
