@@ -76,7 +76,7 @@ def test_save_and_compare(run: Run, text: str, tmp_path: Path, flag: str) -> Non
 
 
 def test_bad_input(run: Run, text: str, tmp_path: Path) -> None:
-    check_refused(run("-p", "the man"), 1, "tokens", "at least 1024")
+    check_refused(run("-p", "the man", "-q"), 1, "tokens", "at least 1024")
     check_refused(run(), 2, "-p/--prompt", "-f/--file")
     check_refused(run("-f", str(tmp_path / "none.txt")), 1, "none.txt: No such file")
     (tmp_path / "empty.txt").write_text("")
