@@ -67,7 +67,7 @@ def test_json_has_every_combination(run, model):
     }
     flags = [x for flag, values in axes.values() for x in (flag, ",".join(map(str, values)))]
     code, out, err = run(
-        "-m", model, *flags, "-p", "6", "-n", "3", "-pg", "5,2", "-r", "1", "-ojson"
+        "-m", model, *flags, "-p", "6", "-n", "3", "-pg", "5,2", "-r", "1", "-o", "json"
     )
     assert (code, err) == (0, "")
     entries = json.loads(out)
