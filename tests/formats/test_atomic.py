@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,3 +209,32 @@ def test_an_anonymous_file_replaces_too(tmp_path, has_old):
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == ["m" * 250]
     assert not has_old or mode(path) == 0o600
+
+
+def can_mount() -> bool:
+    """Whether this process may mount files in a namespace of its own."""
+    try:
+        return not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs the right to mount")
+@pytest.mark.parametrize("is_read_only", [False, True], ids=["alone", "in a read-only folder"])
+def test_a_file_that_is_mounted_alone_is_overwritten(tmp_path, is_read_only):
+    folder, path, source = tmp_path / "folder", tmp_path / "folder" / "a", tmp_path / "source"
+    folder.mkdir()
+    path.touch()
+    source.write_text("an old text that is longer")
+    protect = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && "
+    script = (
+        "from pathlib import Path; from lariat.formats.atomic import written_beside\n"
+        f"with written_beside(Path({str(path)!r})) as beside: beside.write_text('new')"
+    )
+    command = f"{protect * is_read_only}mount --bind {source} {path} && exec {sys.executable} -c"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{command} "$0"', script], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert source.read_text() == "new"
+    assert names(folder) == ["a"]
