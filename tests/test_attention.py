@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lariat import _attention, _cache, _kernels
+from lariat._attention_plan import AttentionPlan
 from lariat._program import run
 from lariat.cache.kv_storage import CacheMemory
 
@@ -156,7 +157,7 @@ def test_attention_refuses_what_does_not_fit(rng):
     case.rows = case.rows[:90]
     with pytest.raises(ValueError, match="beyond the RoPE table"):
         case.run(raw=True)
-    plan = _attention.AttentionPlan(case.pool, 2)
+    plan = AttentionPlan(case.pool, 2)
 
     def fill(n_past: int, segment: list[int]) -> None:
         starts = np.array([0, 1], np.int32)
@@ -166,5 +167,5 @@ def test_attention_refuses_what_does_not_fit(rng):
         fill(0, [0, 30, 3, 0])
     with pytest.raises(ValueError, match="out of its block"):
         fill(0, [10000, 0, 3, 0])
-    with pytest.raises(ValueError, match="do not hold"):
+    with pytest.raises(ValueError, match="request 0 hold 3 tokens, but it has 7 and 1"):
         fill(7, [0, 0, 3, 0])

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 from lariat import _attention, _cache, _kernels
+from lariat._attention_plan import AttentionPlan
 from lariat._program import Operation
 from lariat._program import run as run_now
 from lariat.cache.blocks import SLOTS, BlockPool, BlockTable, numbered, slots_of
@@ -70,9 +71,7 @@ class KVCache(ABC):
         self._rope = rope
         self._scale = 1.0 / math.sqrt(config.head_dim_k)
         self._memory = CacheMemory(config, n_blocks, type_k, type_v)
-        self._plan = _attention.AttentionPlan(
-            self._memory.kernel, config.n_heads, rope.kernel if self._raw else None
-        )
+        self._plan = AttentionPlan(self._memory.kernel, config.n_heads)
 
     def new_table(self) -> BlockTable:
         """Make the segment list of an empty context in this cache."""
@@ -256,7 +255,8 @@ class KVCache(ABC):
     def attend(self, layer: int, q: np.ndarray, out: np.ndarray) -> tuple[Operation, Operation]:
         """Attention of rotated queries over the cache, in two phases."""
         where = (self._memory.kernel, layer, q, self._plan, out)
-        return _attention.attend(*where), _attention.merge(*where)
+        rope = self._rope.kernel if self._raw else None
+        return _attention.attend(*where, rope), _attention.merge(*where)
 
 
 class RopedCache(KVCache):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from lariat import _attention, _cache, _kernels
+from lariat._attention_plan import AttentionPlan
 from lariat._program import Program, run
 from lariat.cache.blocks import BlockPool
 from lariat.cache.kv_storage import CacheMemory
@@ -153,14 +154,15 @@ class CacheCase:
         starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
             self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
         table = _kernels.Rope(self.rows, self.step, 1, *(self.grouped or ()))
-        plan = _attention.AttentionPlan(self.pool, self.n_heads, table if raw else None)
+        plan = AttentionPlan(self.pool, self.n_heads)
         plan.fill(
             starts[0], np.array(self.n_past, np.int32), starts[1],
             np.concatenate([table for table, _ in self.tables]),
         )  # fmt: skip
         out = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
         where = (self.pool, 1, self.q, plan, out)
-        return Program().then(_attention.attend(*where)).then(_attention.merge(*where)), out
+        attend = _attention.attend(*where, table if raw else None)
+        return Program().then(attend).then(_attention.merge(*where)), out
 
     def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
         keys, values = [], []
