@@ -336,14 +336,14 @@ cdef inline void divide(const float *x, float by, int64_t n, float *out) noexcep
 
 # ---- a tile of a prompt -----------------------------------------------------------------------
 
-cdef struct view_t:  # the keys of a segment for a tile
+cdef struct view_t:  # a tile's view of a segment
     const int32_t *seg
-    int64_t start     # tokens of the context before it
-    int64_t far       # keys of the context that are far from the tile's last token
-    int64_t far_from_all  # those that are far from its first one too; below 0 if none
-    int n             # keys that the last token attends to
-    int n_far         # of these, far from the last token
-    int first_token   # of the tile that attends to one
+    int64_t start         # tokens of the context before it
+    int64_t far           # keys of the context that are far from the tile's last token
+    int64_t far_from_all  # keys that are far from its first token too; below 0: none
+    int n                 # keys of the segment that the last token attends to
+    int n_far             # of these, keys that are far from it
+    int first_token       # the first one that attends to any of them
 
 
 cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noexcept nogil:

@@ -51,7 +51,7 @@ cdef class AttentionPlan:
     cdef int _set_starts(self, const int32_t[::1] token_starts, const int32_t[::1] n_past,
                          const int32_t[::1] segment_starts,
                          const int32_t[:, ::1] segments) except -1
-    cdef int _check_positions(self, Rope rope) except -1
+    cdef int _check_positions(self, Rope rope, const int32_t[:, ::1] segments) except -1
     cdef int _reserve_tasks(self, const int32_t[::1] token_starts,
                             const int32_t[::1] segment_starts) except -1
     cdef void _add_tiles(self, const part_t *part) noexcept

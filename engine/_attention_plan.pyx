@@ -55,12 +55,13 @@ cdef class AttentionPlan:
         """
         cdef Py_ssize_t r, t, n_requests = n_past.shape[0]
         cdef part_t part
-        self.plan.n_tasks = self.plan.n_merge_tasks = 0  # while the batch is not checked
+        # No batch, if this one is refused.
+        self.segments, self.plan.n_tasks, self.plan.n_merge_tasks = segments[:0], 0, 0
         self._check_segments(token_starts, n_past, segment_starts, segments)
         self._set_starts(token_starts, n_past, segment_starts, segments)
-        self.segments = segments
         for rope in self.ropes:
-            self._check_positions(rope)
+            self._check_positions(rope, segments)
+        self.segments = segments
         self._reserve_tasks(token_starts, segment_starts)
         for r in range(n_requests):
             part = part_t(token_starts[r], token_starts[r + 1] - token_starts[r], n_past[r],
@@ -117,21 +118,21 @@ cdef class AttentionPlan:
     cdef int use(self, Rope rope) except -1:
         """Check positions against this table from now on, and those of the batch at hand."""
         if not any(used is rope for used in self.ropes):
-            self._check_positions(rope)
+            self._check_positions(rope, self.segments)
             self.ropes.append(rope)
         return 0
 
-    cdef int _check_positions(self, Rope rope) except -1:
+    cdef int _check_positions(self, Rope rope, const int32_t[:, ::1] segments) except -1:
         cdef Py_ssize_t i, end
         cdef bint is_grouped = rope.table.group_n > 1
-        for i in range(self.segments.shape[0]):
-            end = self.segments[i, 3] + self.segments[i, 2]
+        for i in range(segments.shape[0]):
+            end = segments[i, 3] + segments[i, 2]
             if end > rope.n_positions:
                 raise ValueError(f"position {end - 1} is beyond the RoPE table, which has "
                                  f"{rope.n_positions}")
-            if is_grouped and self.segments[i, 3] != self.starts[i]:
+            if is_grouped and segments[i, 3] != self.starts[i]:
                 raise ValueError(f"group attention needs positions that count from 0, but token "
-                                 f"{self.starts[i]} is at position {self.segments[i, 3]}")
+                                 f"{self.starts[i]} is at position {segments[i, 3]}")
         return 0
 
     cdef int _reserve_tasks(self, const int32_t[::1] token_starts,

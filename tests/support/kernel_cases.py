@@ -16,8 +16,8 @@ from lariat.formats.block_formats import GGMLType
 from lariat.os_memory import allocate
 
 from tests.reference import round_q8
-from tests.support import cache_units
-from tests.support.cache_units import config_of
+from tests.support import cache_blocks
+from tests.support.cache_blocks import config_of
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # Where the blocks hold scales: f16, which are given sane values, and what belongs to them.
@@ -176,8 +176,8 @@ class CacheCase:
 
     def expected_of_stored(self, raw: bool) -> np.ndarray:
         """Of what the bytes in the cache mean, whatever they should have been."""
-        k_of = cache_units.values(self.memory, "k", self.types[0], 1)
-        v_of = cache_units.values(self.memory, "v", self.types[1], 1)
+        k_of = cache_blocks.values(self.memory, "k", self.types[0], 1)
+        v_of = cache_blocks.values(self.memory, "v", self.types[1], 1)
         keys, values, stored = [], [], []
         for (_, slots), positions in zip(self.tables, self.positions, strict=True):
             k = k_of[slots // 32, :, slots % 32]
