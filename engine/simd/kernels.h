@@ -90,8 +90,6 @@ static int kind_of_core(void) {
 #endif
 }
 
-static void select_core(int core) { CORE = core; }
-
 /* All operations of a level, by names that end in its own */
 #define KERNELS_OF(l, number)                                                                    \
     {                                                                                            \
@@ -105,37 +103,33 @@ static void select_core(int core) { CORE = core; }
         .rope_head = rope_head_##l,                                                              \
         .silu_mul = silu_mul_##l,                                                                \
         .to_f16 = to_f16_##l,                                                                    \
-        .to_f32 = to_f32_##l,                                                                    \
-        .rotate_back = rotate_back_##l,                                                          \
-        .scores = {{scores_roped_f16_##l, scores_roped_f32_##l},                                 \
-                   {scores_raw_f16_##l, scores_raw_f32_##l}},                                    \
-        .keys = {keys_f16_##l, keys_f32_##l},                                                    \
-        .tile_scores = tile_scores_##l,                                                          \
-        .softmax_block = softmax_block_##l,                                                      \
-        .weigh = {weigh_f16_##l, weigh_f32_##l},                                                 \
-        .unit_scores = {{[C_Q8_0] = unit_scores_roped_q8_0_##l, unit_scores_roped_q4_0_##l,      \
-                         unit_scores_roped_q8_ch_##l, unit_scores_roped_q4_ch_##l},              \
-                        {[C_Q8_0] = unit_scores_raw_q8_0_##l, unit_scores_raw_q4_0_##l,          \
-                         unit_scores_raw_q8_ch_##l, unit_scores_raw_q4_ch_##l}},                 \
-        .unit_weigh = {[C_Q8_0] = unit_weigh_q8_0_##l, unit_weigh_q4_0_##l, unit_weigh_q8_ch_##l, \
-                       unit_weigh_q4_ch_##l},                                                    \
-        .dequantize = {[C_Q8_0] = dequantize_q8_0_##l, dequantize_q4_0_##l, dequantize_q8_ch_##l, \
-                       dequantize_q4_ch_##l},                                                    \
-        .quantize = {[C_Q8_0] = quantize_q8_0_##l, quantize_q4_0_##l, quantize_q8_ch_##l,        \
-                     quantize_q4_ch_##l},                                                        \
     }
 
 static void select_level(int level) {
     const kernels_t scalar = KERNELS_OF(scalar, LEVEL_SCALAR);
     KERNELS = scalar;
+    use_attention_scalar(&KERNELS);
+    use_cache_scalar(&KERNELS);
     if (level == LEVEL_SCALAR) return;
 #ifdef LARIAT_X86
     const kernels_t avx2 = KERNELS_OF(avx2, LEVEL_AVX2);
     KERNELS = avx2;
+    use_attention_avx2(&KERNELS);
+    use_cache_avx2(&KERNELS);
     if (level == LEVEL_AVX2) return;
     const kernels_t avx512 = KERNELS_OF(avx512, LEVEL_AVX512);
     KERNELS = avx512;
+    use_attention_avx512(&KERNELS);
+    use_cache_avx512(&KERNELS);
+    if (CORE != CORE_INTEL) return;
+    use_attention_avx512_intel(&KERNELS);
+    use_cache_avx512_intel(&KERNELS);
 #endif
+}
+
+static void select_core(int core) {
+    CORE = core;
+    select_level(KERNELS.level);
 }
 
 #endif

@@ -13,7 +13,7 @@ from lariat.config import CACHE_TYPES, RopeConfig
 from lariat.errors import ContextError, LariatError
 from lariat.formats import context_file
 
-from tests.support.cache_units import CHANNEL_TYPES
+from tests.support.cache_blocks import CHANNEL_TYPES
 from tests.support.contexts import CACHES, ids_of, load, write_deep, write_shallow
 from tests.support.model_files import write_llama
 

@@ -15,7 +15,7 @@ from lariat.runtime.request import Completion, Request
 from lariat.runtime.scheduler import Scheduler
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import CHANNEL_TYPES, QUANTIZED
+from tests.support.cache_blocks import CHANNEL_TYPES, QUANTIZED
 from tests.support.contexts import CACHES, ids_of, next_step
 from tests.support.model_files import write_llama
 
