@@ -27,8 +27,8 @@ import numpy as np
 from lariat.cache.blocks import SLOTS
 from lariat.cache.kv_cache import FileBlocks
 from lariat.errors import ContextError, quote
+from lariat.formats.atomic import SUFFIX, written_beside
 from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, check_fits, save
-from lariat.formats.context_file import written_beside
 from lariat.runtime.context import Placement
 from lariat.runtime.runner import Runner
 
@@ -82,7 +82,7 @@ class Chunk(StoredChunk):
         """
         if recompute is not None and recompute < 0:
             raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
-        self.check_kind(runner.signature(len(self.sink) + len(self)))
+        self.check_signature(runner.signature(len(self.sink) + len(self)))
         check_fits(self, *runner.cache.block_shape)
         try:
             whole = runner.check_ids([*self.sink, *self.tokens])
@@ -212,10 +212,10 @@ class ChunkLibrary:
             if index == before:
                 return
             entries = [asdict(entry) for entry in index.values()]
-            with written_beside(self.folder / _INDEX) as beside:
+            with written_beside(self.folder / _INDEX, ContextError) as beside:
                 beside.write_text(json.dumps(entries, indent=1), "utf-8")
             used = {self._path(entry.content) for entry in index.values()}
-            for path in {*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")} - used:
+            for path in {*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f".*{SUFFIX}")} - used:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -235,7 +235,7 @@ class ChunkLibrary:
 
 def _compute(runner: Runner, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:
     """Compute a document behind `sink`: the arrays that `lariat.formats.chunk_file` writes."""
-    with runner.exclusively():
+    with runner.exclusive:
         runner.sweep()  # others may have given blocks up
         table = runner.new_table()
         try:

@@ -73,7 +73,7 @@ class Counter:
             self.n += sum(len(chunk.token_ids) for chunk in chunks)
             return forward(chunks)
 
-        monkeypatch.setattr(llm, "forward", counting)
+        monkeypatch.setattr(llm.runner, "forward", counting)
 
 
 # ---- what the model is given ---------------------------------------------------------------
@@ -344,14 +344,14 @@ def test_an_interrupted_answer_leaves_a_conversation(
 ) -> None:
     with chat_with(raw) as chat:
         with monkeypatch.context() as patch:
-            calls = iter([raw.forward] * (n_calls - 1))
+            calls = iter([raw.runner.forward] * (n_calls - 1))
 
             def forward(chunks: list) -> object:
                 for call in calls:
                     return call(chunks)
                 raise KeyboardInterrupt
 
-            patch.setattr(raw, "forward", forward)
+            patch.setattr(raw.runner, "forward", forward)
             with pytest.raises(KeyboardInterrupt):
                 for _ in chat.say("the hat"):
                     pass

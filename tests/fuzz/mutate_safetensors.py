@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 import numpy as np
-from lariat.formats import chunk_file, context_file
+from lariat.formats import chunk_file, context_file, safetensors_io
 
 _DTYPES = {"U8": "u1", "I8": "i1", "U16": "<u2", "F16": "<f2", "I32": "<i4", "F32": "<f4"}
 _DTYPES |= {"I64": "<i8", "F64": "<f8", "BOOL": "?", "U32": "<u4"}
@@ -27,8 +27,8 @@ _NUMBERS = tuple(
 )
 
 
-def mutate(data: bytes, kind: str, rng: random.Random) -> bytes:
-    """Change one thing of a file of this kind ("context", "chunk", "base")."""
+def mutate(data: bytes, type: str, rng: random.Random) -> bytes:
+    """Change one thing of a file of this type ("context", "chunk", "base")."""
     parts = _read(data)
     what = rng.random()
     if parts is None or what < 0.05:
@@ -40,7 +40,7 @@ def mutate(data: bytes, kind: str, rng: random.Random) -> bytes:
     else:
         blob = _change_data(header, blob, rng)
     if rng.random() < 0.9:
-        _make_right(header, blob, kind)
+        _make_right(header, blob, type)
     text = json.dumps(header).encode()
     if rng.random() < 0.02:  # what two readers may understand differently
         text = text.replace(b'"shape"', b'"shape": [1], "shape"', 1)
@@ -96,10 +96,10 @@ def _change_data(header: dict[str, Any], blob: bytes, rng: random.Random) -> byt
     return bytes(out)
 
 
-def _make_right(header: dict[str, Any], blob: bytes, kind: str) -> None:
+def _make_right(header: dict[str, Any], blob: bytes, type: str) -> None:
     """The checksum of what is there now, if the engine's own function can say it."""
     metadata = header.get("__metadata__")
-    if kind == "base" or not isinstance(metadata, dict):
+    if type == "base" or not isinstance(metadata, dict):
         return
     try:
         arrays = {}
@@ -108,8 +108,8 @@ def _make_right(header: dict[str, Any], blob: bytes, kind: str) -> None:
                 start, end = value["data_offsets"]
                 data = np.frombuffer(blob[start:end], _DTYPES[value["dtype"]])
                 arrays[name] = data.reshape(value["shape"])
-        names = context_file._TENSORS if kind == "context" else chunk_file._TENSORS
-        metadata["checksum"] = context_file.checksum({name: arrays[name] for name in names})
+        names = context_file.TENSORS if type == "context" else chunk_file.TENSORS
+        metadata["checksum"] = safetensors_io.checksum({name: arrays[name] for name in names})
     except (KeyError, ValueError, TypeError):
         pass  # it is refused before its checksum is looked at
 

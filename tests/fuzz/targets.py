@@ -202,7 +202,7 @@ class Targets:
         with self._documented():
             base = Base(self._file(data, "input.base"))
             base.check(llm, None)
-            if base.chunks.shape[1] <= 64 and base.chunks.size <= 256:
+            if base.windows.shape[1] <= 64 and base.windows.size <= 256:
                 compare(llm, base)
 
     def _template(self, data: bytes) -> None:

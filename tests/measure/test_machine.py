@@ -12,6 +12,7 @@ from lariat import _kernels, _machine
 from lariat.errors import LariatError
 from lariat.measure import machine
 from lariat.os_memory import allocate
+from lariat.runtime import threads
 
 ISAS = _kernels.supported_isas()
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not this system's way")
@@ -176,7 +177,7 @@ def test_cores_come_before_their_siblings(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 4, 1, 0, 9})
-    assert machine.processors(str(tmp_path)) == [0, 1, 9, 4, 5]
+    assert machine.processors(threads.cores(str(tmp_path))) == [0, 1, 9, 4, 5]
 
 
 def test_systems_without_pins_say_so(monkeypatch):
