@@ -5,7 +5,7 @@ notebook, an alarm, a timeout of a test. A lock written in Python can so be take
 back. Code compiled by Cython is one step, so here nothing comes in between.
 """
 
-from threading import Lock, get_ident
+import threading
 
 
 cdef class Exclusive:
@@ -19,7 +19,7 @@ cdef class Exclusive:
     cdef public bint failed  # an exception has left the block; reset by who looks into it
 
     def __init__(self, check):
-        self.lock, self.check, self.holder, self.failed = Lock(), check, None, False
+        self.lock, self.check, self.holder, self.failed = threading.Lock(), check, None, False
 
     @property
     def is_held(self):
@@ -28,7 +28,7 @@ cdef class Exclusive:
 
     def __enter__(self):
         """RuntimeError from within the block; errors of `check`."""
-        me = get_ident()
+        me = threading.get_ident()
         self.check()
         if self.holder == me:
             raise RuntimeError("an LLM cannot be used from within its own callbacks")

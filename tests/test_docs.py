@@ -140,6 +140,11 @@ def test_modules_that_are_run_exist() -> None:
     assert not is_module("bench.depths")
 
 
+def test_the_package_is_called_lariat() -> None:
+    """Not by the name of its folder, which is all that `engine` is."""
+    assert not missing(r"(?:^|[\s>`$\"])((?:from|import|python -m) engine)\b", lambda name: False)
+
+
 def test_files_that_are_named_exist() -> None:
     pattern = r"(?<![\w/.-])((?:bench|tests|docs|models|results)/[\w./-]*\w\.(?:py|md|json|png))\b"
     assert not missing(pattern, lambda name: (ROOT / name).exists())
