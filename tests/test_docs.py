@@ -17,6 +17,7 @@ from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "cache.md"
+MEASUREMENTS = ROOT / "docs" / "cache-measurements.md"
 README = ROOT / "README.md"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$\n*", re.S | re.M)
 _MODEL = "model.gguf"  # stands for a user's own file, so that a program cannot run here
@@ -60,7 +61,7 @@ def printed_by(code: str, path: Path) -> str:
     return printed.getvalue()
 
 
-@pytest.mark.parametrize(("code", "shown"), programs())
+@pytest.mark.parametrize(("code", "shown"), [*programs(), *programs(MEASUREMENTS)])
 def test_program(code: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert printed_by(code, PAGE) == shown
@@ -74,7 +75,8 @@ def test_program_of_the_readme(code: str, shown: str | None) -> None:
 
 
 def test_programs_are_found() -> None:
-    assert len(programs()) == 8
+    assert len(programs()) + len(programs(MEASUREMENTS)) == 8
+    assert len(sessions()) == 2
     assert [param.values[1] is None for param in programs(README)] == [False, True]
 
 
@@ -138,6 +140,11 @@ def missing(pattern: str, exists: Callable[[str], bool]) -> list[str]:
 def test_modules_that_are_run_exist() -> None:
     assert not missing(r"python -m\s+((?:bench|models|tests)(?:\.\w+)*)", is_module)
     assert not is_module("bench.depths")
+
+
+def test_the_package_is_called_lariat() -> None:
+    """Not by the name of its folder, which is all that `engine` is."""
+    assert not missing(r"(?:^|[\s>`$\"])((?:from|import|python -m) engine)\b", lambda name: False)
 
 
 def test_files_that_are_named_exist() -> None:
