@@ -23,10 +23,10 @@ from lariat.cache.blocks import (
     BlockTable,
     numbered,
     slots_of,
-    within_blocks,
 )
 from lariat.cache.kv_storage import CacheMemory, Stored
 from lariat.cache.rope import RopeTable, RopeTables, steps
+from lariat.checks import within_blocks
 from lariat.config import ModelConfig
 from lariat.errors import ContextError, ModelError
 from lariat.os_memory import map_file, map_pages
@@ -202,7 +202,7 @@ class KVCache(ABC):
         n_blocks = stored.keys.shape[1]
         n_layers, *sizes = self.block_shape
         fits = [(n_layers, n_blocks, n) for n in sizes] == [stored.keys.shape, stored.values.shape]
-        if not fits or not within_blocks(stored.segments, n_blocks):
+        if not fits or not within_blocks(stored.segments, n_blocks, SLOTS):
             raise ValueError("the blocks of the file do not fit each other or this cache")
         keys = [f"{stored.identity} {i}".encode() for i in range(n_blocks)]
         found = [self.pool.find(key) for key in keys]

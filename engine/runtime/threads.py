@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lariat.checks import check_whole
 from threadpoolctl import ThreadpoolController
 
 MAX_THREADS = 512
@@ -44,11 +45,7 @@ def resolve(n: int | None, name: str = "n_threads") -> int:
     """`n`, or the available cores if it is None. Raises ValueError outside 1 to 512."""
     if n is None:
         return min(available(), MAX_THREADS)
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise ValueError(f"{name} is {n!r}, expected a whole number")
-    if not 1 <= n.__index__() <= MAX_THREADS:
-        raise ValueError(f"{name} is {n}, expected 1 to {MAX_THREADS}")
-    return n.__index__()
+    return check_whole(name, n, 1, MAX_THREADS)
 
 
 def check_startable(n_threads: int) -> None:
