@@ -13,7 +13,7 @@ from lariat.llm import LLM
 
 from tests.fuzz import mutate_gguf, mutate_safetensors, seeds
 from tests.fuzz.mutate import mutate
-from tests.fuzz.targets import KINDS, Targets
+from tests.fuzz.targets import INPUTS, Targets
 
 N_CHANGED = 400
 
@@ -38,7 +38,7 @@ def flip(data: bytes, max_size: int) -> bytes:
 
 def test_seeds_are_of_every_kind_small_and_accepted(corpus, targets):
     """A seed that is refused would open no way into the engine."""
-    assert {data[0] for data in corpus.values()} == set(range(len(KINDS)))
+    assert {data[0] for data in corpus.values()} == set(range(len(INPUTS)))
     for name, data in corpus.items():
         assert len(data) < 1 << 16, name
         targets(data)

@@ -230,10 +230,10 @@ def test_a_hostile_template_is_an_error(gguf: GGUFFile, tokenizer: Tokenizer, na
 @pytest.mark.parametrize("name", [*HARMLESS, "many brackets", "large output", "a class"])
 def test_what_is_said_of_a_hostile_template(name: str) -> None:
     source, expected = HOSTILE[name]
-    kind, text = template_worker.answer(
+    outcome, text = template_worker.answer(
         {"template": source, "variables": {"messages": TALK}, "now": 0.0}
     )
-    assert kind == "error"
+    assert outcome == "error"
     assert expected in text
 
 

@@ -1,4 +1,4 @@
-"""The command `lariat`: every kind of bad input, and that good runs print what they should.
+"""The command `lariat`: every type of bad input, and the output of good runs.
 
 Most run `main` in this process. What concerns the process itself (signals, pipes, terminals) runs
 `python -m lariat`.
@@ -120,9 +120,9 @@ def test_unreadable_file(run: Run, tmp_path: Path) -> None:
 def test_what_is_not_a_regular_file(run: Run, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    for path, kind in ((tmp_path, "directory"), (fifo, "pipe"), (Path(os.devnull), "device")):
-        check_refused(run("generate", "-m", str(path), "-p", TEXT), 1, str(path), kind)
-        check_refused(run("info", "-m", str(path)), 1, str(path), kind)
+    for path, found in ((tmp_path, "directory"), (fifo, "pipe"), (Path(os.devnull), "device")):
+        check_refused(run("generate", "-m", str(path), "-p", TEXT), 1, str(path), found)
+        check_refused(run("info", "-m", str(path)), 1, str(path), found)
 
 
 def test_empty_file_and_not_gguf(run: Run, tmp_path: Path) -> None:

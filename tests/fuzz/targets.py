@@ -31,7 +31,7 @@ from lariat.tools.quantize import TYPES, QuantizeConfig, quantize_file
 
 from tests.support.model_files import vocabulary_metadata, write_gguf, write_llama
 
-KINDS = ("model", "text", "context", "chunk", "index", "base", "parts", "template")
+INPUTS = ("model", "text", "context", "chunk", "index", "base", "splits", "template")
 CACHES: tuple[dict[str, Any], ...] = (
     {"cache": "roped"},
     {"cache": "raw"},
@@ -75,17 +75,17 @@ class Targets:
             "chunk": self._chunk,
             "index": self._index,
             "base": self._base,
-            "parts": self._parts,
+            "splits": self._splits,
             "template": self._template,
         }
 
     def __call__(self, data: bytes) -> None:
         """Try an input; returns where all is well."""
-        if not data or data[0] >= len(KINDS):
+        if not data or data[0] >= len(INPUTS):
             return
         self.refused.clear()
         start = time.process_time()
-        self._run[KINDS[data[0]]](data[1:])
+        self._run[INPUTS[data[0]]](data[1:])
         seconds = time.process_time() - start
         if self._max_seconds is not None and seconds > self._max_seconds:
             raise AssertionError(f"took {seconds:.1f} seconds of the processor")
@@ -112,7 +112,7 @@ class Targets:
     def _model(self, data: bytes) -> None:
         self._open(self._file(data, "input.gguf"), len(data))
 
-    def _parts(self, data: bytes) -> None:
+    def _splits(self, data: bytes) -> None:
         """A model in two files; the length of the first stands before it."""
         n = 4 + int.from_bytes(data[:4], "little")
         self._file(data[n:], "input-00002-of-00002.gguf")

@@ -263,9 +263,9 @@ def test_blocks_of_the_types_above(tmp_path: Path) -> None:
             tmp_path / "m.gguf", dim=256, n_ff=256, n_layers=1, weight_type=name
         )  # fmt: skip
         with GGUFFile(poisoned(path, "blk.0.attn_q.weight", NAN)) as file:
-            kind = file.tensors["blk.0.attn_q.weight"].type
-            assert kind.name == name
-            assert np.isnan(dequantize(file.data("blk.0.attn_q.weight"), kind)).any()
+            weight_type = file.tensors["blk.0.attn_q.weight"].type
+            assert weight_type.name == name
+            assert np.isnan(dequantize(file.data("blk.0.attn_q.weight"), weight_type)).any()
 
 
 # ---- Messages ----

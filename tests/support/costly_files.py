@@ -123,8 +123,8 @@ def large_model(
     table, offset = [], 0
     for name, dims in shapes.items():
         if name != drop:
-            kind = GGMLType.Q4_0 if len(dims) == 2 else GGMLType.F32
-            table.append(tensor(f"{name}.weight", dims, kind, offset))
+            weight_type = GGMLType.Q4_0 if len(dims) == 2 else GGMLType.F32
+            table.append(tensor(f"{name}.weight", dims, weight_type, offset))
             offset += MAX_TOKENS * DIM
     return build(entries, table)
 

@@ -1,4 +1,4 @@
-"""Vocabularies of sentencepiece's kind, characters of byte-level ones, and GGUF files of both."""
+"""Vocabularies of sentencepiece, characters of byte-level ones, and GGUF files of both."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write(path: Path, vocab: Vocab | None, model: str | None = "llama", **metada
     if vocab is not None:
         entries["tokens"] = [text for text, _, _ in vocab]
         entries["scores"] = [score for _, score, _ in vocab]
-        entries["token_type"] = [kind for _, _, kind in vocab]
+        entries["token_type"] = [token_type for _, _, token_type in vocab]
     for key, value in {**entries, **metadata}.items():
         name = f"tokenizer.ggml.{key}"
         if value is None:

@@ -118,20 +118,20 @@ def nasty(rng: random.Random, vocab: Vocab) -> str:
     """Text out of pieces, runs of blanks, odd characters, and what looks like special tokens."""
     out = []
     for _ in range(rng.choice([0, 1, 2, 5, 12])):
-        kind = rng.randrange(7)
-        if kind == 0:
+        choice = rng.randrange(7)
+        if choice == 0:
             out.append(rng.choice([" ", "\n"]) * rng.choice([1, 2, 3, 9]))
-        elif kind == 1:
+        elif choice == 1:
             out.append(
                 rng.choice(["\0", "\u2581", "\ufffd", "\u200d", "e\u0301", "\t", "😀", "\r\n"])
             )
-        elif kind == 2:
+        elif choice == 2:
             out.append(rng.choice(["<s>", "</s>", "<unk>", "<0x41>", "<s", "s>"]))
-        elif kind == 3:
+        elif choice == 3:
             out.append(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])))
         else:
             piece = rng.choice(vocab)[0]
-            out.append(piece.replace("\u2581", " ") if kind < 6 else piece)
+            out.append(piece.replace("\u2581", " ") if choice < 6 else piece)
     return "".join(out)
 
 
@@ -163,9 +163,9 @@ def test_ids_with_tied_scores(make: Make, seed: int) -> None:
     letters = rng.choice(["ab", "abé", "ab\u2581", "a\n😀"])
     pieces = {"".join(rng.choices(letters, k=rng.randint(1, 5))) for _ in range(40)}
     scores = rng.choice([[0.0, -0.0], [-1.0, -2.0], [0.0, 1.0, -1.0], [float("-inf"), 0.0, 1e-40]])
-    kinds = [NORMAL, NORMAL, UNUSED, 0]  # unused and undefined tokens are merged too
+    types = [NORMAL, NORMAL, UNUSED, 0]  # unused and undefined tokens are merged too
     vocab = [*BASE, *BYTES]
-    vocab += [(p, rng.choice(scores), rng.choice(kinds)) for p in sorted(pieces)]
+    vocab += [(p, rng.choice(scores), rng.choice(types)) for p in sorted(pieces)]
     tokenizer = make(vocab, add_space_prefix=False)
     for _ in range(20):
         text = "".join(rng.choices([*letters, " "], k=rng.choice([1, 5, 30])))
@@ -187,7 +187,7 @@ def test_text_cannot_forge_control_tokens(make: Make) -> None:
     vocab = [*BASE, *BYTES, *((step, 0.0, NORMAL) for step in steps)]
     vocab += [("[X]", 9.0, CONTROL), ("\x01", 9.0, CONTROL)]
     tokenizer = make(vocab)
-    controls = {i for i, (_, _, kind) in enumerate(vocab) if kind in (CONTROL, UNKNOWN)}
+    controls = {i for i, (_, _, token_type) in enumerate(vocab) if token_type in (CONTROL, UNKNOWN)}
     for text in ("<s>", "</s>", "a<s>b</s>", "<unk>", "[X]", "\x01", "<s><s>"):
         ids = tokenizer.encode(text, add_bos=False)
         assert not controls & set(ids), text

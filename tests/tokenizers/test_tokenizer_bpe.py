@@ -283,8 +283,8 @@ def test_streaming_ends_an_incomplete_character(make: Make) -> None:
 
 def test_what_tokens_show(make: Make) -> None:
     extra = ["Ġhi", "Ġhi<", "<0x41>", "gone", "日", b"\xff"]
-    kinds = [NORMAL, USER_DEFINED, BYTE, UNUSED, NORMAL, NORMAL]
-    tokenizer = make([*BYTE_CHARACTERS, *extra], FEW, [NORMAL] * 256 + kinds)
+    types = [NORMAL, USER_DEFINED, BYTE, UNUSED, NORMAL, NORMAL]
+    tokenizer = make([*BYTE_CHARACTERS, *extra], FEW, [NORMAL] * 256 + types)
     shown = [tokenizer.decode_token(256 + i) for i in range(6)]
     assert shown == [b" hi", "Ġhi<".encode(), b"A", b"", "日".encode(), "\ufffd".encode()]
     assert tokenizer.piece(256) == "Ġhi"

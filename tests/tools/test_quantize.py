@@ -161,9 +161,9 @@ LLAMA_CPP = {
 
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_the_file_is_llama_cpps(name: str, tmp_path: Path) -> None:
-    kind, _, pure = name.partition(" ")
+    type_name, _, pure = name.partition(" ")
     more = {"pure": True, "token_embedding_type": "Q8_0"} if pure else {}
-    quantize_file(DEMO, tmp_path / "q.gguf", QuantizeConfig(kind, **more))
+    quantize_file(DEMO, tmp_path / "q.gguf", QuantizeConfig(type_name, **more))
     assert hashlib.sha256((tmp_path / "q.gguf").read_bytes()).hexdigest() == LLAMA_CPP[name]
 
 
@@ -242,7 +242,7 @@ def test_what_is_written_can_be_read_by_others_and_run(
         assert np.isfinite(llm.logits([1, 5, 9])).all()
 
 
-def test_parts_become_one_file(tmp_path: Path) -> None:
+def test_splits_become_one_file(tmp_path: Path) -> None:
     whole = write_llama(tmp_path / "whole.gguf", weight_type="F16")
     first = write_llama(tmp_path / "m.gguf", weight_type="F16", split=5)
     assert first.name.endswith("-00001-of-00005.gguf")
