@@ -219,7 +219,7 @@ class _Streams:
     def start(
         self, ids: list[int], params: SamplingParams, n_left: int, on_prompt: Progress | None
     ) -> Stream:
-        """Compute the tokens of `ids` that the context does not have, and write `n_left` at most."""
+        """Compute the tokens of `ids` that are not in the context, and write at most `n_left`."""
         seed = None if params.seed is None else (params.seed + self._n) % (1 << 64)
         self._n += 1
         context = self.conversation.context

@@ -1,4 +1,4 @@
-"""--check-tensors: a single NaN or Inf anywhere is found, and what only looks like one is not."""
+"""--check-tensors finds a single NaN or Inf anywhere, and nothing that only looks like one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_type_that_runs_is_looked_at():
 
 @pytest.mark.parametrize("type_name", sorted(t.name for t in block_formats.SUPPORTED))
 def test_one_bad_number_in_a_tensor(tmp_path, monkeypatch, type_name):
-    """The last bytes of a number's two or four are the ones with sign and exponent."""
+    """Sign and exponent are in the last bytes of a number."""
     monkeypatch.setattr(finite, "_PIECE", 5000)
     monkeypatch.setattr(finite, "_STEP", 700)
     path = write(tmp_path, type_name)
@@ -53,7 +53,7 @@ def test_one_bad_number_in_a_tensor(tmp_path, monkeypatch, type_name):
                     value = number | sign << (8 * np.dtype(bits).itemsize - 1)
                     raw = np.array([value], bits).tobytes()
                     path.write_bytes(whole[:at] + raw + whole[at + len(raw) :])
-                    with GGUFFile(path) as gguf:  # the bytes are what the reference says they are
+                    with GGUFFile(path) as gguf:  # the reference reads these bytes as such a number
                         row = block_formats.dequantize(gguf.data(NAME), GGMLType[type_name])
                     assert not np.isfinite(row).all()
                     with pytest.raises(GGUFError, match=f"'{NAME}' holds {found}, expected fin"):

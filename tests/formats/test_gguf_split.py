@@ -1,4 +1,4 @@
-"""A model in several files: the same as in one, and every way in which splits do not fit."""
+"""A split model is the same as one file; splits that do not fit each other are refused."""
 
 from __future__ import annotations
 

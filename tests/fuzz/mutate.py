@@ -1,4 +1,4 @@
-"""Changes inputs along their structure: by its first byte, an input is a file or a text."""
+"""Changes inputs along their structure; the first byte of an input says whether it is a file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
     head, body = data[:1], data[1:]
     size = max_size - 1
     if type in ("context", "chunk"):
-        # The byte that says which cache it is for, which seldom changes.
+        # The byte for the cache of the file; it seldom changes.
         which = body[:1] if body and rng.random() < 0.95 else bytes([rng.randrange(4)])
         head, body = head + which, body[1:]
         size -= 1

@@ -1,7 +1,7 @@
 """Changes GGUF files: one value, length, count, offset or type at a time, the rest kept whole.
 
 A file is taken apart into its metadata, its tensor table and its data, one of them is changed, and
-it is put together again. So most results pass the checks that stand before the changed one.
+it is put together again. So most results pass the checks before the one of the changed thing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _NAMES = (
     *(b"blk.0.attn_q_norm.weight", b"blk.0.ffn_down.weight", b"blk.00.attn_k.weight", b"x" * 65),
 )
 _TYPES = {int(number): sizes for number, sizes in GGML_QUANT_SIZES.items()}
-# What a scale or a weight becomes: f16 and f32 of NaN, infinities and the largest numbers.
+# New values of scales and weights: f16 and f32 of NaN, infinities and the largest numbers.
 _PATTERNS = (b"\x00\x7e", b"\x00\x7c", b"\x00\xfc", b"\xff\x7b", b"\0\0")
 _PATTERNS += (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\xff\x7f")
 
@@ -130,7 +130,7 @@ def _change_scalar(file: _File, rng: random.Random) -> None:
 
 
 def _change_array(file: _File, rng: random.Random) -> None:
-    """One element, the count, the type of the elements, or what stands at the end."""
+    """One element, the count, the type of the elements, or the end."""
     arrays = [e for e in file.entries if e.type == _ARRAY and len(e.value) > 12]
     if not arrays:
         return
@@ -166,7 +166,7 @@ def _change_array(file: _File, rng: random.Random) -> None:
 
 
 def _change_entries(file: _File, rng: random.Random) -> None:
-    """An entry goes, comes twice, comes anew, gets another key or another place."""
+    """Remove, repeat, add or move an entry, or give it another key."""
     entries = file.entries
     i = rng.randrange(len(entries)) if entries else -1
     what = rng.randrange(5)
@@ -189,7 +189,7 @@ def _change_entries(file: _File, rng: random.Random) -> None:
 
 
 def _change_tensors(file: _File, rng: random.Random) -> None:
-    """The name, shape, type or offset of a tensor; or it goes or comes twice."""
+    """Change name, shape, type or offset of a tensor; or remove or repeat it."""
     if not file.tensors:
         file.tensors.append(_Tensor(b"token_embd.weight", [32, 40], 0, 0))
         return
@@ -266,7 +266,7 @@ _WEIGHTS = (30, 20, 12, 12, 12, 12, 1)
 
 
 def _damage(data: bytes, rng: random.Random) -> bytes:
-    """Cut it short, or overwrite a number wherever one may stand."""
+    """Cut it short, or overwrite a number anywhere."""
     if rng.random() < 0.3:
         return data[: rng.randrange(len(data) + 1)]
     form = rng.choice(("<I", "<Q", "<H"))
@@ -333,7 +333,7 @@ def _n_bytes(tensor: _Tensor) -> int | None:
 
 
 def _read(data: bytes) -> _File:
-    """Take a file apart. struct.error or ValueError if it is not whole up to its data."""
+    """Take a file apart. Raises struct.error or ValueError if its header is damaged."""
     at = 0
 
     def number(form: str) -> int:

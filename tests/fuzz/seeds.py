@@ -14,7 +14,7 @@ from tests.fuzz.targets import CACHES, INPUTS, N_TOKENIZERS, write_judge
 from tests.support.model_files import write_llama
 
 _SMALL = {"dim": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "n_ff": 32, "n_vocab": 40}
-# Q4_K and its kin have blocks of 256, which are the rows of most matrices here.
+# The types like Q4_K have blocks of 256, the length of most rows here.
 _WIDE = {"dim": 256, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 32, "n_ff": 32}
 _WIDE |= {"n_vocab": 16, "type_of": {"attn_output": "Q4_0", "ffn_down": "Q4_0"}}
 _HALF = {"rope_scale": 2.0, "weight_type": "Q8_0"}
@@ -64,7 +64,7 @@ _TEMPLATES = (
 
 
 def write_all(corpus: Path, scratch: Path) -> None:
-    """Write the seeds of every type into a corpus; what is there already stays."""
+    """Write the seeds of every type into a corpus; other inputs in it stay."""
 
     def write(type: str, name: str, data: bytes) -> None:
         (corpus / f"seed-{type}-{name}").write_bytes(bytes([INPUTS.index(type)]) + data)

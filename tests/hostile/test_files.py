@@ -1,9 +1,9 @@
-"""Hostile files: whatever stands in a file, it is read or refused with one sentence.
+"""Hostile files: every file is read, or refused with one sentence.
 
 SECURITY.md has the promise. Parsing and files are here; metadata, values and messages in
-test_hostile_models.py, vocabularies in test_tokenizer_metadata.py and test_tokenizer_bpe.py
+test_models.py, vocabularies in test_tokenizer_metadata.py and test_tokenizer_bpe.py
 (`test_bad_metadata`, `test_odd_vocabularies`), tensors that do not fit in test_weights.py, threads
-and processes in test_hostile_processes.py, costs in test_hostile_costs.py.
+and processes in test_processes.py, costs in test_costs.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Put: TypeAlias = Callable[[bytes], Path]
 
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
-    """A test that waits on a pipe or loops fails instead of stopping the suite."""
+    """Let a test fail that loops or waits for a pipe, so that the suite does not stop."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("the reader did not return")
@@ -72,7 +72,7 @@ def no_hang() -> Iterator[None]:
 
 
 def contents(path: Path, use_mmap: bool = True) -> dict[str, Any]:
-    """Everything that a file offers, in plain values."""
+    """Everything in a file, as plain values."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, StringArray):
@@ -99,7 +99,7 @@ def contents(path: Path, use_mmap: bool = True) -> dict[str, Any]:
 
 
 def refusals(path: Path) -> list[str]:
-    """What is said of a file that is refused, mapped and read: the same sentence."""
+    """The error for a file that is refused; the same sentence whether it is mapped or read."""
     said = []
     for use_mmap in (True, False):
         with pytest.raises(GGUFError) as caught:
@@ -113,7 +113,7 @@ def refusals(path: Path) -> list[str]:
 
 
 def value(value_type: int, rest: bytes) -> bytes:
-    """A file with one entry, "k", of which all after the type is given."""
+    """A file with one entry, "k"; `rest` is everything behind its type."""
     return build([text("k") + u32(value_type) + rest])
 
 
@@ -301,7 +301,7 @@ def mutate(content: bytes, edits: list[tuple[str, int, Any]]) -> bytes:
 )
 @given(edits=st.lists(EDITS, min_size=1, max_size=4))
 def test_any_mutation_is_read_or_refused(put: Put, edits: list[tuple[str, int, Any]]) -> None:
-    """And both ways of reading agree about it."""
+    """Both ways of reading agree."""
     path, found = put(mutate(SMALL, edits)), None
     with contextlib.suppress(GGUFError):
         found = contents(path)
@@ -451,7 +451,7 @@ def test_not_a_regular_file(tmp_path: Path) -> None:
 
 
 def test_exchanged_for_a_pipe_after_the_look(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe that takes the place of the file between stat and open does not hang the reader."""
+    """A pipe that replaces the file between stat and open does not block the reader."""
     path = put(SMALL)
     status = os.stat(path)
     path.unlink()
@@ -467,7 +467,7 @@ def cut_short(path: Path) -> Path:
 
 
 def test_cut_short_after_it_was_opened(put: Put) -> None:
-    """Mapped, it would be a SIGBUS at the pages that are gone; read, it is an error."""
+    """If it were mapped, the lost pages would be a SIGBUS; if it is read, they are an error."""
     with GGUFFile(put(SMALL), use_mmap=False) as file:
         one = file.data("one")
         path = cut_short(file.path)
@@ -501,7 +501,7 @@ def test_reading_goes_on_where_the_system_gives_less(
 
 @pytest.mark.parametrize("use_mmap", [True, False])
 def test_replaced_by_rename_while_it_is_used(tmp_path: Path, use_mmap: bool) -> None:
-    """What SECURITY.md tells people to do: who has the old file open goes on with it."""
+    """SECURITY.md asks for this: a program that has the old file open continues with it."""
     path = write_llama(tmp_path / "m.gguf", tied=True)
     other = write_llama(tmp_path / "other.gguf", tied=True, seed=1)
     with LLM(path, n_threads=1, use_mmap=use_mmap) as llm:
@@ -514,7 +514,7 @@ def test_replaced_by_rename_while_it_is_used(tmp_path: Path, use_mmap: bool) -> 
 
 
 def test_emptied_while_it_is_used(tmp_path: Path) -> None:
-    """The worst that can be done to a file in use; a model that was read does not notice."""
+    """The worst that can happen to a file in use; a model that was read does not notice."""
     path = write_llama(tmp_path / "m.gguf", weight_type="Q8_0")
     with LLM(path, n_threads=1, use_mmap=False) as llm:
         before = llm.logits([1, 5, 6])

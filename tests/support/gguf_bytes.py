@@ -1,4 +1,4 @@
-"""GGUF files put together byte by byte: the `gguf` package refuses to write wrong ones."""
+"""GGUF files put together byte by byte, because the `gguf` package does not write wrong ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Random LLaMA models as GGUF files, for tests: any shape, any weight type, faults on request.
 
-The files are written with the `gguf` package, so that what the engine reads was not written by
-the engine. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The `gguf` package writes the files, so the engine does not read its own output. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def write_llama(
       that it does not know either gets random bytes, good only to be refused.
     - `metadata`: values that replace or add to the metadata; None removes the key; a pair
       (value, GGUFValueType) states the type.
-    - `split`: most tensors of a file, see `write_gguf`.
+    - `split`: maximum of tensors in a file, see `write_gguf`.
     - `drop_tensors`: whole names of tensors to leave out. `extra_tensors` adds or replaces: name ->
       array (its dtype is the type), or (float array, type name).
     """
