@@ -15,7 +15,7 @@ A token's way goes down this page, and so do imports:
     simd/                        C: the innermost tiles, an instruction set each
 
 Beside them stand formats (GGUF and other files), tokenizers, config, checks and errors; below them
-_machine, _quantize, _strings (compiled helpers), os_memory and demo. docs/design.md follows a token
+_lock, _machine, _quantize, _strings (compiled helpers), os_memory and demo. docs/design.md follows a token
 from `LLM.stream` to the multiply-add, and tests hold the directions.
 """
 

@@ -1,11 +1,9 @@
-"""Checks of numbers that a caller, a configuration or a file gives."""
+"""Checks of numbers that a caller or a configuration gives."""
 
 from __future__ import annotations
 
 import numbers
 from typing import Any
-
-import numpy as np
 
 
 def check_whole(name: str, value: Any, minimum: int, maximum: int) -> int:
@@ -29,16 +27,3 @@ def check_real(name: str, value: Any, minimum: float, maximum: float) -> float:
     if not minimum <= float(value) <= maximum:  # also false for NaN
         raise ValueError(f"{name} is {value}, expected {minimum:g} to {maximum:g}")
     return float(value)
-
-
-def within_blocks(segments: np.ndarray, n_blocks: int, n_slots: int) -> bool:
-    """Whether segments lie within the first `n_blocks` blocks of `n_slots` slots each.
-
-    segments: int32 [n, 3], block, first slot, length. The sums are made in 64 bits: with 32 bits,
-    forged numbers wrap around.
-    """
-    block, first, length = segments.astype(np.int64).T
-    return bool(
-        ((block >= 0) & (block < n_blocks) & (first >= 0) & (length >= 1)).all()
-        and (first + length <= n_slots).all()
-    )

@@ -153,7 +153,8 @@ class LLM:
         LariatError if they are not finite.
         """
         ids = self.check_ids(ids)
-        with self.runner.exclusively():
+        with self.runner.exclusive:
+            self.runner.sweep()
             table = self.runner.new_table()
             if table.n_new_blocks(len(ids)) > self.runner.cache.pool.n_free:
                 raise ContextError("other requests hold too much of the KV cache")
@@ -289,7 +290,7 @@ class Stream:
             request.completion.finish_reason = "length"
             request.closed = True
         else:
-            with self._runner.exclusively():
+            with self._runner.exclusive:
                 if context is not None:
                     self._runner.sweep()  # a stream on it that is over gives it back
                     context.lend(request)

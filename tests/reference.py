@@ -36,7 +36,7 @@ class Reference:
     bound can be held. "q8": with a float32 scale. "q8_f16": with a scale that has the 11
     significant bits of f16, which makes the numbers those of llama.cpp. None: no rounding.
 
-    `rope` replaces what the file says of positions: freq_base, scaling, scale, yarn_orig_ctx,
+    `rope` replaces settings of the file: freq_base, scaling, scale, yarn_orig_ctx,
     yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, grp_attn_n, grp_attn_w, and
     n_tokens, the length of the context that dynamic scaling is for.
 
@@ -104,10 +104,10 @@ class Reference:
     ) -> np.ndarray:
         """Logits after each token, float64 [n, n_vocab].
 
-        A token sees itself and those before it in `ids`. `positions` [n] are what RoPE is told,
-        0, 1, 2, ... by default; they may have gaps, repeat, or run backwards. With `past`, one for
-        each layer as `cached` gives them, tokens also see its keys: key i is at position i, and
-        `ids` come behind them.
+        A token sees itself and those before it in `ids`. RoPE takes `positions` [n], 0, 1, 2, ...
+        by default; they may have gaps, repeat, or run backwards. `past` has one entry for each
+        layer, as `cached` gives them: tokens see its keys too, key i at position i, and `ids` come
+        behind them.
         """
         return self._forward(ids, positions, past)[0]
 
@@ -231,12 +231,12 @@ class Reference:
         else:
             magnitude = rope.get("yarn_attn_factor", 1.0)
 
-        def pair_with_turns(n_turns: float) -> float:
-            """Solves trained * base ** (-2 i / d) = 2 pi n_turns for i."""
-            return d / 2 * math.log(trained / (2 * math.pi * n_turns)) / math.log(base)
+        def pair_with_rotations(n: float) -> float:
+            """Solves trained * base ** (-2 i / d) = 2 pi n for i."""
+            return d / 2 * math.log(trained / (2 * math.pi * n)) / math.log(base)
 
-        low = max(math.floor(pair_with_turns(rope.get("yarn_beta_fast", 32.0))), 0)
-        high = min(math.ceil(pair_with_turns(rope.get("yarn_beta_slow", 1.0))), d - 1)
+        low = max(math.floor(pair_with_rotations(rope.get("yarn_beta_fast", 32.0))), 0)
+        high = min(math.ceil(pair_with_rotations(rope.get("yarn_beta_slow", 1.0))), d - 1)
         angle = np.empty((len(positions), d // 2))
         for i in range(d // 2):
             kept = 1 - min(max((i - low) / max(high - low, 0.001), 0), 1)
@@ -247,7 +247,7 @@ class Reference:
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, neox: bool = False) -> np.ndarray:
-    """RoPE: x [n, n_heads, head_dim], pair i of the leading dims turned by angle i of row n.
+    """RoPE: x [n, n_heads, head_dim], pair i of the leading dims rotated by angle i of row n.
 
     Pairs are (2i, 2i + 1) in GGUF's `llama`; with `neox` (i, i + n_pairs), as in GPT-NeoX.
     """
@@ -275,16 +275,16 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def round_q8(x: np.ndarray, short_scale: bool = False) -> np.ndarray:
     """x [..., n_cols] rounded to 8 bits in blocks of 32 along the row, returned as float64.
 
-    scale = most / 127 and q = x * (127 / most) rounded half to even, where `most` is the largest
+    scale = max / 127 and q = x * (127 / max) rounded half to even, where `max` is the largest
     magnitude of the block, all in float32 as in the kernels (and in llama.cpp's), so that the
     integers are theirs. A block of zeros has scale 0.
     `short_scale` then rounds the scale to 11 significant bits (half to even), as f16 does, but
-    without f16's small range; q stays what the exact scale gave.
+    without f16's small range; q stays as the exact scale gave it.
     """
     blocks = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, 32)
-    most = np.abs(blocks).max(axis=-1, keepdims=True)
-    scale = most / np.float32(127)
-    q = np.rint(blocks * (np.float32(127) / np.where(most == 0, np.float32(1), most)))
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    scale = largest / np.float32(127)
+    q = np.rint(blocks * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
     if short_scale:
         mantissa, exponent = np.frexp(scale)
         scale = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)

@@ -38,7 +38,8 @@ class Model:
         self._config = config
         self._weights = weights
         self._cache = cache
-        self._buffers = Buffers(n_ubatch, max(w.n_cols for w in weights.matrices()))
+        matrices = (*weights.matrices(), weights.output.weight)
+        self._buffers = Buffers(n_ubatch, max(w.n_cols for w in matrices))
         self._x = self._buffers.rows("x", n_ubatch, config.dim)
         self._logits = np.zeros((1, config.n_vocab), np.float32)
         self._recorded: dict[tuple[int, int], _Recorded] = {}

@@ -54,12 +54,11 @@ class Weights(Generic[_Layer]):
     rope_factors: np.ndarray | None  # float64 [rope_dim / 2]
 
     def matrices(self) -> Iterator[_kernels.Matrix]:
-        """The matrices of all layers, then the output."""
+        """The matrices of all layers."""
         for layer in self.layers:
             for value in vars(layer).values():
                 if isinstance(value, Linear):
                     yield value.weight
-        yield self.output.weight
 
 
 # Makes the order of a tensor's rows, int64 [n_rows]; None: as in the file. It is called once the

@@ -1,9 +1,11 @@
-"""The KV cache: blocks of 32 positions, with keys rotated when written (roped) or when read (raw).
+"""The KV cache: where keys and values of tokens are, how they are stored, how they are rotated.
 
-blocks        the pool of blocks, and block tables: which slots hold which tokens
-kv_cache      the two strategies, and what the forward pass and edits ask of them
-kv_storage    the memory behind the blocks: f16, f32, or quantized
-rope          angles: the tables of cos and sin that kernels read
-batch         the flat arrays of a forward pass
-prefix_cache  finds blocks that hold the beginning of a prompt already
+    kv_cache      the two strategies, `roped` and `raw`: one set of verbs for the model
+    kv_storage    the arrays of all blocks; types, quantization
+    blocks        the pool of blocks; block tables: lists of segments
+    prefix_cache  finds blocks that another prompt has filled
+    rope          tables of cosines and sines, one for each distinct setting of the layers
+    batch         the arrays that one forward pass computes from
+
+Nothing here knows a file format, a request or a model's weights.
 """

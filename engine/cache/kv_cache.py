@@ -26,7 +26,6 @@ from lariat.cache.blocks import (
 )
 from lariat.cache.kv_storage import CacheMemory, Stored
 from lariat.cache.rope import RopeTable, RopeTables, steps
-from lariat.checks import within_blocks
 from lariat.config import ModelConfig
 from lariat.errors import ContextError, ModelError
 from lariat.os_memory import map_file, map_pages
@@ -39,7 +38,7 @@ class FileBlocks:
     """Whole blocks of keys and values that a file holds, for `KVCache.place`.
 
     segments      int32 [n_segments, 3]: block (counted from 0), first slot, length, in the order of
-                  tokens
+                  tokens; checked by whoever read the file
     keys, values  uint8 [n_layers, n_blocks, bytes of a block], views of the file
     file          its descriptor, open for reading
     keys_at, values_at  where the arrays begin in the file, in bytes
@@ -202,8 +201,12 @@ class KVCache(ABC):
         n_blocks = stored.keys.shape[1]
         n_layers, *sizes = self.block_shape
         fits = [(n_layers, n_blocks, n) for n in sizes] == [stored.keys.shape, stored.values.shape]
-        if not fits or not within_blocks(stored.segments, n_blocks, SLOTS):
-            raise ValueError("the blocks of the file do not fit each other or this cache")
+        if not fits:
+            found_shapes = f"{stored.keys.shape} and {stored.values.shape}"
+            raise ValueError(
+                f"keys and values of the file are {found_shapes}, expected {n_layers} layers of "
+                f"blocks of {sizes[0]} and {sizes[1]} bytes"
+            )
         keys = [f"{stored.identity} {i}".encode() for i in range(n_blocks)]
         found = [self.pool.find(key) for key in keys]
         missing = [i for i, block in enumerate(found) if block is None]

@@ -160,8 +160,10 @@ class RopeTable:
 
         It grows by an eighth of the trained length, so that most tokens find their table made.
         """
+        if self.rope.scaling != "dynamic":
+            return 0
         trained = _numbers(self.rope)[2]
-        if self.rope.scaling != "dynamic" or n_tokens <= trained:
+        if n_tokens <= trained:
             return 0
         part = -(-trained // _STAGES)
         return -(-n_tokens // part) * part

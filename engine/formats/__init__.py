@@ -8,6 +8,7 @@ gguf_sampling   the sampling that a model's file asks for
 finite          looks for NaN and Inf in all weights of a file
 atomic          files that appear whole or not at all
 safetensors_io  header, version, checksum and signature of Lariat's own files
+segments        the tensor that says which slots of which blocks hold the tokens
 context_file    a context: tokens with their keys and values
 chunk_file      a chunk of a library, placed into the cache by mapping its file
 """

@@ -6,8 +6,7 @@ A safetensors file with the tensors
                   rotated. They begin at whole pages of the file, so that they can be mapped
     tokens        int32 [n_tokens]
     sink          int32 [0 or 1]: BOS, if the tokens were computed behind it
-    segments      int32 [n_segments, 3]: block (counted from 0), first slot, length, of sink and
-                  tokens
+    segments      int32 [n_segments, 3], of sink and tokens; see `lariat.formats.segments`
 and, as metadata, the signature of the cache that wrote them, and a checksum.
 """
 
@@ -21,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from lariat.checks import within_blocks
 from lariat.errors import ContextError
 from lariat.formats import safetensors_io
+from lariat.formats.segments import within_blocks
 from lariat.os_memory import allocate
 
 _FORMAT = "lariat-chunk"
@@ -173,7 +172,7 @@ def check_fits(chunk: StoredChunk, n_layers: int, bytes_k: int, bytes_v: int) ->
         chunk.keys.shape == (n_layers, chunk.n_blocks, bytes_k)
         and chunk.values.shape == (n_layers, chunk.n_blocks, bytes_v)
         and int(segments[:, 2].sum()) == len(chunk.sink) + len(chunk)
-        and within_blocks(segments, chunk.n_blocks, safetensors_io.BLOCK_SLOTS)
+        and within_blocks(segments, chunk.n_blocks)
     )
     if not fits:
         raise ContextError(f"{chunk.path}: is damaged: its parts do not fit each other")

@@ -2,8 +2,8 @@
 
 A safetensors file with the tensors
     tokens        int32 [n_tokens]
-    segments      int32 [n_segments, 3]: block (counted from 0), first slot, length. Attention sums
-                  segment by segment, so the same segments give the same bits again
+    segments      int32 [n_segments, 3], see `lariat.formats.segments`. Attention sums segment by
+                  segment, so the same segments give the same bits again
     keys, values  [n_layers, n_tokens, n_kv_heads, head_dim], f16 or f32 as in the cache; RoPE
                   rotates dims i and i + head_dim / 2 together. Quantized types are stored as
                   bytes. Types by channel are stored in whole blocks, which may still hold tokens
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from lariat.checks import within_blocks
 from lariat.errors import ContextError, quote
 from lariat.formats import safetensors_io
 from lariat.formats.gguf import GGUFFile, StringArray
+from lariat.formats.segments import within_blocks
 
 _FORMAT = "lariat-context"
 _WHAT = "a saved context"
@@ -113,7 +113,7 @@ def _check_shapes(path: str | os.PathLike[str], saved: Saved) -> None:
         and segments.ndim == 2
         and segments.shape[1] == 3
         and int(segments[:, 2].sum()) == len(tokens)
-        and within_blocks(segments, len(segments), safetensors_io.BLOCK_SLOTS)
+        and within_blocks(segments, len(segments))
         and len(np.unique(segments[:, 0])) == int(segments[:, 0].max(initial=-1)) + 1
     )
     if not fits:

@@ -31,9 +31,6 @@ from safetensors import SafetensorError, safe_open
 VERSION = "2"
 """Of all formats here; 1 had no RoPE settings and another checksum."""
 
-BLOCK_SLOTS = 32
-"""Positions of a block, in every file."""
-
 _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "U16": np.dtype(np.uint16),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from lariat import _kernels
-from lariat.architectures.weights import Linear, Weights
+from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS
 from lariat.cache.kv_cache import cache_bytes, check_types
 from lariat.config import ModelConfig, RopeConfig
@@ -252,13 +252,7 @@ class Cost:
     """The least that a case reads and multiplies."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        inner = [
-            value.weight
-            for layer in weights.layers
-            for value in vars(layer).values()
-            if isinstance(value, Linear)
-        ]
-        output = weights.output.weight
+        inner, output = list(weights.matrices()), weights.output.weight
         self._config = config
         # The embedding is left out: a token reads one row of it.
         self.weight_bytes = sum(

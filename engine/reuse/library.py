@@ -235,7 +235,7 @@ class ChunkLibrary:
 
 def _compute(runner: Runner, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:
     """Compute a document behind `sink`: the arrays that `lariat.formats.chunk_file` writes."""
-    with runner.exclusively():
+    with runner.exclusive:
         runner.sweep()  # others may have given blocks up
         table = runner.new_table()
         try:

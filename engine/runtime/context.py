@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -64,6 +63,7 @@ class Context:
         self._table = runner.new_table()
         # All tokens. The last ones may not be computed yet, such as the last one of a stream.
         self._ids: list[int] = []
+        self._half_edited = False  # tokens, table and keys may not agree
         self._writer: Request | None = None
         self._closed = False
 
@@ -120,7 +120,8 @@ class Context:
             return self._place(at, what, recompute)
         ids = self._tokenize(what) if isinstance(what, str) else what
         ids = self._runner.check_ids(ids) if len(ids) else []
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             self._settle()
             n = len(self._ids)
             self._check_place(at, n)
@@ -141,7 +142,8 @@ class Context:
 
     def delete(self, start: int, stop: int) -> None:
         """Take out the tokens from `start` to before `stop`; those behind move up."""
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             n = len(self._ids)
             self._check_range(start, stop, n)
             if stop < n:
@@ -156,7 +158,8 @@ class Context:
 
         `to` is from 0 to n - (stop - start).
         """
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             n = len(self._ids)
             self._check_range(start, stop, n)
             self._check_place(to, n - (stop - start))
@@ -176,7 +179,8 @@ class Context:
         either writes to it. Possible while a stream writes, between two of its pieces.
         """
         other = Context(self._runner, self._tokenizer)
-        with self._reading():
+        with self._runner.exclusive:
+            self._begin()
             other._table.assign(self._table.segments)
             other._ids = self.tokens
         return other
@@ -188,7 +192,8 @@ class Context:
         changes. Blocks that another context holds too stay where they are, and so do all with a
         cache type by channel.
         """
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             self._settle()
             return self._within_pool(lambda: self._runner.cache.compact(self._table))
 
@@ -199,7 +204,8 @@ class Context:
         """
         ids = self._tokenize(what) if isinstance(what, str) else what
         ids = self._runner.check_ids(ids)
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             self._settle()
             self._check_length(len(self._ids) + len(ids))
             scratch = self._table.fork()
@@ -214,7 +220,8 @@ class Context:
         `note` goes along as it is, for `context_file.note`. The file appears whole or not at all.
         `ContextError` if it cannot be written.
         """
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             self._settle()
             stored = self._runner.cache.read(self._table)
             tokens = np.array(self._ids, np.int32)
@@ -233,7 +240,8 @@ class Context:
         saved = context_file.load(path, self._runner.signature())
         ids = self._ids_of(path, saved.tokens.tolist())
         cache = self._runner.cache
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             self._check_length(len(ids))
             held = self._table.segments[:, 0]
             counts = np.bincount(held, minlength=cache.pool.n_blocks)
@@ -294,22 +302,22 @@ class Context:
 
     # ---- below: shared by the methods; the runner's lock is held ----
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._runner.exclusively():
-            self._runner.sweep()  # others may have given blocks up
-            self._check_usable()
-            yield
+    def _begin(self) -> None:
+        """Have blocks that others gave up, and this context as its last edit left it."""
+        self._runner.sweep()
+        self._check_usable()
 
-    @contextmanager
-    def _editing(self) -> Iterator[None]:
-        with self._reading():
-            self._check_idle()
-            yield
+    def _begin_edit(self) -> None:
+        self._begin()
+        self._check_idle()
 
     def _check_usable(self) -> None:
         if self._closed:
             raise ValueError("the context is closed")
+        if self._half_edited:
+            raise ContextError(
+                "an exception struck in the midst of an edit of this context: close it"
+            )
 
     def _check_idle(self) -> None:
         self._check_usable()
@@ -322,7 +330,8 @@ class Context:
     def _insert_context(self, at: int, other: Context) -> None:
         if other._runner is not self._runner:
             raise ContextError("the other context belongs to another LLM")
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             other._check_idle()
             self._settle()
             other._settle()
@@ -336,7 +345,8 @@ class Context:
     def _place(self, at: int, document: Placeable, recompute: int | None) -> int:
         """Carry out a plan of placement; returns how many tokens were computed."""
         runner = self._runner
-        with self._editing():
+        with self._runner.exclusive:
+            self._begin_edit()
             self._settle()
             n = len(self._ids)
             self._check_place(at, n)
@@ -370,9 +380,25 @@ class Context:
                 raise
 
     def _assign(self, rows: np.ndarray, ids: list[int]) -> None:
-        runner = self._runner
-        self._within_pool(lambda: runner.cache.edit(self._table, rows, runner.n_threads))
-        self._ids = ids
+        """Make `rows` the segments, and `ids` the tokens.
+
+        An exception may strike at any line. Raw keys stay untouched, so the old segments then hold
+        again. Roped keys may be rotated or not: the context cannot be used any more.
+        """
+        runner, before = self._runner, self._table.segments.copy()
+        self._half_edited = True
+        try:
+            self._within_pool(lambda: runner.cache.edit(self._table, rows, runner.n_threads))
+            self._ids = ids
+        except (ContextError, MemoryError):  # raised before anything changes
+            self._half_edited = False
+            raise
+        except BaseException:
+            if runner.settings.cache == "raw":
+                self._table.restore(before)
+                self._half_edited = False
+            raise
+        self._half_edited = False
 
     def _within_pool(self, edit: Callable[[], _Result]) -> _Result:
         try:

@@ -2,17 +2,17 @@
 
 `build_runner` puts config, weights, RoPE, cache and model together; nothing else does. A step is
 schedule, run, sample: the scheduler says what to compute, to evict and to preempt, the runner does
-it. Whoever touches scheduler, model or cache holds the lock (`Runner.exclusively`).
+it. Whoever touches scheduler, model or cache holds the lock (`Runner.exclusive`).
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from lariat._lock import Exclusive
 from lariat.architectures.model import Model
 from lariat.architectures.weights import Weights
 from lariat.cache.blocks import BlockTable
@@ -66,6 +66,8 @@ class Runner:
     cache      the KV cache; hold the lock to change it
     model      the forward pass
     scheduler  requests that run and wait
+    exclusive  the lock of all of them: `with runner.exclusive:` raises RuntimeError from within the
+               runner's own callbacks and in a forked process, ValueError when it is closed
     """
 
     def __init__(
@@ -92,9 +94,8 @@ class Runner:
         self.scheduler = Scheduler(cache.pool, settings.n_batch)
         self._rope = rope
         self._make_fingerprint, self._fingerprint = fingerprint, ""
-        self._lock = threading.Lock()
-        self._owner = 0  # the Python thread that holds the lock
         self._closed = False
+        self.exclusive = Exclusive(self._check_usable)
         self._discarded: list[BlockTable] = []  # of contexts that were closed
         self._share_prefixes()
 
@@ -110,16 +111,6 @@ class Runner:
         if self._closed:
             raise ValueError("the model is closed")
 
-    @contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Let one Python thread at a time touch scheduler, model and cache.
-
-        RuntimeError from within its own callbacks and in a forked process, ValueError when closed.
-        """
-        with self._locked():
-            self.check_open()  # another thread may have closed it meanwhile
-            yield
-
     def close(self) -> None:
         """Give the memory back. Closing twice does nothing."""
         if self._closed:
@@ -127,22 +118,13 @@ class Runner:
         if threads.is_forked():  # only this thread is left, and another one may hold the lock
             self._closed = True
             return
-        with self._locked():
-            if not self._closed:
-                self._closed = True
-                del self.model, self.cache, self.scheduler
+        with self.exclusive:
+            self._closed = True
+            del self.model, self.cache, self.scheduler
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _check_usable(self) -> None:
         threads.check_not_forked()
-        if self._owner == threading.get_ident():
-            raise RuntimeError("an LLM cannot be used from within its own callbacks")
-        with self._lock:
-            try:
-                self._owner = threading.get_ident()
-                yield
-            finally:
-                self._owner = 0
+        self.check_open()
 
     def token_ids(self, ids: Sequence[int]) -> list[int]:
         """Token ids as plain ints. ValueError for bytes, which look like ids, for other things that
@@ -237,7 +219,7 @@ class Runner:
         """Read all keys with other angles from now on; see `LLM.set_rope`."""
         if self.settings.cache != "raw":
             raise ContextError("RoPE can change while keys stay only in the raw cache")
-        with self.exclusively():
+        with self.exclusive:
             self._rope.set(rope)
             self._share_prefixes()
 
@@ -260,7 +242,7 @@ class Runner:
 
     def advance(self, request: Request) -> bool:
         """Take a step if `request` has no text yet; False when none will come any more."""
-        with self.exclusively():  # another thread's step may have brought some meanwhile
+        with self.exclusive:  # another thread's step may have brought some meanwhile
             if not request.pieces and not request.closed:
                 self.step()
             if request.pieces:
@@ -293,8 +275,15 @@ class Runner:
             request.count(n, seconds, was_prompt)
 
     def sweep(self) -> None:
-        """Take out requests that are finished or given up, and free closed contexts. The lock is
-        held."""
+        """Take out requests that are finished or given up, and free closed contexts.
+
+        An exception of somebody else's may have struck between two lines and lost blocks: the pool
+        counts them anew then. The lock is held, and nothing is in the midst of an edit.
+        """
+        if self.exclusive.failed:
+            self.cache.pool.doubt()
+            self.exclusive.failed = False
+        self.cache.pool.recount()
         while self._discarded:
             self._discarded.pop().clear()
         for request in self.scheduler.requests:
@@ -304,11 +293,10 @@ class Runner:
 
     def _sweep_if_idle(self) -> None:
         """Sweep now, unless a step that is running will do so at its end."""
-        if self._closed or self._lock.locked() or threads.is_forked():
+        if self._closed or self.exclusive.is_held or threads.is_forked():
             return
-        with self._locked():
-            if not self._closed:
-                self.sweep()
+        with contextlib.suppress(ValueError), self.exclusive:  # closed by another thread meanwhile
+            self.sweep()
 
     def _schedule(self) -> Step:
         """Ask for a step, and evict as long as the scheduler wants room first."""

@@ -26,7 +26,7 @@ CACHES = ("roped", "raw")
 F32_BOUND = 1e-5
 FACTORS = [1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0]
 
-# What the layers of the models below have, in turns.
+# Settings of a layer, for the reference.
 MAIN: dict = {}
 LOCAL = {"freq_base": 100.0, "scaling": "none", "use_factors": False}
 NONE = None
@@ -52,7 +52,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 LAYERS = {
-    "all kinds": [MAIN, LOCAL, NONE, LOCAL],
+    "all three": [MAIN, LOCAL, NONE, LOCAL],
     "none first": [NONE, MAIN],
     "never main": [LOCAL, NONE],
     "main": [MAIN],
@@ -84,7 +84,7 @@ def load(path: Path, **options) -> LLM:
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_layer_follows_the_reference(tmp_path, name, cache, isa):
     _kernels.use_isa(isa)
-    shape = {"rope_scale": 3.0, "rope_freqs": FACTORS} if name == "all kinds" else {}
+    shape = {"rope_scale": 3.0, "rope_freqs": FACTORS} if name == "all three" else {}
     path, reference = write(tmp_path / "m.gguf", name, **shape)
     ids = ids_of(75)
     expected = reference.logits(ids)
@@ -94,12 +94,12 @@ def test_each_layer_follows_the_reference(tmp_path, name, cache, isa):
 
 
 def test_the_layers_differ_enough_to_be_told_apart(tmp_path):
-    path, reference = write(tmp_path / "m.gguf", "all kinds")
+    path, reference = write(tmp_path / "m.gguf", "all three")
     ids = ids_of(75)
     expected = reference.logits(ids)
-    for i, own in enumerate(LAYERS["all kinds"]):
+    for i, own in enumerate(LAYERS["all three"]):
         for other in (MAIN, LOCAL, NONE):
-            layers = [*LAYERS["all kinds"][:i], other, *LAYERS["all kinds"][i + 1 :]]
+            layers = [*LAYERS["all three"][:i], other, *LAYERS["all three"][i + 1 :]]
             error = relative_error(Reference(path, layers=layers).logits(ids), expected)
             assert (error == 0) == (other is own)
             assert other is own or error > 100 * F32_BOUND
@@ -127,7 +127,7 @@ def test_an_edited_context_follows_the_reference(tmp_path, name, cache, isa):
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_context_that_is_put_into_itself_follows_the_reference(tmp_path, cache):
     """Keys that stand at two positions are copied, and each copy is rotated layer by layer."""
-    path, reference = write(tmp_path / "m.gguf", "all kinds")
+    path, reference = write(tmp_path / "m.gguf", "all three")
     ids, last = ids_of(50), ids_of(5, seed=1)
     order = [*range(20), *range(50), *range(20, 50)]
     past = [(k[order], v[order]) for k, v in reference.cached(ids)]
@@ -143,7 +143,7 @@ def test_a_context_that_is_put_into_itself_follows_the_reference(tmp_path, cache
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_user_s_settings_go_into_the_main_table_alone(tmp_path, cache):
-    path, _ = write(tmp_path / "m.gguf", "all kinds")
+    path, _ = write(tmp_path / "m.gguf", "all three")
     rope = {"scaling": "linear", "scale": 2.0, "freq_base": 500.0}
     layers = [MAIN, LOCAL, NONE, LOCAL]
     expected = Reference(path, rope=rope, layers=layers).logits(ids_of(75))
@@ -152,7 +152,7 @@ def test_a_user_s_settings_go_into_the_main_table_alone(tmp_path, cache):
 
 
 def test_group_attention_is_for_the_layers_of_the_main_table(tmp_path):
-    path, _ = write(tmp_path / "m.gguf", "all kinds")
+    path, _ = write(tmp_path / "m.gguf", "all three")
     rope = {"grp_attn_n": 4, "grp_attn_w": 16}
     off = {"grp_attn_n": 1}
     layers = [MAIN, LOCAL | off, NONE, LOCAL | off]
@@ -163,7 +163,7 @@ def test_group_attention_is_for_the_layers_of_the_main_table(tmp_path):
 
 
 def test_there_is_a_table_for_each_distinct_setting(tmp_path):
-    path, _ = write(tmp_path / "m.gguf", "all kinds")
+    path, _ = write(tmp_path / "m.gguf", "all three")
     with load(path) as llm:
         main, local, none, again = RopeTables(llm.config, 100).of_layer
     assert none is None

@@ -240,7 +240,7 @@ def test_chunk_size_agnosticism(tmp_path, cache, weight_type):
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_batch_agnosticism(tmp_path, cache, temperature):
-    """Eight sequences together write what each writes alone."""
+    """Eight requests together write the same texts as each alone."""
     path = write_llama(tmp_path / "m.gguf", weight_type="Q4_0", n_ctx=1024)
     prompts = [ids_of(n, seed=n) for n in (1, 5, 31, 32, 33, 64, 100, 7)]
     params = SamplingParams(temperature=temperature, max_tokens=30, seed=5, ignore_eos=True)
@@ -363,7 +363,7 @@ def test_a_prompt_is_computed_anew_after_a_change(tmp_path):
         stream = llm.stream(ids, params)
         next(stream)
         llm.set_rope(rope)
-        for _ in stream:  # its blocks are of both kinds, and nobody's to share
+        for _ in stream:  # no block is shared that holds tokens of both settings
             pass
         got = llm.generate(ids, params)
         assert got.token_ids == expected.token_ids

@@ -1,12 +1,11 @@
-"""Checks of numbers from files: segments lie within blocks. (Configurations test the others.)"""
+"""Segments in files: whether they lie within the blocks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from lariat.cache.blocks import SLOTS
-from lariat.checks import within_blocks
-from lariat.formats.safetensors_io import BLOCK_SLOTS
+from lariat.formats.segments import BLOCK_SLOTS, within_blocks
 
 MAX = 2**31 - 1
 
@@ -18,9 +17,9 @@ MAX = 2**31 - 1
 )  # fmt: skip
 def test_segments_beyond_the_blocks_are_seen(row):
     within = np.int32([(0, 0, 32), (2, 31, 1), (1, 5, 27)])
-    assert within_blocks(within, 3, 32)
-    assert within_blocks(within[:0], 0, 32)
-    assert not within_blocks(np.concatenate([within, np.int32([row])]), 3, 32)
+    assert within_blocks(within, 3)
+    assert within_blocks(within[:0], 0)
+    assert not within_blocks(np.concatenate([within, np.int32([row])]), 3)
 
 
 def test_blocks_in_files_are_those_of_the_cache():
