@@ -78,7 +78,7 @@ class Chat:
 
     @property
     def n_forgotten(self) -> int:
-        """How many of the oldest messages the context has lost, the system prompt not counted."""
+        """The number of oldest messages that the context has lost, without the system prompt."""
         return self._conversation.n_forgotten
 
     @property
@@ -219,7 +219,7 @@ class _Streams:
     def start(
         self, ids: list[int], params: SamplingParams, n_left: int, on_prompt: Progress | None
     ) -> Stream:
-        """Go on behind the tokens that the context holds of `ids`, with at most `n_left` more."""
+        """Compute the tokens of `ids` that are not in the context, and write at most `n_left`."""
         seed = None if params.seed is None else (params.seed + self._n) % (1 << 64)
         self._n += 1
         context = self.conversation.context

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from lariat.errors import LariatError
 
 SUFFIX = ".tmp"
-"""How the names of unfinished files end; they begin with a dot."""
+"""The end of the names of unfinished files, which begin with a dot."""
 
 
 @contextmanager
