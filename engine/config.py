@@ -102,7 +102,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """How attention of one layer sees positions.
+    """How the attention of one layer treats positions.
 
     rope  settings of its RoPE table, complete, as the model's file asks for them; None: queries and
           keys of this layer are not rotated
