@@ -1,5 +1,5 @@
 /* Attention tiles for AVX2 with FMA and F16C: queries against one block of up to 32 positions.
- * attention_scalar.h says what each operation does, attention_avx512.h how the query of raw keys is
+ * attention_scalar.h says what each operation does, scores_avx512.h how the query of raw keys is
  * stepped. A row that does not divide by 8 ends in a vector padded with zeros.
  */
 #ifndef LARIAT_ATTENTION_AVX2_H

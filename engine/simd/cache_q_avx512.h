@@ -1,5 +1,5 @@
 /* Quantized keys and values for AVX-512. cache_q_scalar.h says what the layouts and operations are,
- * attention_avx512.h how the query of raw keys is stepped.
+ * scores_avx512.h how the query of raw keys is stepped.
  *
  * Numbers become float as they are; scales go elsewhere. A channel's scale goes into the query
  * before keys are read (stepping is linear, so it stays there), and into the sum of values at its
