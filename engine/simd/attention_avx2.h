@@ -180,7 +180,7 @@ ALWAYS_INLINE void step_query_avx2(const float *q, const void *k, int n, int64_t
                                    const float *step, int64_t i0, const int n_v,
                                    __m256 partial[SLOTS], const int f32, const int some) {
     const int64_t half = head_dim / 2, left = half - i0;
-    __m256 x[2], y[2], dx[2], dy[2], factor[2]; /* 2 (1 - cos theta) */
+    __m256 x[2], y[2], dx[2], dy[2], factor[2]; /* factor: 2 (1 - cos theta) */
     FOR_EACH_VECTOR(v) {
         const int64_t i = i0 + 8 * v;
         x[v] = load_lanes_avx2(q, i, left, 1, some);

@@ -116,7 +116,7 @@ ALWAYS_INLINE void block_scores_groups_avx512(const float *q, const void *block,
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     const int64_t block_bytes = cache_block_bytes(type, head_dim);
     const f16_t *scales = scales_of(block, head_dim, type);
-    __m512 x[4], y[4], dx[4], dy[4], zx[4], zy[4], factor[4]; /* 2 (1 - cos theta) */
+    __m512 x[4], y[4], dx[4], dy[4], zx[4], zy[4], factor[4]; /* factor: 2 (1 - cos theta) */
     FOR_EACH_VECTOR(v) {
         const int64_t i = 32 * g0 + 16 * v;
         x[v] = _mm512_loadu_ps(q + i);

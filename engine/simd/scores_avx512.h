@@ -283,7 +283,7 @@ ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64
                                      __m512 partial[SLOTS], const int first, const int f32,
                                      const int masked, const int fetch, int64_t ahead) {
     const int64_t half = head_dim / 2;
-    __m512 x[4], y[4], dx[4], dy[4], factor[4]; /* 2 (1 - cos theta) */
+    __m512 x[4], y[4], dx[4], dy[4], factor[4]; /* factor: 2 (1 - cos theta) */
     __mmask16 lanes[4];
     FOR_EACH_VECTOR(v) {
         const int64_t i = i0 + 16 * v;
