@@ -146,7 +146,7 @@ def bench_decode_one_thread(
     measure(benchmark, record, attention, 1, 40 if depth < 8192 else 12)
 
 
-@pytest.mark.benchmark(group="prompt of 128: does rotating on read cost much, by heads and depth?")
+@pytest.mark.benchmark(group="prompt of 128: does it cost anything, by heads and depth?")
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("depth", [0, 1024, 8192])
 @pytest.mark.parametrize("layout", LAYOUTS)
