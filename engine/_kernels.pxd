@@ -35,7 +35,6 @@ cdef extern from "simd/table.h" nogil:
     ctypedef void (*dequantize_fn)(const void *, int, int, int64_t, float *) noexcept nogil
     ctypedef void (*quantize_fn)(const float *, int, int64_t, void *) noexcept nogil
     ctypedef struct kernels_t:
-        int level
         matmul_fn matmul[7]
         void (*rms_norm)(const float *, const float *, float, int64_t, float *) noexcept nogil
         void (*quantize_column)(const float *, int64_t, int64_t, int8_t *, float *, int32_t *,

@@ -19,13 +19,15 @@ from libc.string cimport memmove, memset
 from lariat._program cimport Operation
 
 cdef extern from "simd/kernels.h" nogil:
-    enum: LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512
     kernels_t KERNELS
-    int supported_level() noexcept
-    void select_level(int) noexcept
-    int CORE
-    int kind_of_core() noexcept
-    void select_core(int) noexcept
+    ctypedef struct target_t:
+        const char *isa
+        const char *core
+        int (*supported)() noexcept
+    enum: N_TARGETS
+    const target_t *TARGETS
+    const char *core_at_hand() noexcept
+    void use_target(int, kernels_t *) noexcept
     void map_pages(const uint8_t *, int64_t) noexcept
     void pack_q4_0(const uint8_t *const *, int64_t, void *) noexcept
     void pack_q4_1(const uint8_t *const *, int64_t, void *) noexcept
@@ -47,52 +49,63 @@ cdef kernels_t *table() noexcept nogil:
 
 # ---- instruction sets -------------------------------------------------------------------------
 
-_LEVELS = ("scalar", "avx2", "avx512")
-_CORES = ("other", "intel")
+# Rows of simd/targets.def in their order: instruction set and kind of core.
+_TARGETS = tuple(
+    (TARGETS[i].isa.decode(), TARGETS[i].core.decode()) for i in range(N_TARGETS)
+)
+_ISAS = tuple(dict.fromkeys(isa for isa, _ in _TARGETS))
+_CORES = tuple(dict.fromkeys(core for _, core in _TARGETS))
+_in_use = {}  # "isa" and "core": names
 
 
 def supported_isas():
-    """Names of the instruction-set levels that this processor and system have, lowest first."""
-    return _LEVELS[: supported_level() + 1]
+    """Names of the instruction sets that this processor and system have, the lowest first."""
+    return tuple(dict.fromkeys(isa for isa, _ in variants()))
 
 
 def isa():
-    """Name of the level in use."""
-    return _LEVELS[KERNELS.level]
+    """Name of the instruction set in use."""
+    return _in_use["isa"]
 
 
 def use_isa(name):
-    """Switch all kernels to the level `name`. Raises ValueError if it is unknown or missing."""
-    if name not in _LEVELS:
-        raise ValueError(
-            f"instruction set {name!r} is unknown, expected one of {', '.join(_LEVELS)}"
-        )
+    """Switch all kernels to the instruction set `name`; the kind of core stays.
+
+    Raises ValueError if the set is unknown or missing here.
+    """
+    if name not in _ISAS:
+        raise ValueError(f"instruction set {name!r} is unknown, expected one of {', '.join(_ISAS)}")
     if name not in supported_isas():
         raise ValueError(
             f"instruction set {name!r} is not supported here, only {', '.join(supported_isas())}"
         )
-    select_level(_LEVELS.index(name))
+    _use(name, _in_use["core"])
 
 
 def core():
-    """Name of the kind of core that tiles are chosen for (simd/cores.h)."""
-    return _CORES[CORE]
+    """Name of the kind of core that kernels are chosen for (simd/tuning.h)."""
+    return _in_use["core"]
 
 
 def use_core(name):
-    """Choose tiles for a kind of core; any runs anywhere. Raises ValueError if it is unknown."""
+    """Choose the kernels for a kind of core; any runs anywhere. Raises ValueError if it is unknown.
+
+    An instruction set that has no target of that kind keeps the one that it has.
+    """
     if name not in _CORES:
         raise ValueError(f"kind of core {name!r} is unknown, expected one of {', '.join(_CORES)}")
-    select_core(_CORES.index(name))
+    _use(_in_use["isa"], name)
 
 
 def variants():
-    """All kernels that this machine can run: pairs of a level and a kind of core."""
-    return tuple(
-        (level, kind)
-        for level in supported_isas()
-        for kind in (_CORES if level == "avx512" else _CORES[:1])
-    )
+    """Targets that this machine can run: (instruction set, kind of core) of each, the lowest first."""
+    return tuple(_TARGETS[i] for i in range(N_TARGETS) if TARGETS[i].supported())
+
+
+def _use(isa, core):
+    target = (isa, core) if (isa, core) in _TARGETS else (isa, "other")
+    use_target(_TARGETS.index(target), &KERNELS)
+    _in_use.update(isa=isa, core=core)
 
 
 def _force(variable, use):
@@ -103,8 +116,8 @@ def _force(variable, use):
             raise ImportError(f"{variable}: {error}") from None
 
 
-select_level(supported_level())
-select_core(kind_of_core())
+*_, _best = supported_isas()
+_use(_best, core_at_hand().decode())
 _force("LARIAT_ISA", use_isa)
 _force("LARIAT_CORE", use_core)
 

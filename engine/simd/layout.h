@@ -12,6 +12,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LARIAT_X86 1
+#endif
+
 enum {
     GROUP_ROWS = 16,   /* rows of a group */
     BLOCK = 32,        /* weights that share a scale, and activations that do */

@@ -243,6 +243,25 @@ MATMUL_AVX512(matmul_q3_K_avx512, k_columns_avx512, W_Q3_K)
 MATMUL_AVX512(matmul_q4_K_avx512, paired_columns_avx512, W_Q4_K)
 MATMUL_AVX512(matmul_q5_K_avx512, paired_columns_avx512, W_Q5_K)
 
+static void use_matmul_avx512(kernels_t *k) {
+    k->matmul[W_F32] = matmul_f32_avx512;
+    k->matmul[W_F16] = matmul_f16_avx512;
+    k->matmul[W_BF16] = matmul_bf16_avx512;
+    k->matmul[W_Q4_0] = matmul_q4_0_avx512;
+    k->matmul[W_Q4_1] = matmul_q4_1_avx512;
+    k->matmul[W_Q8_0] = matmul_q8_0_avx512;
+    k->matmul[W_Q6_K] = matmul_q6_K_avx512;
+    k->matmul[W_Q5_0] = matmul_q5_0_avx512;
+    k->matmul[W_Q5_1] = matmul_q5_1_avx512;
+    k->matmul[W_IQ4_NL] = matmul_iq4_NL_avx512;
+    k->matmul[W_Q2_K] = matmul_q2_K_avx512;
+    k->matmul[W_Q3_K] = matmul_q3_K_avx512;
+    k->matmul[W_Q4_K] = matmul_q4_K_avx512;
+    k->matmul[W_Q5_K] = matmul_q5_K_avx512;
+}
+
+static void use_matmul_avx512_intel(kernels_t *k) { (void)k; }
+
 #undef MATMUL_AVX512
 #undef COLUMNS_AVX512
 #undef FOR_COLUMNS_BY

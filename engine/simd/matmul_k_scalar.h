@@ -74,4 +74,21 @@ K_MATMUL_SCALAR(matmul_q4_K_scalar, W_Q4_K)
 K_MATMUL_SCALAR(matmul_q5_K_scalar, W_Q5_K)
 #undef K_MATMUL_SCALAR
 
+static void use_matmul_scalar(kernels_t *k) {
+    k->matmul[W_F32] = matmul_f32_scalar;
+    k->matmul[W_F16] = matmul_f16_scalar;
+    k->matmul[W_BF16] = matmul_bf16_scalar;
+    k->matmul[W_Q4_0] = matmul_q4_0_scalar;
+    k->matmul[W_Q4_1] = matmul_q4_1_scalar;
+    k->matmul[W_Q8_0] = matmul_q8_0_scalar;
+    k->matmul[W_Q6_K] = matmul_q6_K_scalar;
+    k->matmul[W_Q5_0] = matmul_q5_0_scalar;
+    k->matmul[W_Q5_1] = matmul_q5_1_scalar;
+    k->matmul[W_IQ4_NL] = matmul_iq4_NL_scalar;
+    k->matmul[W_Q2_K] = matmul_q2_K_scalar;
+    k->matmul[W_Q3_K] = matmul_q3_K_scalar;
+    k->matmul[W_Q4_K] = matmul_q4_K_scalar;
+    k->matmul[W_Q5_K] = matmul_q5_K_scalar;
+}
+
 #endif

@@ -195,6 +195,25 @@ MATMUL_AVX2(matmul_q3_K_avx2, k_columns_avx2, 2, W_Q3_K)
 MATMUL_AVX2(matmul_q4_K_avx2, paired_columns_avx2, 2, W_Q4_K)
 MATMUL_AVX2(matmul_q5_K_avx2, paired_columns_avx2, 2, W_Q5_K)
 
+static void use_matmul_avx2(kernels_t *k) {
+    k->matmul[W_F32] = matmul_f32_avx2;
+    k->matmul[W_F16] = matmul_f16_avx2;
+    k->matmul[W_BF16] = matmul_bf16_avx2;
+    k->matmul[W_Q4_0] = matmul_q4_0_avx2;
+    k->matmul[W_Q4_1] = matmul_q4_1_avx2;
+    k->matmul[W_Q8_0] = matmul_q8_0_avx2;
+    k->matmul[W_Q6_K] = matmul_q6_K_avx2;
+    k->matmul[W_Q5_0] = matmul_q5_0_avx2;
+    k->matmul[W_Q5_1] = matmul_q5_1_avx2;
+    k->matmul[W_IQ4_NL] = matmul_iq4_NL_avx2;
+    k->matmul[W_Q2_K] = matmul_q2_K_avx2;
+    k->matmul[W_Q3_K] = matmul_q3_K_avx2;
+    k->matmul[W_Q4_K] = matmul_q4_K_avx2;
+    k->matmul[W_Q5_K] = matmul_q5_K_avx2;
+}
+
+static void use_matmul_avx2_intel(kernels_t *k) { CORE = CORE_INTEL, (void)k; }
+
 #undef MATMUL_AVX2
 #undef FOR_BOTH_HALVES
 #undef FOR_EACH_COLUMN

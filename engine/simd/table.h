@@ -14,7 +14,6 @@ enum {
 /* Types of cached keys and values; those from C_Q8_CH on are quantized by channel. */
 enum { C_F16, C_F32, N_FLOAT_TYPES };
 enum { C_Q8_0 = N_FLOAT_TYPES, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES };
-enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };
 
 typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
                           float *out, int64_t out_stride, int n_rows, int add);
@@ -32,7 +31,6 @@ typedef void (*dequantize_fn)(const void *unit, int first, int n, int64_t head_d
 typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *unit);
 
 typedef struct {
-    int level;
     matmul_fn matmul[N_WEIGHT_TYPES];
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*quantize_column)(const float *x, int64_t n_k, int64_t width, int8_t *q, float *scale,
