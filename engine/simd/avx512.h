@@ -4,7 +4,7 @@
 
 #include "attention_avx512.h"
 #include "cache_q_avx512.h"
-#include "matmul_k_avx512.h"
+#include "matmul_super_avx512.h"
 #include "use_attention.h"
 #include "vector_avx512.h"
 

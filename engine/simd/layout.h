@@ -40,6 +40,8 @@ typedef struct {
     uint8_t q[4][64];
 } q4_0_x16;
 
+typedef q4_0_x16 iq4_nl_x16; /* the nibbles count steps */
+
 typedef struct {
     f16_t d[16];
     f16_t m[16];
@@ -83,7 +85,7 @@ typedef struct {
 
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[16][16];
     uint8_t q[8][2][64];
 } q2_K_x16;
@@ -101,7 +103,7 @@ typedef struct {
  * high one that column of part 2i + 1. */
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[12][16];
     struct {
         uint8_t q[8][64];
@@ -112,7 +114,7 @@ typedef struct {
  * bits 2 (v % 4) and up of byte 4r + j of qh[v / 4]. */
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[12][16];
     struct {
         uint8_t qh[2][64];

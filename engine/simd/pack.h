@@ -29,6 +29,9 @@ static inline void map_pages(const uint8_t *p, int64_t n) {
 #endif
 }
 
+/* Interleaves rows of n_cols weights each. */
+typedef void (*pack_fn)(const uint8_t *const rows[16], int64_t n_cols, void *out);
+
 /* 16 bytes of a row, which are 4 columns each of 4 vectors */
 typedef uint8_t bytes16_t __attribute__((vector_size(16)));
 
@@ -183,7 +186,7 @@ static void pack_q2_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         for (int r = 0; r < 16; r++) {
             const uint8_t *block = rows[r] ? rows[r] + b * 84 : nothing;
             memcpy(&w->d[r], block + 80, 2);
-            memcpy(&w->dmin[r], block + 82, 2);
+            memcpy(&w->m[r], block + 82, 2);
             put_scales(w->scales, 16, r, block);
             for (int part = 0; part < 8; part++)
                 put_pairs(block + 16 + 32 * (part / 4), part % 4, r, w->q[part]);
@@ -220,7 +223,7 @@ static void pack_q4_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         for (int r = 0; r < 16; r++) {
             block[r] = rows[r] ? rows[r] + b * 144 : nothing;
             memcpy(&w->d[r], block[r], 2);
-            memcpy(&w->dmin[r], block[r] + 2, 2);
+            memcpy(&w->m[r], block[r] + 2, 2);
             put_scales(w->scales, 12, r, block[r] + 4);
         }
         for (int i = 0; i < 8; i++) { /* half a pair */
@@ -256,7 +259,7 @@ static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         for (int r = 0; r < 16; r++) {
             block[r] = rows[r] ? rows[r] + b * 176 : nothing;
             memcpy(&w->d[r], block[r], 2);
-            memcpy(&w->dmin[r], block[r] + 2, 2);
+            memcpy(&w->m[r], block[r] + 2, 2);
             put_scales(w->scales, 12, r, block[r] + 4);
         }
         for (int i = 0; i < 8; i++)

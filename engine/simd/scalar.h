@@ -4,7 +4,7 @@
 
 #include "attention_scalar.h"
 #include "cache_q_scalar.h"
-#include "matmul_k_scalar.h"
+#include "matmul_scalar.h"
 #include "use_attention.h"
 #include "vector_scalar.h"
 
