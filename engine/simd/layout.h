@@ -122,6 +122,14 @@ typedef struct {
     } pair[4];
 } q5_K_x16;
 
+/* Byte i < 4 of the scales has the low nibbles of scales i and, above, i + 4; byte 4 + i, two bits each from
+ * the lowest on, the upper bits of scales i, i + 4, i + 2 and i + 6. */
+typedef struct {
+    f16_t d[16];
+    uint8_t scales[6][16];
+    uint8_t q[8][4][64];
+} iq4_xs_x16;
+
 /* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale
  * (see activation_scale).
  *

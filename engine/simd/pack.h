@@ -267,6 +267,39 @@ static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
     }
 }
 
+/* block_iq4_xs: f16 d, uint16 scales_h, scales_l[4], qs[128]. Scale i has nibble i % 2 of scales_l[i / 2],
+ * and bits 2 i of scales_h on top; each 16 bytes of qs are the nibbles of a part, as Q4_0's. */
+static void put_iq4_xs_scales(const uint8_t *block, int r, uint8_t scales[6][16]) {
+    const unsigned high = block[2] | (unsigned)block[3] << 8;
+    const uint8_t *low = block + 4;
+    for (int i = 0; i < 4; i++)
+        scales[i][r] = (uint8_t)((low[i / 2] >> i % 2 * 4 & 15) |
+                                 (low[2 + i / 2] >> i % 2 * 4 & 15) << 4);
+    for (int i = 0; i < 2; i++)
+        scales[4 + i][r] = (uint8_t)((high >> 2 * i & 3) | (high >> (2 * i + 8) & 3) << 2 |
+                                     (high >> (2 * i + 4) & 3) << 4 |
+                                     (high >> (2 * i + 12) & 3) << 6);
+}
+
+static void pack_iq4_xs(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[136];
+    iq4_xs_x16 *w = out;
+    for (int64_t b = 0; b < n_cols / 256; b++, w++) {
+        const uint8_t *block[16];
+        fetch_next_group(rows, n_cols / 256 * 136, b, 16 * 136);
+        for (int r = 0; r < 16; r++) {
+            block[r] = rows[r] ? rows[r] + b * 136 : nothing;
+            memcpy(&w->d[r], block[r], 2);
+            put_iq4_xs_scales(block[r], r, w->scales);
+        }
+        for (int part = 0; part < 8; part++) {
+            bytes16_t x[16];
+            for (int r = 0; r < 16; r++) x[r] = load16(block[r] + 8 + 16 * part);
+            put_vectors(x, w->q[part]);
+        }
+    }
+}
+
 /* block_q6_K: ql[128], qh[64], int8 scales[16], f16 d. Of each half of 128 columns, column
  * 32 p + l (p = 0..3) has its low bits in nibble p / 2 of ql[64 half + 32 (p % 2) + l] and its high
  * bits at 2 p of qh[32 half + l]. */

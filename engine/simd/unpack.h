@@ -95,6 +95,21 @@ ALWAYS_INLINE void factors_q4_K(const void *scales, factors_t *out) {
     memcpy(out->m, m, sizeof m);
 }
 
+/* 6 bits less 32; layout.h says where they stand. */
+ALWAYS_INLINE void factors_iq4_xs(const void *scales, factors_t *out) {
+    uint8_t bytes[2 * GROUP_ROWS], upper[4 * GROUP_ROWS];
+    u8x64 low, high;
+    load_scale_bytes(scales, 0, &low);
+    memcpy(bytes, (const uint8_t *)scales + 4 * GROUP_ROWS, sizeof bytes);
+    for (int i = 0; i < 2 * GROUP_ROWS; i++) {
+        upper[i] = bytes[i] & 15;
+        upper[2 * GROUP_ROWS + i] = bytes[i] >> 4;
+    }
+    memcpy(&high, upper, sizeof high);
+    const u8x64 d[2] = {((low & 15) | (high & 3) << 4) - 32, (low >> 4 | (high >> 2) << 4) - 32};
+    memcpy(out->d, d, sizeof d);
+}
+
 /* The factors of a super-block, with its first part; nothing with the others */
 ALWAYS_INLINE void unpack_factors(block_x16 block, const int type, factors_t *out) {
     if (__builtin_expect(block.part != 0, 1)) return;
