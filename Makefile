@@ -20,7 +20,7 @@ SANITIZED := $(CURDIR)/build/sanitize
 SANITIZE_FLAGS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
     --param asan-instrumentation-with-call-threshold=0 -fno-sanitize=null,pointer-overflow,object-size
 SANITIZE_TESTS ?= --ignore=tests/test_packaging.py
-KERNEL_SOURCES := $(wildcard engine/*.pyx engine/*.pxd engine/simd/*.h)
+KERNEL_SOURCES := $(wildcard engine/*.pyx engine/*.pxd engine/simd/*)
 
 export MODEL PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -40,6 +40,7 @@ NUMBERS: dict[GGMLType, tuple[tuple[str, int, int], tuple[int, ...]]] = {
     GGMLType.Q5_K: (_F16, (0, 2)),
     GGMLType.Q6_K: (_F16, (208,)),
     GGMLType.IQ4_NL: (_F16, (0,)),
+    GGMLType.IQ4_XS: (_F16, (0,)),
 }
 
 

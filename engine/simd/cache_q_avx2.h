@@ -8,7 +8,7 @@
 
 #include "attention_avx2.h"
 #include "cache_q_scalar.h"
-#include "cores.h"
+#include "fetch.h"
 
 /* Bytes 0..7 (v = 0) or 8..15 of 16 that stand in both halves of a vector. Each becomes the top
  * byte of 32 bits, or with `below_top` the byte below it. */

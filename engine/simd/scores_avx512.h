@@ -18,7 +18,7 @@
 #include <immintrin.h>
 
 #include "attention_scalar.h"
-#include "cores.h"
+#include "fetch.h"
 #include "layout.h"
 #include "vector_avx512.h"
 

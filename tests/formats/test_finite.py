@@ -60,7 +60,7 @@ def test_one_bad_number_in_a_tensor(tmp_path, monkeypatch, kind):
                         check(path)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "IQ4_NL"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "IQ4_NL", "IQ4_XS"])
 def test_integers_may_be_anything(tmp_path, kind):
     path = write(tmp_path, kind)
     with GGUFFile(path) as gguf:

@@ -43,7 +43,7 @@ _MODELS |= {
     kind: {**_SMALL, "weight_type": kind} for kind in ("BF16", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
 }
 _MODELS |= {
-    kind: {**_WIDE, "weight_type": kind} for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+    kind: {**_WIDE, "weight_type": kind} for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 }
 _TEXTS = (
     "Once upon a time, there was a 1234 year old tree. It's <s> here</s>!\n\n  日本→é\t\x00",
