@@ -6,9 +6,7 @@ cdef extern from "simd/table.h" nogil:
     enum: GROUP_ROWS, BLOCK, SLOTS, SCORE_ROWS
     enum: C_F16, C_F32, N_FLOAT_TYPES, C_Q8_0, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES
     enum: MAX_HEAD_DIM
-    enum:
-        W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K
-        W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K
+    enum: N_WEIGHT_TYPES
     ctypedef struct activations_t:
         const float *x
         int8_t *q
@@ -35,8 +33,7 @@ cdef extern from "simd/table.h" nogil:
     ctypedef void (*dequantize_fn)(const void *, int, int, int64_t, float *) noexcept nogil
     ctypedef void (*quantize_fn)(const float *, int, int64_t, void *) noexcept nogil
     ctypedef struct kernels_t:
-        int level
-        matmul_fn matmul[7]
+        matmul_fn matmul[N_WEIGHT_TYPES]
         void (*rms_norm)(const float *, const float *, float, int64_t, float *) noexcept nogil
         void (*quantize_column)(const float *, int64_t, int64_t, int8_t *, float *, int32_t *,
                                 int16_t *) noexcept nogil

@@ -1,8 +1,8 @@
 """Runs of strings as GGUF files hold them, each after its length (uint64, little-endian).
 
 These loops are compiled because opening a model waits for them: a Llama 3 vocabulary has 128k
-tokens and 280k merges. `blob` is such a run. `bounds` int64 [n + 1] says where in it each string's length
-begins, and where the last string ends.
+tokens and 280k merges. `blob` is such a run. `bounds` int64 [n + 1] says where in it each string's
+length begins, and where the last string ends.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize

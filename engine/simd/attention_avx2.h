@@ -1,5 +1,5 @@
 /* Attention tiles for AVX2 with FMA and F16C: queries against one block of up to 32 positions.
- * attention_scalar.h says what each operation does, attention_avx512.h how the query of raw keys is
+ * attention_scalar.h says what each operation does, scores_avx512.h how the query of raw keys is
  * stepped. A row that does not divide by 8 ends in a vector padded with zeros.
  */
 #ifndef LARIAT_ATTENTION_AVX2_H
@@ -180,7 +180,7 @@ ALWAYS_INLINE void step_query_avx2(const float *q, const void *k, int n, int64_t
                                    const float *step, int64_t i0, const int n_v,
                                    __m256 partial[SLOTS], const int f32, const int some) {
     const int64_t half = head_dim / 2, left = half - i0;
-    __m256 x[2], y[2], dx[2], dy[2], factor[2]; /* 2 (1 - cos theta) */
+    __m256 x[2], y[2], dx[2], dy[2], factor[2]; /* factor: 2 (1 - cos theta) */
     FOR_EACH_VECTOR(v) {
         const int64_t i = i0 + 8 * v;
         x[v] = load_lanes_avx2(q, i, left, 1, some);

@@ -2,7 +2,7 @@
  *
  * The operations have the same signature in every instruction set. head_dim is that of keys or of
  * values.
- *   scores_*        s[r][j] = q[r] . k[j], up to SCORE_ROWS queries and keys as they are stored.
+ *   scores_*        s[r][j] = q[r] . k[j], for up to SCORE_ROWS queries, k as it is stored.
  *                   The raw ones take queries that are rotated back by the position of the first
  *                   key, and rotate key j by j positions more: by row j of the table, or, where
  *                   `rope_t` has a `step`, by stepping the query.

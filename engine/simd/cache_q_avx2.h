@@ -8,7 +8,7 @@
 
 #include "attention_avx2.h"
 #include "cache_q_scalar.h"
-#include "cores.h"
+#include "fetch.h"
 
 /* Bytes 0..7 (v = 0) or 8..15 of 16 that stand in both halves of a vector. Each becomes the top
  * byte of 32 bits, or with `below_top` the byte below it. */
@@ -119,7 +119,7 @@ ALWAYS_INLINE void step_half_group_avx2(const float *q, const void *block, int f
                                         __m256 partial[SLOTS], const int type) {
     const int64_t half = head_dim / 2;
     const f16_t *scales = scales_of(block, head_dim, type);
-    __m256 x[2], y[2], dx[2], dy[2], factor[2], zx[2], zy[2];
+    __m256 x[2], y[2], dx[2], dy[2], zx[2], zy[2], factor[2]; /* factor: 2 (1 - cos theta) */
     for (int v = 0; v < 2; v++) {
         const int64_t i = 32 * g + 16 * part + 8 * v;
         x[v] = _mm256_loadu_ps(q + i);

@@ -1,5 +1,5 @@
 /* Quantized keys and values for AVX-512. cache_q_scalar.h says what the layouts and operations are,
- * attention_avx512.h how the query of raw keys is stepped.
+ * scores_avx512.h how the query of raw keys is stepped.
  *
  * Numbers become float as they are; scales go elsewhere. A channel's scale goes into the query
  * before keys are read (stepping is linear, so it stays there), and into the sum of values at its
@@ -116,7 +116,7 @@ ALWAYS_INLINE void block_scores_groups_avx512(const float *q, const void *block,
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     const int64_t block_bytes = cache_block_bytes(type, head_dim);
     const f16_t *scales = scales_of(block, head_dim, type);
-    __m512 x[4], y[4], dx[4], dy[4], zx[4], zy[4], factor[4]; /* 2 (1 - cos theta) */
+    __m512 x[4], y[4], dx[4], dy[4], zx[4], zy[4], factor[4]; /* factor: 2 (1 - cos theta) */
     FOR_EACH_VECTOR(v) {
         const int64_t i = 32 * g0 + 16 * v;
         x[v] = _mm512_loadu_ps(q + i);

@@ -4,20 +4,25 @@
 
 #include "layout.h"
 
-/* Weight types in the order of the matmul table; the numbers are ours, not ggml's. From W_Q5_0 on,
- * integers stand in planes of bits; from W_Q2_K on, in super-blocks (unpack.h). */
+/* Numbers of the weight types, in the order of types.def */
 enum {
-    W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K,
-    W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K,
+#define TYPE(NAME, name) W_##NAME,
+#include "types.def"
     N_WEIGHT_TYPES
 };
 /* Types of cached keys and values; those from C_Q8_CH on are quantized by channel. */
 enum { C_F16, C_F32, N_FLOAT_TYPES };
 enum { C_Q8_0 = N_FLOAT_TYPES, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES };
-enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };
 
+/* out [n_cols][out_stride] = n_rows rows of weights times n_cols columns from `col` on; out += with `add` */
 typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
                           float *out, int64_t out_stride, int n_rows, int add);
+/* A matmul_fn of one type and target: the tile of its level, compiled for both */
+#define MATMUL(name, tile, type, tuning)                                                   \
+    static void name(const void *weights, const activations_t *a, int64_t col, int n_cols, \
+                     float *out, int64_t out_stride, int n_rows, int add) {                \
+        tile(weights, a, col, n_cols, out, out_stride, n_rows, add, type, tuning);         \
+    }
 typedef void (*scores_fn)(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                           const rope_t *rope, float *s);
 typedef void (*keys_fn)(const void *k, int n, int64_t head_dim, const float *row, float *tile);
@@ -33,7 +38,6 @@ typedef void (*dequantize_fn)(const void *block, int first, int n, int64_t head_
 typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *block);
 
 typedef struct {
-    int level;
     matmul_fn matmul[N_WEIGHT_TYPES];
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*quantize_column)(const float *x, int64_t n_k, int64_t width, int8_t *q, float *scale,

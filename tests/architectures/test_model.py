@@ -173,6 +173,7 @@ QUANTIZED = {
     "5 bits": {"weight_type": "Q5_K", "type_of": {"attn_k": "Q5_0", "ffn_up": "Q5_1"}},
     "2 and 3 bits": {"weight_type": "Q3_K", "type_of": {"ffn_": "Q2_K"}, "tied": True},
     "IQ4_NL": {"weight_type": "IQ4_NL"},
+    "IQ4_XS": {"weight_type": "IQ4_XS", "type_of": {"attn_v": "Q5_K"}},
     "qwen2": {"weight_type": "Q8_0", "arch": "qwen2"},
     "qwen3": {"weight_type": "Q4_0", "arch": "qwen3", "tied": True, "output_type": "Q6_K"},
 }

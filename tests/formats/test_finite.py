@@ -60,7 +60,7 @@ def test_one_bad_number_in_a_tensor(tmp_path, monkeypatch, type_name):
                         check(path)
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q6_K", "IQ4_NL"])
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q6_K", "IQ4_NL", "IQ4_XS"])
 def test_integers_may_be_anything(tmp_path, type_name):
     path = write(tmp_path, type_name)
     with GGUFFile(path) as gguf:

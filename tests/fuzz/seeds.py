@@ -45,7 +45,7 @@ _MODELS |= {
 }
 _MODELS |= {
     type_name: {**_WIDE, "weight_type": type_name}
-    for type_name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+    for type_name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 }
 _TEXTS = (
     "Once upon a time, there was a 1234 year old tree. It's <s> here</s>!\n\n  日本→é\t\x00",

@@ -140,7 +140,7 @@ def test_a_context_as_long_as_can_be_announced(tmp_path: Path) -> None:
 
 # ---- Values ----
 
-F16_AT = {"Q4_0": 0, "Q8_0": 0, "Q4_K": 0, "Q6_K": 208, "IQ4_NL": 0, "Q5_1": 2}
+F16_AT = {"Q4_0": 0, "Q8_0": 0, "Q4_K": 0, "Q6_K": 208, "IQ4_NL": 0, "IQ4_XS": 0, "Q5_1": 2}
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 NAMES = [f"blk.0.{name}.weight" for name in ("attn_norm", "ffn_norm", *MATRICES)]
 NAMES += ["output_norm.weight", "output.weight"]
@@ -175,6 +175,7 @@ def poisoned(path: Path, name: str, value: float) -> Path:
         ("IQ4_NL", {"cache": "raw", "type_k": "q8_ch", "type_v": "q8_ch"}),
         ("Q4_K", {"cache": "raw", "type_k": "q4_ch", "type_v": "q4_ch"}),
         ("Q6_K", {}),
+        ("IQ4_XS", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "roped",
 )

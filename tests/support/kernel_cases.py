@@ -33,6 +33,7 @@ SCALES = {
     "Q5_K": [slice(0, 2), slice(2, 4)],
     "Q6_K": [slice(208, 210)],
     "IQ4_NL": [slice(0, 2)],
+    "IQ4_XS": [slice(0, 2)],
 }
 SMALL_SCALES = {
     "Q2_K": slice(0, 16),
@@ -40,6 +41,7 @@ SMALL_SCALES = {
     "Q4_K": slice(4, 16),
     "Q5_K": slice(4, 16),
     "Q6_K": slice(192, 208),
+    "IQ4_XS": slice(2, 8),
 }
 QUANT_TYPES = tuple(SCALES)
 

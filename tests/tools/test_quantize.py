@@ -321,7 +321,7 @@ def test_a_second_rounding_has_to_be_asked_for(model: Write, tmp_path: Path) -> 
     [
         ({"dim": 72}, r"rows of 72 weights, which do not divide into the blocks of 32 of Q4_0"),
         ({"metadata": {"general.architecture": "falcon"}}, "falcon"),
-        ({"type_of": {"ffn_up": "IQ4_XS"}, "dim": 256}, "ffn_up.* is of type IQ4_XS"),
+        ({"type_of": {"ffn_up": "IQ2_XS"}, "dim": 256}, "ffn_up.* is of type IQ2_XS"),
         ({"extra_tensors": {"blk.0.attn_q.weight": np.full((64, 64), np.nan, np.float32)}}, "NaN"),
         ({"extra_tensors": {"output.weight": np.full((288, 64), 1e9, np.float32)}}, "too large"),
     ],
