@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.costly_files import costly_files, models
 
-MOST_BYTES = 300e6
+MAX_BYTES = 300e6
 FILES = costly_files()
 
 # One process for all files is faster. It resets its peak memory for each file.
@@ -76,5 +76,5 @@ def test_refusing_takes_little_memory(refusers: list[Refuser], tmp_path: Path, n
         assert message in said
         assert said.count("\n") == 1
         assert len(said) < 400 + len(str(path))
-        assert peak < MOST_BYTES
+        assert peak < MAX_BYTES
     path.unlink()

@@ -76,8 +76,15 @@ FORKED_WHILE_BUSY = """
     context.append([1, 5, 6, 7])
     stream = llm.stream([1, 5], SamplingParams(max_tokens=100))
     next(stream)
-    # Another thread is in the midst of a step: it holds the lock, and is missing in the child.
-    llm.runner._lock.acquire()
+    # Another thread is in the middle of a step: it holds the lock, and is missing in the child.
+    holds, may_go = threading.Event(), threading.Event()
+    def step():
+        with llm.runner.exclusive:
+            holds.set()
+            may_go.wait()
+    other = threading.Thread(target=step)
+    other.start()
+    holds.wait()
     pid = os.fork()
     if pid == 0:
         def refused(work):
@@ -107,7 +114,8 @@ FORKED_WHILE_BUSY = """
     else:
         os.kill(pid, 9)
         sys.exit("the child hangs")
-    llm.runner._lock.release()
+    may_go.set()
+    other.join()
     print(os.waitstatus_to_exitcode(status), len(llm.generate([1, 5], SamplingParams(max_tokens=3,
           temperature=0, ignore_eos=True)).token_ids))
 """
