@@ -28,8 +28,8 @@ from lariat.formats import block_formats
 from lariat.formats.block_formats import GGMLType
 
 from tests.reference import relative_error, round_q8
-from tests.support import cache_units
-from tests.support.cache_units import CHANNEL_TYPES, QUANTIZED, config_of
+from tests.support import cache_blocks
+from tests.support.cache_blocks import CHANNEL_TYPES, QUANTIZED, config_of
 from tests.support.kernel_cases import (
     FLOAT_TYPES,
     QUANT_TYPES,
@@ -228,10 +228,10 @@ def caches(rng: np.random.Generator) -> Iterator[Case]:
             if type in CHANNEL_TYPES:  # read what was sealed, not the places of open blocks
                 open_at = memory.open_at.copy()
                 memory.open_at[:] = -1
-                found = cache_units.values(memory, "k", type, 0)
+                found = cache_blocks.values(memory, "k", type, 0)
                 memory.open_at[:] = open_at
                 return found
-            return cache_units.values(memory, "k", type, 0)
+            return cache_blocks.values(memory, "k", type, 0)
 
         expected = x.reshape(2, 32, n_heads, d).swapaxes(1, 2).astype(np.float64)
         shape = f"64 x {n_heads} heads of {d}"

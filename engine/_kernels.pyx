@@ -19,26 +19,21 @@ from libc.string cimport memmove, memset
 from lariat._program cimport Operation
 
 cdef extern from "simd/kernels.h" nogil:
-    enum: LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512
     kernels_t KERNELS
-    int supported_level() noexcept
-    void select_level(int) noexcept
-    int CORE
-    int kind_of_core() noexcept
-    void select_core(int) noexcept
+    ctypedef struct target_t:
+        const char *isa
+        const char *core
+        int (*supported)() noexcept nogil
+    enum: N_TARGETS
+    const target_t *TARGETS
+    const char *core_at_hand() noexcept
+    void use_target(int, kernels_t *) noexcept
     void map_pages(const uint8_t *, int64_t) noexcept
-    void pack_q4_0(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q4_1(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q8_0(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q6_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q5_0(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q5_1(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q2_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q3_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q4_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q5_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_16bit(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_32bit(const uint8_t *const *, int64_t, void *) noexcept
+    ctypedef struct weight_type_t:
+        const char *name
+        int number, columns, bytes
+        void (*pack)(const uint8_t *const *, int64_t, void *) noexcept nogil
+    const weight_type_t *WEIGHT_TYPES
 
 
 cdef kernels_t *table() noexcept nogil:
@@ -47,52 +42,63 @@ cdef kernels_t *table() noexcept nogil:
 
 # ---- instruction sets -------------------------------------------------------------------------
 
-_LEVELS = ("scalar", "avx2", "avx512")
-_CORES = ("other", "intel")
+# Rows of simd/targets.def in their order: instruction set and kind of core.
+_TARGETS = tuple(
+    (TARGETS[i].isa.decode(), TARGETS[i].core.decode()) for i in range(N_TARGETS)
+)
+_ISAS = tuple(dict.fromkeys(isa for isa, _ in _TARGETS))
+_CORES = tuple(dict.fromkeys(core for _, core in _TARGETS))
+_in_use = {}  # "isa" and "core": names
 
 
 def supported_isas():
-    """Names of the instruction-set levels that this processor and system have, lowest first."""
-    return _LEVELS[: supported_level() + 1]
+    """Names of the instruction sets that this processor and system have, the lowest first."""
+    return tuple(dict.fromkeys(isa for isa, _ in variants()))
 
 
 def isa():
-    """Name of the level in use."""
-    return _LEVELS[KERNELS.level]
+    """Name of the instruction set in use."""
+    return _in_use["isa"]
 
 
 def use_isa(name):
-    """Switch all kernels to the level `name`. Raises ValueError if it is unknown or missing."""
-    if name not in _LEVELS:
-        raise ValueError(
-            f"instruction set {name!r} is unknown, expected one of {', '.join(_LEVELS)}"
-        )
+    """Switch all kernels to the instruction set `name`; the kind of core stays.
+
+    Raises ValueError if the set is unknown or missing here.
+    """
+    if name not in _ISAS:
+        raise ValueError(f"instruction set {name!r} is unknown, expected one of {', '.join(_ISAS)}")
     if name not in supported_isas():
         raise ValueError(
             f"instruction set {name!r} is not supported here, only {', '.join(supported_isas())}"
         )
-    select_level(_LEVELS.index(name))
+    _use(name, _in_use["core"])
 
 
 def core():
-    """Name of the kind of core that tiles are chosen for (simd/cores.h)."""
-    return _CORES[CORE]
+    """Name of the kind of core that kernels are chosen for (simd/tuning.h)."""
+    return _in_use["core"]
 
 
 def use_core(name):
-    """Choose tiles for a kind of core; any runs anywhere. Raises ValueError if it is unknown."""
+    """Choose the kernels for a kind of core; any runs anywhere. Raises ValueError if it is unknown.
+
+    An instruction set that has no target of that kind keeps the one that it has.
+    """
     if name not in _CORES:
         raise ValueError(f"kind of core {name!r} is unknown, expected one of {', '.join(_CORES)}")
-    select_core(_CORES.index(name))
+    _use(_in_use["isa"], name)
 
 
 def variants():
-    """All kernels that this machine can run: pairs of a level and a kind of core."""
-    return tuple(
-        (level, kind)
-        for level in supported_isas()
-        for kind in (_CORES if level == "avx512" else _CORES[:1])
-    )
+    """Targets that this machine can run: (instruction set, kind of core) of each, the lowest first."""
+    return tuple(_TARGETS[i] for i in range(N_TARGETS) if TARGETS[i].supported())
+
+
+def _use(isa, core):
+    target = (isa, core) if (isa, core) in _TARGETS else (isa, "other")
+    use_target(_TARGETS.index(target), &KERNELS)
+    _in_use.update(isa=isa, core=core)
 
 
 def _force(variable, use):
@@ -103,28 +109,35 @@ def _force(variable, use):
             raise ImportError(f"{variable}: {error}") from None
 
 
-select_level(supported_level())
-select_core(kind_of_core())
+*_, _best = supported_isas()
+_use(_best, core_at_hand().decode())
 _force("LARIAT_ISA", use_isa)
 _force("LARIAT_CORE", use_core)
 
 
 # ---- weights ----------------------------------------------------------------------------------
 
-# name: number in the kernel table, columns of a block, bytes of a block of 16 rows
-_WEIGHT_TYPES = {
-    "F32": (W_F32, 1, 64), "F16": (W_F16, 1, 32), "BF16": (W_BF16, 1, 32),
-    "Q4_0": (W_Q4_0, 32, 288), "Q4_1": (W_Q4_1, 32, 320), "Q8_0": (W_Q8_0, 32, 544),
-    "Q6_K": (W_Q6_K, 256, 3360), "Q5_0": (W_Q5_0, 32, 352), "Q5_1": (W_Q5_1, 32, 384),
-    "IQ4_NL": (W_IQ4_NL, 32, 288), "Q2_K": (W_Q2_K, 256, 1344), "Q3_K": (W_Q3_K, 256, 1760),
-    "Q4_K": (W_Q4_K, 256, 2304), "Q5_K": (W_Q5_K, 256, 2816),
-}  # fmt: skip
+# name: row of simd/types.def
+_WEIGHT_TYPES = {WEIGHT_TYPES[i].name.decode(): i for i in range(N_WEIGHT_TYPES)}
+
+
+def weight_types():
+    """Types that a matrix may have: name -> (number in GGUF files, columns and bytes of a block)."""
+    return {
+        name: (WEIGHT_TYPES[i].number, WEIGHT_TYPES[i].columns, WEIGHT_TYPES[i].bytes)
+        for name, i in _WEIGHT_TYPES.items()
+    }
+
+
+cdef int64_t row_bytes(int type, int64_t n_cols) noexcept nogil:
+    """Bytes of a row of n_cols weights, whole blocks, in a file and interleaved alike"""
+    return n_cols // WEIGHT_TYPES[type].columns * WEIGHT_TYPES[type].bytes
 
 
 def packed_bytes(str type_name, Py_ssize_t n_rows, Py_ssize_t n_cols):
     """Bytes of an interleaved matrix: those of the file, with n_rows rounded up to 16."""
-    _, n_block, n_bytes = _WEIGHT_TYPES[type_name]
-    return (n_rows + GROUP_ROWS - 1) // GROUP_ROWS * (n_cols // n_block) * n_bytes
+    cdef int type = _WEIGHT_TYPES[type_name]
+    return (n_rows + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS * row_bytes(type, n_cols)
 
 
 cdef class Matrix:
@@ -138,54 +151,61 @@ cdef class Matrix:
     cdef readonly str type_name
     cdef readonly Py_ssize_t n_rows, n_cols
     cdef readonly bint quantized
-    cdef int kind
+    cdef int type
     cdef int64_t group_bytes
     cdef uint8_t[::1] packed
 
     def __init__(self, const uint8_t[:, ::1] rows, str type_name, Py_ssize_t n_cols,
                  uint8_t[::1] out, const int64_t[::1] order=None, int n_threads=1):
-        kind, n_block, n_bytes = _WEIGHT_TYPES[type_name]
-        self.type_name, self.kind, self.n_cols, self.packed = type_name, kind, n_cols, out
+        cdef int type = _WEIGHT_TYPES[type_name]
+        cdef const weight_type_t *t = &WEIGHT_TYPES[type]
+        self.type_name, self.type, self.n_cols, self.packed = type_name, type, n_cols, out
         self.n_rows = rows.shape[0]
-        self.quantized = n_block > 1
-        self.group_bytes = n_cols // n_block * n_bytes
-        if n_cols % n_block or rows.shape[1] * GROUP_ROWS != self.group_bytes:
-            raise ValueError(f"rows of {rows.shape[1]} bytes are not {n_cols} columns {type_name}")
-        if out.shape[0] != packed_bytes(type_name, self.n_rows, n_cols):
-            raise ValueError(f"the packed matrix does not fit into {out.shape[0]} bytes")
+        self.quantized = t.columns > 1
+        self.group_bytes = GROUP_ROWS * row_bytes(type, n_cols)
+        if n_cols % t.columns or rows.shape[1] * GROUP_ROWS != self.group_bytes:
+            raise ValueError(
+                f"rows of {rows.shape[1]} bytes, expected {self.group_bytes // GROUP_ROWS}: "
+                f"{n_cols} columns of {type_name} in blocks of {t.columns}"
+            )
+        n_bytes = packed_bytes(type_name, self.n_rows, n_cols)
+        if out.shape[0] != n_bytes:
+            raise ValueError(f"{out.shape[0]} bytes for the interleaved matrix, expected {n_bytes}")
         if order is not None and (order.shape[0] != self.n_rows or not self.n_rows
                                   or np.min(order) < 0 or np.max(order) >= self.n_rows):
-            raise ValueError("order is not one of the matrix's rows")
-        cdef Py_ssize_t n_groups = (self.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
+            raise ValueError(
+                f"an order of {order.shape[0]} rows, expected {self.n_rows} from 0 to "
+                f"{self.n_rows - 1}"
+            )
         cdef const int64_t *order_p = NULL
         if order is not None:
             order_p = &order[0]
         cdef const uint8_t *source = &rows[0, 0]
         cdef uint8_t *target = &out[0]
-        cdef int64_t row_bytes = rows.shape[1], n_r = self.n_rows, n_c = n_cols
-        cdef int64_t group_bytes = self.group_bytes
-        cdef int kind_c = kind
+        cdef int64_t n_bytes_row = rows.shape[1], n_r = self.n_rows, n_c = n_cols
+        cdef Py_ssize_t n_groups = (self.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
         cdef Py_ssize_t n_runs = (n_groups + RUN_GROUPS - 1) // RUN_GROUPS, run
         for run in prange(n_runs, nogil=True, schedule="static", num_threads=n_threads):
-            pack_run(kind_c, source, row_bytes, n_r, n_c, order_p, run * RUN_GROUPS,
-                     min(n_groups, (run + 1) * RUN_GROUPS), target, group_bytes)
+            pack_run(type, source, n_bytes_row, n_r, n_c, order_p, run * RUN_GROUPS,
+                     min(n_groups, (run + 1) * RUN_GROUPS), target)
 
 
 cdef enum:
     RUN_GROUPS = 8  # of a matrix, whose part of the file is mapped at once
 
 
-cdef void pack_run(int kind, const uint8_t *source, int64_t row_bytes, int64_t n_rows,
+cdef void pack_run(int type, const uint8_t *source, int64_t n_bytes_row, int64_t n_rows,
                    int64_t n_cols, const int64_t *order, int64_t group, int64_t end,
-                   uint8_t *out, int64_t group_bytes) noexcept nogil:
+                   uint8_t *out) noexcept nogil:
     cdef int64_t first = group * GROUP_ROWS, last = min(n_rows, end * GROUP_ROWS)
-    map_pages(source + first * row_bytes, (last - first) * row_bytes)
+    map_pages(source + first * n_bytes_row, (last - first) * n_bytes_row)
     while group < end:
-        pack_group(kind, source, row_bytes, n_rows, n_cols, order, group, out + group * group_bytes)
+        pack_group(type, source, n_bytes_row, n_rows, n_cols, order, group,
+                   out + group * GROUP_ROWS * n_bytes_row)
         group += 1
 
 
-cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t n_rows,
+cdef void pack_group(int type, const uint8_t *source, int64_t n_bytes_row, int64_t n_rows,
                      int64_t n_cols, const int64_t *order, int64_t group,
                      uint8_t *out) noexcept nogil:
     cdef const uint8_t *rows[16]
@@ -195,31 +215,8 @@ cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t
         if row >= n_rows:
             rows[r] = NULL
         else:
-            rows[r] = source + row_bytes * (row if order == NULL else order[row])
-    if kind == W_Q4_0 or kind == W_IQ4_NL:  # alike but for what the nibbles mean
-        pack_q4_0(rows, n_cols, out)
-    elif kind == W_Q4_1:
-        pack_q4_1(rows, n_cols, out)
-    elif kind == W_Q8_0:
-        pack_q8_0(rows, n_cols, out)
-    elif kind == W_Q6_K:
-        pack_q6_K(rows, n_cols, out)
-    elif kind == W_Q5_0:
-        pack_q5_0(rows, n_cols, out)
-    elif kind == W_Q5_1:
-        pack_q5_1(rows, n_cols, out)
-    elif kind == W_Q2_K:
-        pack_q2_K(rows, n_cols, out)
-    elif kind == W_Q3_K:
-        pack_q3_K(rows, n_cols, out)
-    elif kind == W_Q4_K:
-        pack_q4_K(rows, n_cols, out)
-    elif kind == W_Q5_K:
-        pack_q5_K(rows, n_cols, out)
-    elif kind == W_F32:
-        pack_32bit(rows, n_cols, out)
-    else:
-        pack_16bit(rows, n_cols, out)
+            rows[r] = source + n_bytes_row * (row if order == NULL else order[row])
+    WEIGHT_TYPES[type].pack(rows, n_cols, out)
 
 
 # ---- matrix multiplication ----------------------------------------------------------------------
@@ -330,7 +327,7 @@ cdef enum:
     TASK_PRODUCTS = 4194304
 
 cdef struct matmul_t:
-    int kind, add
+    int type, add
     const uint8_t *weights
     int64_t group_bytes, n_rows, n_groups, per_task, n_cols
     activations_t x
@@ -360,7 +357,7 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
     if n == 0:
         step.bind(matmul_task, a, 0, None)
         return step
-    a.kind, a.add, a.weights, a.group_bytes = w.kind, add, &w.packed[0], w.group_bytes
+    a.type, a.add, a.weights, a.group_bytes = w.type, add, &w.packed[0], w.group_bytes
     a.n_rows, a.n_groups = w.n_rows, (w.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
     a.n_cols, a.out = n, &out[0, 0]
     a.per_task = max(1, min(TASK_BYTES // w.group_bytes,
@@ -375,7 +372,7 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
 cdef void matmul_task(const void *args, int64_t task, float *work) noexcept nogil:
     """Some row groups times all columns, tile after tile."""
     cdef const matmul_t *a = <const matmul_t *>args
-    cdef matmul_fn tile = KERNELS.matmul[a.kind]
+    cdef matmul_fn tile = KERNELS.matmul[a.type]
     cdef int64_t group, col, width
     for group in range(task * a.per_task, min(a.n_groups, (task + 1) * a.per_task)):
         col = 0

@@ -8,12 +8,11 @@ cdef extern from "simd/quantize.h" nogil:
     enum: NOT_FINITE, TOO_LARGE
     ctypedef int (*quantize_weights_fn)(const uint8_t *, int, int64_t, int,
                                         uint8_t *) noexcept nogil
-    quantize_weights_fn quantizer_of(int) noexcept
+    quantize_weights_fn quantizer_of(const char *) noexcept
 
 cdef enum:
     TASK = 16384  # weights that a thread takes at a time: whole blocks of every type
 
-_LEVELS = ("scalar", "avx2", "avx512")
 # name: number, bytes of a weight
 _SOURCES = {"F32": (FROM_F32, 4), "F16": (FROM_F16, 2), "BF16": (FROM_BF16, 2)}
 # name: number, weights of a block, bytes of a block
@@ -46,7 +45,10 @@ def quantize_into(const uint8_t[::1] weights, str source, uint8_t[::1] out, str 
         return None
     cdef const uint8_t *p = &weights[0]
     cdef uint8_t *q = &out[0]
-    cdef quantize_weights_fn quantize = quantizer_of(_LEVELS.index(isa))
+    cdef bytes name = isa.encode()
+    cdef quantize_weights_fn quantize = quantizer_of(name)
+    if quantize == NULL:
+        raise ValueError(f"instruction set {isa!r} has no quantizer")
     cdef int kind_from = from_c, kind_to = to_c, status = 0
     cdef int64_t step_from = n_bytes * TASK, step_to = TASK // n_block * block_bytes
     cdef Py_ssize_t i, n_tasks = (n + TASK - 1) // TASK

@@ -163,6 +163,7 @@ class EngineConfig:
     type_v: str = "f16"
     seed: int | None = None
     rope: RopeConfig = RopeConfig()
+    prefix_sharing: bool = True
     check_tensors: bool = False
 
     def __post_init__(self) -> None:

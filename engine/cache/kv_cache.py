@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from lariat import _attention, _cache, _kernels
+from lariat._attention_plan import AttentionPlan
 from lariat._program import Operation
 from lariat._program import run as run_now
 from lariat.cache.batch import Batch
@@ -23,7 +24,6 @@ from lariat.cache.blocks import (
     BlockTable,
     numbered,
     slots_of,
-    within_blocks,
 )
 from lariat.cache.kv_storage import CacheMemory, Stored
 from lariat.cache.rope import RopeTable, RopeTables, steps
@@ -39,7 +39,7 @@ class FileBlocks:
     """Whole blocks of keys and values that a file holds, for `KVCache.place`.
 
     segments      int32 [n_segments, 3]: block (counted from 0), first slot, length, in the order of
-                  tokens
+                  tokens; checked by whoever read the file
     keys, values  uint8 [n_layers, n_blocks, bytes of a block], views of the file
     file          its descriptor, open for reading
     keys_at, values_at  where the arrays begin in the file, in bytes
@@ -104,16 +104,12 @@ class KVCache(ABC):
         self._ropes = ropes
         self._scale = 1.0 / math.sqrt(config.head_dim_k)
         self._memory = CacheMemory(config, n_blocks, type_k, type_v)
-        plans: dict[tuple[RopeTable | None, str], _attention.AttentionPlan] = {}
-        self._plan_of: list[_attention.AttentionPlan] = []  # by layer
-        for table, layer in zip(ropes.of_layer, config.layers, strict=True):
-            read_by = table if self._raw else None  # which rotates keys when they are read
-            if (read_by, layer.mask) not in plans:
-                plans[read_by, layer.mask] = _attention.AttentionPlan(
-                    self._memory.kernel, config.n_heads, read_by.kernel if read_by else None
-                )
-            self._plan_of.append(plans[read_by, layer.mask])
+        plans = {
+            mask: AttentionPlan(self._memory.kernel, config.n_heads)
+            for mask in dict.fromkeys(layer.mask for layer in config.layers)
+        }
         self._plans = tuple(plans.values())
+        self._plan_of = [plans[layer.mask] for layer in config.layers]
         still = np.zeros(config.head_dim_k // 2)  # radians per position
         rows = np.concatenate([np.cos(still), np.sin(still)])[None].astype(np.float32)
         self._no_rotation = _kernels.Rope(rows, steps(still))
@@ -202,8 +198,12 @@ class KVCache(ABC):
         n_blocks = stored.keys.shape[1]
         n_layers, *sizes = self.block_shape
         fits = [(n_layers, n_blocks, n) for n in sizes] == [stored.keys.shape, stored.values.shape]
-        if not fits or not within_blocks(stored.segments, n_blocks):
-            raise ValueError("the blocks of the file do not fit each other or this cache")
+        if not fits:
+            found_shapes = f"{stored.keys.shape} and {stored.values.shape}"
+            raise ValueError(
+                f"keys and values of the file are {found_shapes}, expected {n_layers} layers of "
+                f"blocks of {sizes[0]} and {sizes[1]} bytes"
+            )
         keys = [f"{stored.identity} {i}".encode() for i in range(n_blocks)]
         found = [self.pool.find(key) for key in keys]
         missing = [i for i, block in enumerate(found) if block is None]
@@ -317,7 +317,9 @@ class KVCache(ABC):
     def attend(self, layer: int, q: np.ndarray, out: np.ndarray) -> tuple[Operation, Operation]:
         """Attention of rotated queries over the cache, in two phases."""
         where = (self._memory.kernel, layer, q, self._plan_of[layer], out)
-        return _attention.attend(*where), _attention.merge(*where)
+        table = self._ropes.of_layer[layer] if self._raw else None  # keys are rotated when read
+        rope = table.kernel if table else None
+        return _attention.attend(*where, rope), _attention.merge(*where)
 
 
 class RopedCache(KVCache):

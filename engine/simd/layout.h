@@ -12,6 +12,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LARIAT_X86 1
+#endif
+
 enum {
     GROUP_ROWS = 16,   /* rows of a group */
     BLOCK = 32,        /* weights that share a scale, and activations that do */
@@ -35,6 +39,8 @@ typedef struct {
     f16_t d[16];
     uint8_t q[4][64];
 } q4_0_x16;
+
+typedef q4_0_x16 iq4_nl_x16; /* the nibbles count steps */
 
 typedef struct {
     f16_t d[16];
@@ -79,7 +85,7 @@ typedef struct {
 
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[16][16];
     uint8_t q[8][2][64];
 } q2_K_x16;
@@ -97,7 +103,7 @@ typedef struct {
  * high one that column of part 2i + 1. */
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[12][16];
     struct {
         uint8_t q[8][64];
@@ -108,13 +114,21 @@ typedef struct {
  * bits 2 (v % 4) and up of byte 4r + j of qh[v / 4]. */
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[12][16];
     struct {
         uint8_t qh[2][64];
         uint8_t q[8][64];
     } pair[4];
 } q5_K_x16;
+
+/* Byte i < 4 of the scales has the low nibbles of scales i and, above, i + 4; byte 4 + i, two bits each from
+ * the lowest on, the upper bits of scales i, i + 4, i + 2 and i + 6. */
+typedef struct {
+    f16_t d[16];
+    uint8_t scales[6][16];
+    uint8_t q[8][4][64];
+} iq4_xs_x16;
 
 /* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale
  * (see activation_scale).

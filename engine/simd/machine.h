@@ -10,16 +10,14 @@
 #ifndef LARIAT_MACHINE_H
 #define LARIAT_MACHINE_H
 
-#include <stdint.h>
-#include <string.h>
+#include "layout.h"
 
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define LARIAT_X86 1
+#ifdef LARIAT_X86
 #include <immintrin.h>
 #define TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512vnni")))
@@ -201,17 +199,19 @@ TARGET_AVX512 static float multiply_floats_avx512(int64_t n_steps, float x) {
 
 #endif
 
-/* The probes of a level, numbered as in kernels.h; the caller knows that the processor has it. */
-static probes_t probes_of(int level) {
-    const probes_t scalar = {read_scalar, multiply_scalar, multiply_floats_scalar};
+static const probes_t PROBES_scalar = {read_scalar, multiply_scalar, multiply_floats_scalar};
 #ifdef LARIAT_X86
-    const probes_t avx2 = {read_avx2, multiply_avx2, multiply_floats_avx2};
-    const probes_t avx512 = {read_avx512, multiply_avx512, multiply_floats_avx512};
-    if (level == 2) return avx512;
-    if (level == 1) return avx2;
+static const probes_t PROBES_avx2 = {read_avx2, multiply_avx2, multiply_floats_avx2};
+static const probes_t PROBES_avx512 = {read_avx512, multiply_avx512, multiply_floats_avx512};
 #endif
-    (void)level;
-    return scalar;
+
+/* The probes of an instruction set by its name in targets.def; NULL if there is none of that name.
+ * The caller knows that the processor has it. */
+static const probes_t *probes_of(const char *name) {
+#define TARGET(target, isa, core, below, supported, probes) \
+    if (!strcmp(name, isa)) return &PROBES_##probes;
+#include "targets.def"
+    return NULL;
 }
 
 /* The system's number of the calling thread, 0 where it has none */

@@ -11,8 +11,7 @@
 
 #include "layout.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define LARIAT_X86 1
+#ifdef LARIAT_X86
 #define TARGET_AVX2 __attribute__((target("avx2")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 #endif
@@ -289,14 +288,13 @@ TARGET_AVX512 static int quantize_avx512(const uint8_t *weights, int from, int64
 }
 #endif
 
-/* The function of a level, numbered as in table.h; the caller knows that the processor has it. */
-static quantize_weights_fn quantizer_of(int level) {
-#ifdef LARIAT_X86
-    if (level == 2) return quantize_avx512;
-    if (level == 1) return quantize_avx2;
-#endif
-    (void)level;
-    return quantize_scalar;
+/* The quantizer of an instruction set by its name in targets.def; NULL if there is none of that name.
+ * The caller knows that the processor has it. */
+static quantize_weights_fn quantizer_of(const char *name) {
+#define TARGET(target, isa, core, below, supported, probes) \
+    if (!strcmp(name, isa)) return quantize_##probes;
+#include "targets.def"
+    return NULL;
 }
 
 #endif

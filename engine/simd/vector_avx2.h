@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "layout.h"
+#include "table.h"
 #include "vector_scalar.h"
 
 ALWAYS_INLINE float sum_lanes_avx2(__m256 x) {
@@ -140,6 +141,14 @@ static void to_f16_avx2(const float *x, int64_t n, f16_t *out) {
     for (; i + 8 <= n; i += 8)
         _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
     to_f16_scalar(x + i, n - i, out + i);
+}
+
+static void use_vector_avx2(kernels_t *k) {
+    k->rms_norm = rms_norm_avx2;
+    k->quantize_column = quantize_column_avx2;
+    k->rope_head = rope_head_avx2;
+    k->silu_mul = silu_mul_avx2;
+    k->to_f16 = to_f16_avx2;
 }
 
 #endif

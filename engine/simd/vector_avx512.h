@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "layout.h"
+#include "table.h"
 
 /* Lanes 0..n_left-1, all of them from 16 on */
 ALWAYS_INLINE __mmask16 first_lanes_avx512(int64_t n_left) {
@@ -106,6 +107,14 @@ static void to_f16_avx512(const float *x, int64_t n, f16_t *out) {
         const __m256i half = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(lanes, x + i), 0);
         _mm256_mask_storeu_epi16(out + i, lanes, half);
     }
+}
+
+static void use_vector_avx512(kernels_t *k) {
+    k->rms_norm = rms_norm_avx512;
+    k->quantize_column = quantize_column_avx512;
+    k->rope_head = rope_head_avx512;
+    k->silu_mul = silu_mul_avx512;
+    k->to_f16 = to_f16_avx512;
 }
 
 #endif

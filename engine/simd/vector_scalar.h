@@ -3,6 +3,7 @@
 #define LARIAT_VECTOR_SCALAR_H
 
 #include "layout.h"
+#include "table.h"
 
 /* out = x / sqrt(mean(x^2) + eps) * weight */
 static void rms_norm_scalar(const float *x, const float *weight, float eps, int64_t n, float *out) {
@@ -54,6 +55,14 @@ static void silu_mul_scalar(float *gate, const float *up, int64_t n) {
 
 static void to_f16_scalar(const float *x, int64_t n, f16_t *out) {
     for (int64_t i = 0; i < n; i++) out[i] = f32_to_f16(x[i]);
+}
+
+static void use_vector_scalar(kernels_t *k) {
+    k->rms_norm = rms_norm_scalar;
+    k->quantize_column = quantize_column_scalar;
+    k->rope_head = rope_head_scalar;
+    k->silu_mul = silu_mul_scalar;
+    k->to_f16 = to_f16_scalar;
 }
 
 #endif

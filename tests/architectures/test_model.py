@@ -137,10 +137,10 @@ def test_long_context_in_several_spans(tmp_path, cache, n_kv_heads, isa):
     )
     ids = ids_of(1203)
     with load(path, cache=cache) as llm:
-        context = llm.new_table()
+        context = llm.runner.new_table()
         for start in range(0, 1200, 400):
-            llm.forward([Part(context, ids[start : start + 400])])
-        got = [llm.forward([Part(context, [i], "all")])[0].copy() for i in ids[1200:]]
+            llm.runner.forward([Part(context, ids[start : start + 400])])
+        got = [llm.runner.forward([Part(context, [i], "all")])[0].copy() for i in ids[1200:]]
     assert relative_error(np.array(got), Reference(path).logits(ids)[1200:]) < F32_BOUND
 
 
@@ -173,6 +173,7 @@ QUANTIZED = {
     "5 bits": {"weight_type": "Q5_K", "type_of": {"attn_k": "Q5_0", "ffn_up": "Q5_1"}},
     "2 and 3 bits": {"weight_type": "Q3_K", "type_of": {"ffn_": "Q2_K"}, "tied": True},
     "IQ4_NL": {"weight_type": "IQ4_NL"},
+    "IQ4_XS": {"weight_type": "IQ4_XS", "type_of": {"attn_v": "Q5_K"}},
     "qwen2": {"weight_type": "Q8_0", "arch": "qwen2"},
     "qwen3": {"weight_type": "Q4_0", "arch": "qwen3", "tied": True, "output_type": "Q6_K"},
 }
@@ -247,7 +248,7 @@ def test_batch_agnosticism(tmp_path, cache, temperature):
     with load(path, cache=cache) as llm:
         together = llm.generate(prompts, params)
         alone = [llm.generate(prompt, params) for prompt in prompts]
-        assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+        assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert all(len(c.token_ids) == 30 for c in alone)
 
@@ -269,19 +270,19 @@ def test_decoding_allocates_no_buffers(tmp_path, cache):
     widest = 4096 * 4  # bytes of a row of logits, and of the feed-forward
     path = write_llama(tmp_path / "m.gguf", n_vocab=4096, n_ff=4096, n_ctx=8192)
     with load(path, cache=cache) as llm:
-        context = llm.new_table()
-        llm.forward([Part(context, ids_of(300), "last")])
+        context = llm.runner.new_table()
+        llm.runner.forward([Part(context, ids_of(300), "last")])
         tracemalloc.start()
         try:
             for token in ids_of(20):
-                llm.forward([Part(context, [token], "last")])
+                llm.runner.forward([Part(context, [token], "last")])
             gc.collect()  # threadpoolctl's limits refer to each other, so they wait for it
             peaks = np.zeros(150, np.int64)
             before = tracemalloc.get_traced_memory()[0]
             for i, token in enumerate(ids_of(150)):
                 tracemalloc.reset_peak()
                 start = tracemalloc.get_traced_memory()[0]
-                llm.forward([Part(context, [token], "last")])
+                llm.runner.forward([Part(context, [token], "last")])
                 peaks[i] = tracemalloc.get_traced_memory()[1] - start
             gc.collect()
             stays = tracemalloc.get_traced_memory()[0] - before

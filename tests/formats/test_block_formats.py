@@ -82,9 +82,9 @@ def test_types_and_sizes_are_those_of_ggml() -> None:
 
 
 def test_supported_types() -> None:
-    read = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL"
+    read = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS"
     assert {t.name for t in SUPPORTED} == set(read.split())
-    decoded_only = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL"}
+    decoded_only = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS"}
     assert {t.name for t in QUANTIZABLE} == set(read.split()) - decoded_only
 
 
