@@ -1,47 +1,56 @@
-# Every target creates and fills .venv by itself. Needs Python >= 3.10, make and gcc.
+# Every target creates and fills .venv by itself. It needs Python >= 3.10, make and gcc.
 SHELL  := bash
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# The demo model in F16, where the sources are complete: 8-bit activations, which Q4_0 is multiplied
-# with, let a story hang on the last bit of a sum (docs/results.md).
+# The demo model in F16, where the sources are complete. Q4_0 rounds activations to 8 bits, so that a
+# story can depend on the last bit of a sum (docs/results.md).
 MODEL  ?= $(wildcard models/demo-f16.gguf)
 PROMPT ?= Once upon a time
 N      ?= 400
 MODELS ?= 15m 110m 1b 7b4l
 FUZZ_SECONDS ?= 300
 SHAPES ?= 3
-# What pyproject.toml asks for in [build-system]; a test holds the two together.
+LONG_SHAPES ?= 30
+DIGESTS := results/digests.json
+# The same as [build-system] in pyproject.toml; a test compares the two.
 BUILD_REQUIRES := "setuptools>=77" "Cython>=3.0,<4"
-SOURCES := engine tests bench models docs setup.py pyproject.toml $(wildcard *.md)
+SOURCES := engine tests bench models docs results Makefile setup.py pyproject.toml $(wildcard *.md)
 SANITIZED := $(CURDIR)/build/sanitize
-# Checks are called, not written out, or gcc needs minutes for each file; and what is left out of the
-# undefined ones are tests of every pointer, most of which the address checks make too.
+# Checks are calls, not inline code, because gcc would need minutes for each file. The undefined checks
+# leave out those of every pointer, because the address checks make most of them too.
 SANITIZE_FLAGS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
     --param asan-instrumentation-with-call-threshold=0 -fno-sanitize=null,pointer-overflow,object-size
 SANITIZE_TESTS ?= --ignore=tests/test_packaging.py
-KERNEL_SOURCES := $(wildcard engine/*.pyx engine/*.pxd engine/simd/*)
+KERNEL_SOURCES := $(shell find engine -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.def')
 
 export MODEL PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz check-kernels coverage sanitize bench bench-compare bench-models lint build dist clean
+.PHONY: help demo test test-long digests fuzz check-kernels coverage sanitize bench bench-compare \
+    bench-models results lint build dist clean
 
 help:
-	@echo "make demo     a story, with both cache strategies: [MODEL=file.gguf] [PROMPT='text'] [N=400]"
-	@echo "make test     the test suite           make bench    the benchmarks, saved in .benchmarks"
+	@echo "make demo [MODEL=file.gguf] [PROMPT='text'] [N=400]   a story, with both cache strategies"
+	@echo "make test                              the test suite"
+	@echo "make test-long [LONG_SHAPES=30]        the suite, kernels on many shapes, digests of logits"
+	@echo "make digests                           logits of every type and instruction set, bit for bit"
+	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
+	@echo "make fuzz [FUZZ_SECONDS=300]           changed files and texts, until one does harm"
+	@echo "make sanitize                          the tests, with checks of addresses and undefined behaviour"
+	@echo "make coverage                          the tests, and the lines of engine/ that they run"
+	@echo "make bench                             the benchmarks, saved in .benchmarks"
 	@echo "make bench-compare                     the benchmarks beside the last saved run"
 	@echo "make bench-models [MODELS='110m 7b']   synthetic models for lariat bench, in .bench-models"
-	@echo "make fuzz [FUZZ_SECONDS=300]           changed files and texts, until one does harm"
-	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
-	@echo "make coverage which lines of engine/   make sanitize the tests, with checks of addresses and"
-	@echo "              the tests run                          undefined behaviour"
-	@echo "make lint     ruff, mypy, cython-lint  make build    compile the kernels in place"
-	@echo "make dist     wheel and sdist in dist/ make clean    remove all of it, .venv too"
+	@echo "make results                           docs/results.md from the figures in results/"
+	@echo "make lint                              ruff, mypy, cython-lint"
+	@echo "make build                             compiles the kernels in place"
+	@echo "make dist                              wheel and source distribution in dist/"
+	@echo "make clean                             removes all of it, .venv too"
 
-# The environment: made again when what it holds is declared anew.
+# The environment. It is filled again when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "lariat needs Python 3.10 or newer, and $(PYTHON) is older: name another one with make PYTHON=...")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv python3-dev)" >&2; exit 1; }
@@ -50,14 +59,14 @@ $(VENV)/.installed: pyproject.toml
 	LARIAT_SKIP_KERNELS=1 $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
 	@touch $@
 
-# The extension: compiled again when its sources change.
+# The compiled modules. They are compiled again when their sources change.
 $(VENV)/.built: $(VENV)/.installed setup.py $(KERNEL_SOURCES)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
 build: $(VENV)/.built
 
-# Both streams through one pipe: beside it, the last line of figures would overtake the last of the story.
+# Both streams go through one pipe, so that the figures cannot overtake the end of the story.
 demo: $(VENV)/.built
 	@set -euo pipefail; for cache in roped raw; do \
 	    echo "--- $$cache cache"; \
@@ -72,16 +81,23 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
 
+# Everything that checks results. It takes much longer than `make test`, so .ci/run leaves it out.
+test-long: test digests
+	$(BIN)/python -m bench.check_kernels --shapes $(LONG_SHAPES)
+
+# A change that computes something differently on purpose writes the file anew and says why.
+digests: $(VENV)/.built
+	$(BIN)/python -m bench.digests --check $(DIGESTS)
+
 coverage: $(VENV)/.built
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -q
 	$(BIN)/python -m coverage combine -q
-	@$(BIN)/python -m coverage report --include='engine/cli/*.py'
-	@$(BIN)/python -m coverage report --include='engine/*.py' --fail-under=95
+	@$(BIN)/python -m coverage report --fail-under=95
 
-# A copy of the sources, compiled with checks, runs the suite; what is built in place stays as it is.
-# Sentencepiece throws C++ exceptions, which the checks have to know of from the start. Python and
-# the libraries keep memory until the process ends, so leaks are not looked for (CONTRIBUTING.md).
+# A copy of the sources is compiled with checks and runs the suite. The build in place stays as it is.
+# libstdc++ is loaded first, because the checks must know of it before sentencepiece throws exceptions.
+# Leaks are not looked for: Python and the libraries keep memory until the process ends.
 sanitize: $(VENV)/.installed
 	@mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=__pycache__ $(SOURCES) | tar -x -C $(SANITIZED)
@@ -93,8 +109,8 @@ sanitize: $(VENV)/.installed
 check-kernels: $(VENV)/.built
 	$(BIN)/python -m bench.check_kernels --shapes $(SHAPES)
 
-# The corpus stays, so that the next run goes on from it. `make fuzz` ends with an error, and the
-# input in .fuzz, if one does harm.
+# The corpus stays, and the next run goes on from it. An input that does harm stays in .fuzz, and
+# `make fuzz` ends with an error.
 fuzz: $(VENV)/.built $(VENV)/.fuzz
 	@mkdir -p .fuzz/corpus
 	$(BIN)/python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ -print_final_stats=1 .fuzz/corpus
@@ -103,17 +119,20 @@ $(VENV)/.fuzz: $(VENV)/.installed
 	LARIAT_SKIP_KERNELS=1 $(BIN)/python -m pip install -q --no-build-isolation -e '.[fuzz]'
 	@touch $@
 
-# Two cores need some two minutes. The last table has what pytest-benchmark's own leaves out.
+# Two cores need some two minutes. The last table has correctness and rates beside each time.
 bench: $(VENV)/.built
-	$(BIN)/python -m pytest bench -q --benchmark-quiet --benchmark-autosave
+	$(BIN)/python -m pytest bench/micro -q --benchmark-quiet --benchmark-autosave
 
 bench-compare: $(VENV)/.built
 	@compgen -G '.benchmarks/*/*.json' >/dev/null || { echo "There is no saved run to compare with yet: run make bench first." >&2; exit 2; }
-	$(BIN)/python -m pytest bench -q --benchmark-compare --benchmark-group-by=fullname \
+	$(BIN)/python -m pytest bench/micro -q --benchmark-compare --benchmark-group-by=fullname \
 	    --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 bench-models: $(VENV)/.installed
 	$(BIN)/python -m bench.synthetic $(MODELS)
+
+results: $(VENV)/.installed
+	$(BIN)/python -m bench.results render
 
 # mypy does not follow an editable install: it finds the package through this link, as Cython does.
 build/package/lariat:

@@ -1,0 +1,12 @@
+"""Benchmarks. docs/benchmarks.md says which one answers which question.
+
+micro/         kernels, attention, loading, tokenizer, sampler, threads: `make bench`
+experiments/   scripts that print a table each: depths, shift, chunks, endless, stretch, ...
+peers          llama.cpp and transformers beside Lariat, by the processes in workers/
+check_kernels  each kernel on random shapes against float64: `make check-kernels`
+digests        logits of every type and instruction set, bit for bit: `make digests`
+refusals       time and memory that costly files take until they are refused
+synthetic      models of real shapes with random weights: `make bench-models`
+filled         models whose caches are full of random keys and values, for the experiments
+results        figures in results/, rendered into docs/results.md: `make results`
+"""

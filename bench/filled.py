@@ -1,5 +1,6 @@
-"""Models whose caches are full of random keys and values, so that depth costs no time: how long
-attention takes depends on how many there are, not on what they are.
+"""Models whose caches are full of random keys and values, so that depth costs no time to reach.
+
+The time that attention takes depends on the number of keys and values, not on their contents.
 """
 
 from __future__ import annotations
@@ -10,52 +11,59 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from lariat._program import run
-from lariat.architectures.model import Model
-from lariat.architectures.weights import Weights, load_weights
+from lariat.architectures.loading import load_weights, read_config
+from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS, BlockTable
-from lariat.cache.kv_cache import STRATEGIES, KVCache
-from lariat.cache.rope import RopeTable
-from lariat.config import ModelConfig
+from lariat.cache.kv_cache import KVCache
+from lariat.config import EngineConfig, ModelConfig
 from lariat.formats.gguf import GGUFFile
-from lariat.runtime import threads
 from lariat.runtime.batch import Part, make_batch, split
+from lariat.runtime.runner import build_runner
 
 _Any = TypeVar("_Any")
 
 
 class FilledModel:
-    """A model with a cache of its own; the weights may be those of others too."""
+    """A model with a full cache of its own. Several may share the same weights.
+
+    strategy  "roped" or "raw"
+    type      of keys and values
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         weights: Weights,
-        kind: tuple[str, str],
+        cache: tuple[str, str],
         n_ctx: int,
         n_ubatch: int,
     ) -> None:
-        """kind: cache strategy, and type of keys and values."""
-        self.strategy, self.type = kind
-        rope = RopeTable(config, n_ctx + SLOTS, weights.rope_factors)
-        self._cache = STRATEGIES[self.strategy](config, n_ctx, self.type, self.type, rope)
-        self._model, self._n_ubatch = Model(config, weights, self._cache, n_ubatch), n_ubatch
-        _fill(self._cache, config)
+        """cache: strategy, and type of keys and values"""
+        self.strategy, self.type = cache
+        self._runner = build_runner(
+            config,
+            weights,
+            EngineConfig(
+                n_ctx=n_ctx, n_ubatch=n_ubatch, cache=self.strategy, type_k=self.type,
+                type_v=self.type,
+            ),
+        )  # fmt: skip
+        _fill(self._runner.cache, config)
 
-    def context(self, depth: int) -> BlockTable:
-        """A context of so many positions, none of them computed."""
-        context = self._cache.new_table()
-        context.append(depth)
-        return context
+    def table(self, depth: int) -> BlockTable:
+        """Make a block table of `depth` positions, none of them computed."""
+        table = self._runner.new_table()
+        table.append(depth)
+        return table
 
-    def forward(self, context: BlockTable, ids: list[int], n_threads: int) -> None:
-        """Compute tokens behind a context together, with the logits of the last."""
-        with threads.forward_pass():
-            for group in split([Part(context, ids, "last")], self._n_ubatch):
-                self._model.forward(make_batch(group), n_threads)
+    def forward(self, table: BlockTable, ids: list[int], n_threads: int) -> None:
+        """Compute tokens behind those of a table, with the logits of the last."""
+        for group in split([self._runner.part(table, ids, "last")], self._runner.n_ubatch):
+            self._runner.forward(group, n_threads)
 
 
 class Loaded(NamedTuple):
-    """A model file and what was made of it."""
+    """A model file: its config, its weights, and a model for each cache."""
 
     config: ModelConfig
     weights: Weights
@@ -64,27 +72,29 @@ class Loaded(NamedTuple):
 
 @contextmanager
 def load(
-    path: str, kinds: Iterable[tuple[str, str]], n_ctx: int, n_ubatch: int, n_threads: int
+    path: str, caches: Iterable[tuple[str, str]], n_ctx: int, n_ubatch: int, n_threads: int
 ) -> Iterator[Loaded]:
-    """A model of each kind (cache strategy, type of keys and values), all with the same weights."""
+    """Load a file, and make a model for each cache (strategy, type) with the same weights."""
     with GGUFFile(path) as gguf:
-        config = ModelConfig.from_gguf(gguf)
+        config = read_config(gguf)
         weights = load_weights(gguf, config, n_threads, None)
-        models = [FilledModel(config, weights, kind, n_ctx, n_ubatch) for kind in kinds]
+        models = [FilledModel(config, weights, cache, n_ctx, n_ubatch) for cache in caches]
         yield Loaded(config, weights, models)
 
 
-def in_turns(what: Sequence[_Any], repetitions: int) -> Iterator[tuple[int, Sequence[_Any]]]:
-    """The number of each repetition and the order in which `what` has its turns: the reverse every
-    second time, so that a machine that drifts slows all alike."""
-    for i in range(repetitions):
-        yield i, what if i % 2 else what[::-1]
+def in_turns(items: Sequence[_Any], n_repetitions: int) -> Iterator[tuple[int, Sequence[_Any]]]:
+    """Yield the number of each repetition, and the order of the items in it.
+
+    The order is reversed every second time, so that a machine that drifts slows all alike.
+    """
+    for i in range(n_repetitions):
+        yield i, items if i % 2 else items[::-1]
 
 
 def _fill(cache: KVCache, config: ModelConfig) -> None:
-    """Random keys and values in all blocks: copies of one, which cost as much to read."""
-    context, rng = cache.new_table(), np.random.default_rng(0)
-    batch = make_batch([Part(context, [0] * SLOTS)])
+    """Put random keys and values in all blocks: copies of one, which cost as much to read."""
+    table, rng = cache.new_table(), np.random.default_rng(0)
+    batch = make_batch([Part(table, [0] * SLOTS)])
     cache.prepare(batch)
     for layer in range(config.n_layers):
         keys, values = (
@@ -93,9 +103,9 @@ def _fill(cache: KVCache, config: ModelConfig) -> None:
         )
         run(cache.store(layer, keys, values, batch.positions, batch.slots))
     cache.complete(batch, 1)
-    block = cache.read(context)
-    context.clear()
-    slots, _ = context.append(SLOTS * cache.pool.n_blocks)
-    for of_block in slots.reshape(-1, SLOTS):
-        cache.write(of_block, block)
-    context.clear()
+    block = cache.read(table)
+    table.clear()
+    slots, _ = table.append(SLOTS * cache.pool.n_blocks)
+    for slots_of_block in slots.reshape(-1, SLOTS):
+        cache.write(slots_of_block, block)
+    table.clear()

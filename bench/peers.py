@@ -2,11 +2,12 @@
 
     python -m bench.peers -m model.gguf --python path/to/python/with/llama-cpp-python
 
-Every engine runs in a process of its own, stays loaded, and is idle while another one is measured.
-Repetitions go round all engines, so that a machine that drifts slows all of them alike; medians are
-compared. llama.cpp is run with its defaults (repacked weights, f16 cache), flash attention off and
-on; Lariat with both caches. Each holds its own copy of the weights, so for a large model choose one
---cache and one -fa. Needs the extra `peers`, or --python for an interpreter that has it.
+Each engine runs in a process of its own, stays loaded, and idles while another one is measured.
+Repetitions go round all engines, so that a machine that drifts slows all of them alike; the table
+compares medians. llama.cpp runs with its defaults (repacked weights, f16 cache), with flash
+attention off and on; Lariat runs with both caches. Each process holds the weights, so for a large
+model choose one --cache and one -fa. It needs the extra `peers`, or --python for an interpreter
+that has it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,  # a file: a pipe that nobody reads would block when it is full
             text=True,
-            env=os.environ | {"PYTHONPATH": str(_ROOT)} if "lariat" in engine.script else None,
+            # Our worker imports the package that this process has.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), *sys.path]))}
+            if "lariat" in engine.script
+            else None,
         )
         try:
             self.about = self.call("open", **engine.options, **options)
@@ -78,7 +82,7 @@ class Worker:
         return time.perf_counter() - self._started
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """What the engine's method returns. Raises PeerError with its reason."""
+        """Call a method of the engine. Returns its value, or raises PeerError with its reason."""
         process = self._process
         assert process.stdin
         assert process.stdout
@@ -112,7 +116,7 @@ class Worker:
 
 
 class Row(NamedTuple):
-    """One thing that is measured: samples of each engine, tokens a second unless `unit` says."""
+    """One test: samples of each engine, in `unit`."""
 
     test: str
     n_threads: int
@@ -120,12 +124,12 @@ class Row(NamedTuple):
     samples: dict[str, list[float]]
 
     def median(self, engine: str) -> float | None:
-        """The median of an engine's samples, if it has any."""
+        """Return the median of an engine's samples, None of none."""
         return statistics.median(self.samples[engine]) if self.samples.get(engine) else None
 
 
 class Options(NamedTuple):
-    """What is measured."""
+    """Tests to run, and sizes of batches."""
 
     n_prompt: int
     n_gen: int
@@ -150,7 +154,7 @@ def engines(
     caches: Sequence[str] = ("roped", "raw"),
     flash: Sequence[int] = (0, 1),
 ) -> list[Engine]:
-    """Those that are asked for, ours first."""
+    """Return the engines that are asked for, ours first."""
     ours = [
         Engine(f"lariat {cache}", sys.executable, "lariat_worker.py", {"cache": cache})
         for cache in caches
@@ -174,7 +178,7 @@ def engines(
 
 
 def same_start(workers: Sequence[Worker]) -> dict[str, int]:
-    """How many greedy tokens each engine has in common with the first one, of 16."""
+    """Count the greedy tokens, of 16, that each engine has in common with the first one."""
     found = {w.engine.name: w.call("greedy", n_prompt=_PROMPT, n=_GREEDY) for w in workers}
     first = found[workers[0].engine.name]
     common = {}
@@ -185,7 +189,7 @@ def same_start(workers: Sequence[Worker]) -> dict[str, int]:
 
 
 def measure(workers: Sequence[Worker], options: Options) -> Iterator[Row]:
-    """All tests, one row after the other."""
+    """Run all tests and yield a row for each."""
     for n_threads in options.n_threads:
         for worker in workers:
             worker.call("threads", n=n_threads)
@@ -193,10 +197,10 @@ def measure(workers: Sequence[Worker], options: Options) -> Iterator[Row]:
             for worker in workers:
                 worker.call("fill", depth=depth)
             at = f" @ d{depth}" if depth else ""
-            for kind, n in (("prompt", options.n_prompt), ("decode", options.n_gen)):
+            for phase, n in (("prompt", options.n_prompt), ("decode", options.n_gen)):
                 if n:
-                    name = f"{'pp' if kind == 'prompt' else 'tg'}{n}{at}"
-                    yield _repeat(workers, options, name, n_threads, n, kind, {"n": n})
+                    name = f"{'pp' if phase == 'prompt' else 'tg'}{n}{at}"
+                    yield _repeat(workers, options, name, n_threads, n, phase, {"n": n})
         if options.n_seqs > 1:
             n, n_seqs = options.n_gen or 32, options.n_seqs
             able = [w for w in workers if w.engine.batches]
@@ -226,12 +230,12 @@ def _repeat(
 
 
 def starts(model: str, chosen: Sequence[Engine], options: Options, times: int) -> list[Row]:
-    """From the start of a process to its first token, and its memory then; files are cached."""
+    """Time processes from their start to the first token, and their memory; files are cached."""
     n_threads = max(options.n_threads)
     names = [engine.name for engine in chosen]
     opened = Row("start to ready", n_threads, "s", {name: [] for name in names})
     first = Row("start to first token", n_threads, "s", {name: [] for name in names})
-    most = Row("peak memory", n_threads, "GB", {name: [] for name in names})
+    memory = Row("peak memory", n_threads, "GB", {name: [] for name in names})
     for i in range(times + 1):  # the first round warms the file cache
         for engine in chosen:
             with _open(engine, model, options) as worker:
@@ -240,10 +244,10 @@ def starts(model: str, chosen: Sequence[Engine], options: Options, times: int) -
                 worker.call("prompt", n=2)
                 done = worker.age
                 peak = worker.call("memory")["peak"] / 1e9
-            for row, value in ((opened, ready), (first, done), (most, peak)):
+            for row, value in ((opened, ready), (first, done), (memory, peak)):
                 if i:
                     row.samples[engine.name].append(value)
-    return [opened, first, most]
+    return [opened, first, memory]
 
 
 def _open(engine: Engine, model: str, options: Options) -> Worker:
@@ -258,7 +262,7 @@ def _open(engine: Engine, model: str, options: Options) -> Worker:
 
 
 def table(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Markdown; the ratio is of our better cache to the best of the others, above 1 is faster."""
+    """Return a Markdown table. A ratio above 1 says that our better cache beats the best other."""
     columns = ["test", "threads", "unit", *names, "ratio"]
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(["---"] * len(columns)) + " |"]
     for row in rows:
@@ -272,7 +276,7 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def ratio(row: Row) -> float:
-    """Ours to theirs, the better of each; for seconds and bytes theirs to ours."""
+    """Return the best of ours over the best of theirs; for seconds and bytes, theirs over ours."""
     medians = {name: value for name in row.samples if (value := row.median(name)) is not None}
     ours = [value for name, value in medians.items() if name.startswith("lariat")]
     theirs = [value for name, value in medians.items() if not name.startswith("lariat")]

@@ -1,7 +1,7 @@
-"""What it costs to refuse files that are made to cost much: `python -m bench.refusals`.
+"""Time and memory that costly files take until they are refused: `python -m bench.refusals`.
 
-Each is opened by `lariat generate` in a process of its own. SECURITY.md promises at most 2 seconds
-and 300 MB, the interpreter and its libraries included.
+Each file is opened by `lariat generate` in a process of its own. SECURITY.md promises at most 2
+seconds and 300 MB, the interpreter and its libraries included.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python -m bench.synthetic 110m 1b        # or: make bench-models
     python -m bench.synthetic --type Q4_K 1b
 
-Linear layers and embedding are Q4_0 or what --type says (Q4_0 where their rows do not divide). The
-output is of that type too if it is F16 or BF16; else it is Q6_K where the row length divides by 256
-(else Q8_0, as llama.cpp's quantizer falls back). Norms are F32. Scales are chosen so that
-activations keep their size from layer to layer and logits stay finite. The vocabulary is made up.
-llama.cpp loads the files too.
+Linear layers and the embedding have the type of --type, or Q4_0 where their rows do not divide by
+its blocks. The output matrix is F16 or BF16 if they are; otherwise it is Q6_K, or Q8_0 where rows
+do not divide by 256, as llama.cpp's quantizer does. Norms are F32. Scales keep activations at the
+same size from layer to layer, so logits stay finite. The vocabulary is made up. llama.cpp loads the
+files too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm import tqdm
 N_VOCAB = 32000
 N_CTX = 16384
 CACHE = Path(os.environ.get("LARIAT_BENCH_MODELS", Path(__file__).parents[1] / ".bench-models"))
-_CHUNK_ROWS = 4096  # rows made and written at a time: memory stays small whatever the model
+_ROWS_AT_ONCE = 4096  # made and written at a time, so that memory stays small for any model
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Tensor:
     name: str
     n_rows: int
     n_cols: int
-    kind: GGMLQuantizationType
+    type: GGMLQuantizationType
 
 
 _F32, _F16, _BF16, _Q4_0, _Q6_K, _Q8_0 = (
@@ -71,7 +71,7 @@ _F32, _F16, _BF16, _Q4_0, _Q6_K, _Q8_0 = (
 
 
 class _Blocks(NamedTuple):
-    """What random bytes need to become weights of a wanted size."""
+    """Places and factors that turn random bytes into weights of a given size."""
 
     scale_at: int  # byte of a block where its f16 scale stands
     rms: float  # of weights with scale 1
@@ -93,11 +93,11 @@ _BLOCKS = {
     GGMLQuantizationType.Q5_K: _Blocks(0, 525.0, 2, 15.5),
     _Q6_K: _Blocks(208, 18.5 * 73.9),
 }
-TYPES = ("F16", "BF16", *(kind.name for kind in _BLOCKS))
+TYPES = ("F16", "BF16", *(type.name for type in _BLOCKS))
 
 
 def model_path(name: str, type_name: str = "Q4_0") -> Path:
-    """Path of the model `name` with linear layers of a type, written now if it is not there yet."""
+    """Return the path of the model `name` with linear layers of a type; write it if it is new."""
     path = CACHE / (f"{name}.gguf" if type_name == "Q4_0" else f"{name}-{type_name.lower()}.gguf")
     if not path.exists():
         write(name, path, type_name)
@@ -114,7 +114,7 @@ def write(name: str, path: Path, type_name: str = "Q4_0") -> None:
     _metadata(writer, name, shape, type_name)
     for t in tensors:
         row_bytes = _row_bytes(t)
-        if t.kind == _F32:
+        if t.type == _F32:
             writer.add_tensor_info(t.name, (t.n_cols,), np.dtype(np.float32), row_bytes)
         else:
             writer.add_tensor_info(
@@ -122,7 +122,7 @@ def write(name: str, path: Path, type_name: str = "Q4_0") -> None:
                 (t.n_rows, row_bytes),
                 np.dtype(np.uint8),
                 t.n_rows * row_bytes,
-                raw_dtype=t.kind,
+                raw_dtype=t.type,
             )
     try:
         writer.write_header_to_file()
@@ -138,30 +138,30 @@ def write(name: str, path: Path, type_name: str = "Q4_0") -> None:
 def _write_data(writer: GGUFWriter, tensors: list[_Tensor], name: str) -> None:
     total = sum(t.n_rows * _row_bytes(t) for t in tensors)
     rng = np.random.default_rng(0)
-    file = writer.fout[0]  # the package writes whole tensors only; ours are made piece by piece
+    file = writer.fout[0]  # the package writes whole tensors only; these are made row by row
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"{name}.gguf", disable=None) as bar:
         writer.write_padding(file, file.tell())
         for t in tensors:
-            for start in range(0, t.n_rows, _CHUNK_ROWS):
-                rows = _random_rows(t, min(_CHUNK_ROWS, t.n_rows - start), rng)
+            for start in range(0, t.n_rows, _ROWS_AT_ONCE):
+                rows = _random_rows(t, min(_ROWS_AT_ONCE, t.n_rows - start), rng)
                 file.write(memoryview(rows).cast("B"))
                 bar.update(rows.nbytes)
             writer.write_padding(file, t.n_rows * _row_bytes(t))
 
 
 def _random_rows(t: _Tensor, n_rows: int, rng: np.random.Generator) -> np.ndarray:
-    if t.kind == _F32:
+    if t.type == _F32:
         return np.ones((n_rows, t.n_cols), np.float32)
-    # Outputs of unit size for inputs of unit size; the embedding's rows have unit entries.
+    # Outputs have size 1 for inputs of size 1; entries of the embedding have size 1.
     size = 1.0 if t.name == "token_embd.weight" else t.n_cols**-0.5
-    if t.kind in (_F16, _BF16):
+    if t.type in (_F16, _BF16):
         values = np.float32(size) * rng.standard_normal((n_rows, t.n_cols), np.float32)
-        return quantize(values, t.kind)
-    per_block, n_bytes = GGML_QUANT_SIZES[t.kind]
+        return quantize(values, t.type)
+    per_block, n_bytes = GGML_QUANT_SIZES[t.type]
     n_blocks = n_rows * t.n_cols // per_block
     blocks = np.frombuffer(bytearray(rng.bytes(n_blocks * n_bytes)), np.uint8)
     blocks = blocks.reshape(n_blocks, n_bytes)
-    fields = _BLOCKS[t.kind]
+    fields = _BLOCKS[t.type]
     for at, number in ((fields.scale_at, 1.0), (fields.min_at, fields.mean)):
         if at is not None:
             scale = np.array([number * size / fields.rms], np.float16).view(np.uint8)
@@ -170,9 +170,9 @@ def _random_rows(t: _Tensor, n_rows: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _row_bytes(t: _Tensor) -> int:
-    if t.kind == _F32:
+    if t.type == _F32:
         return t.n_cols * 4
-    per_block, n_bytes = GGML_QUANT_SIZES[t.kind]
+    per_block, n_bytes = GGML_QUANT_SIZES[t.type]
     return t.n_cols // per_block * n_bytes
 
 
@@ -213,10 +213,10 @@ def _metadata(writer: GGUFWriter, name: str, s: Shape, type_name: str) -> None:
     writer.add_rope_dimension_count(s.dim // s.n_heads)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(N_VOCAB)
-    small = "_S" if type_name in ("Q3_K", "Q4_K", "Q5_K") else ""  # the mixture with least others
+    small = "_S" if type_name in ("Q3_K", "Q4_K", "Q5_K") else ""  # fewest others
     writer.add_file_type(LlamaFileType[f"MOSTLY_{type_name}{small}"])
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    kinds = [2, 3, 3] + [6] * 256
+    types = [2, 3, 3] + [6] * 256
     letters = "etaoinshrdlu"
     for i in range(N_VOCAB - len(tokens)):
         word, n = "", i
@@ -225,11 +225,11 @@ def _metadata(writer: GGUFWriter, name: str, s: Shape, type_name: str) -> None:
             if n < 0:
                 break
         tokens.append("\u2581" + word if i % 2 else word)
-        kinds.append(1)
+        types.append(1)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(N_VOCAB - 259)])
-    writer.add_token_types(kinds)
+    writer.add_token_types(types)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

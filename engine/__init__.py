@@ -1,30 +1,23 @@
-"""Lariat: runs LLaMA-family GGUF models on CPUs.
+"""Lariat runs LLaMA-family GGUF models on CPUs.
 
-The way of a token, top to bottom; imports point downwards too:
+A token's way goes down this page, and so do imports:
 
-    cli                     flags, streams, exit codes
-     |
-    llm <- context          LLM: schedule, run, sample, show; tokens in the cache, to be edited
-     |                      (library: documents in files; prompt_cache: what prompts share;
-     |                      chat: conversations, by chat_template and template_worker)
-     |         \\
-    scheduler   sampler     what to run next (prefixes: what is there already); which token is next
-     |
-    batch <- sequence       flat arrays of what one forward pass computes
-     |
-    model                   the forward pass, in the order of the paper
-     |         \\
-    kv_cache    weights     roped or raw keys in blocks (cache_memory); matrices interleaved at load
-     |           |
-    segments    gguf, quants, tokenizer      what the file holds (storage, vocabulary, tokenizer_*,
-     |                                       config, architecture, gguf_parts, file_sampling,
-     |                                       check_tensors; quantize writes one anew)
-     |
-    rope                    cos/sin tables
-     |
-    _attention, _cache, _kernels    Cython: cutting, walking, merging
-     |         \\
-    simd/*.h    _program    tiles: scalar, AVX2, AVX-512; steps, run by all threads
+    cli                          one file a command: flags, streams, exit codes
+    tools, measure               quantize, perplexity; what `lariat bench` is made of
+    chat                         conversations
+    llm                          LLM: load a model, stream, generate
+    reuse                        documents and prompts that were computed before
+    runtime                      Runner: schedule, run, sample; Context: tokens to edit
+    architectures                a model family each: tensors, layers, forward pass
+    cache                        keys and values in blocks, roped or raw
+    _attention, _attention_plan, _cache, _kernels
+                                 Cython: cut operations into tasks
+    _program                     all threads take tasks of a recorded program
+    simd/                        C: the innermost tiles, an instruction set each
+
+Beside them stand formats (GGUF and other files), tokenizers, config, checks and errors; below them
+_lock, _machine, _quantize, _strings (compiled helpers), os_memory and demo. docs/design.md follows
+a token from `LLM.stream` to the multiply-add, and tests hold the directions.
 """
 
 from __future__ import annotations

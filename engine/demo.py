@@ -1,4 +1,4 @@
-"""Where the bundled demo model lies. What it is and how it was made: models/README.md."""
+"""The path of the bundled demo model, which models/README.md describes."""
 
 from __future__ import annotations
 

@@ -1,29 +1,26 @@
-"""The exceptions Lariat raises for what a user can cause, and how they quote from files.
-
-Each carries one sentence.
-"""
+"""The exceptions that Lariat raises for errors of users and files. Each message is one sentence."""
 
 
 class LariatError(Exception):
-    """Base of all of Lariat's own errors."""
+    """Base of all errors of Lariat."""
 
 
 class GGUFError(LariatError, ValueError):
-    """The file is not a GGUF file that can be read: says the file, what was found, what is due."""
+    """A file cannot be read as GGUF: names the file, what was found, and what was expected."""
 
 
 class ModelError(LariatError, ValueError):
-    """The file is sound, but its model is not one that this engine runs."""
+    """The file is sound, but this engine does not run its model."""
 
 
 class ContextError(LariatError, ValueError):
-    """A prompt does not fit into the context."""
+    """A prompt does not fit into the context, or a saved context or chunk cannot be used."""
 
 
 class ChatError(LariatError, ValueError):
-    """A conversation, or the template that it is to be written with, cannot be used."""
+    """A conversation or its template cannot be used."""
 
 
 def quote(text: str, limit: int = 64) -> str:
-    """Text from a file, safe to print: control characters escaped, cut after `limit` characters."""
+    """Text from a file, safe to print: control characters escaped, at most `limit` characters."""
     return repr(text) if len(text) <= limit else repr(text[:limit]) + "..."

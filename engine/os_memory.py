@@ -1,4 +1,4 @@
-"""Large blocks of memory, straight from the system."""
+"""Large blocks of memory from the system, and files that are mapped into them."""
 
 from __future__ import annotations
 
@@ -11,62 +11,61 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 _HUGE_PAGE = 2 << 20
-# Below this, a huge page would waste more than it saves in translation misses.
-_HUGE = 4 << 20
-_POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_..., which Python has no names for
-_LINE = 64  # bytes of a cache line, which vectors of 64 bytes must not straddle
+# Smaller blocks get no huge pages: these would waste more memory than they save time.
+_MIN_HUGE = 4 << 20
+_POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_..., for which Python has no names
+_LINE = 64  # bytes of a cache line; a vector of 64 bytes must not lie in two of them
 
 
 def allocate(n_bytes: int) -> np.ndarray:
-    """Zeroed uint8 [n_bytes], page-aligned, in huge pages where the system gives them.
+    """Zeroed uint8 [n_bytes], page-aligned, in huge pages if the system has them.
 
-    Pages count only once they are written, and go back to the system with the array.
-    Raises MemoryError with a sentence.
+    Pages take memory only when they are written, and go back to the system with the array. Raises
+    MemoryError with a sentence.
     """
-    # A huge page begins at a multiple of its size, and the system begins a mapping anywhere.
-    room = _HUGE_PAGE if n_bytes >= _HUGE else 0
+    # A huge page begins at a multiple of its size, but a mapping may begin at any page.
+    spare = _HUGE_PAGE if n_bytes >= _MIN_HUGE else 0
     try:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        memory = mmap.mmap(-1, max(n_bytes, 1) + room, flags=flags)
+        memory = mmap.mmap(-1, max(n_bytes, 1) + spare, flags=flags)
     except (OSError, OverflowError) as error:
         size = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
         raise MemoryError(f"the system refuses {size} of memory") from error
-    if room and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel built without them
+    if spare and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel that was built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(memory, np.uint8)
-    start = -array.ctypes.data % _HUGE_PAGE if room else 0
+    start = -array.ctypes.data % _HUGE_PAGE if spare else 0
     return array[start : start + n_bytes]
 
 
 class Arena:
     """One block of memory, handed out in pieces that follow each other.
 
-    So all weights lie in the order in which they are read and share their huge pages, where blocks
-    of their own would each end in small ones: reading those stops at every 4 KB.
+    So all weights lie in the order in which they are read, and share huge pages. Separate blocks
+    would each end in small pages, and reading these stops at every 4 KB.
     """
 
     def __init__(self, n_bytes: int, n_pieces: int) -> None:
-        """Room for `n_pieces` pieces of `n_bytes` in all; what is not written costs nothing."""
+        """Reserve `n_bytes` for `n_pieces` pieces. Memory that is not written costs nothing."""
         self._memory = allocate(n_bytes + n_pieces * _LINE)
         self._used = 0
 
     def take(self, n_bytes: int) -> np.ndarray:
-        """The next uint8 [n_bytes], 64-byte aligned. Raises MemoryError where there is no room."""
+        """The next uint8 [n_bytes], 64-byte aligned. Raises MemoryError if it does not fit."""
         start = -(-self._used // _LINE) * _LINE
         if start + n_bytes > len(self._memory):
-            raise MemoryError(f"{n_bytes} bytes do not fit into what is left of the arena")
+            raise MemoryError(f"{n_bytes} bytes do not fit into the rest of the arena")
         self._used = start + n_bytes
         return self._memory[start : self._used]
 
 
 def map_file(target: np.ndarray, fd: int, offset: int) -> bool:
-    """Let `target` (uint8 [n], contiguous, a part of what `allocate` gave) show bytes of a file.
+    """Map bytes of a file over `target`, uint8 [n], contiguous, a part of an allocated block.
 
-    Nothing is read or copied: pages come from the system's cache of the file when they are used,
-    or by `map_pages`, and one that is written to becomes a copy, never a change of the file. False,
-    with nothing done, where that cannot be: no whole pages, or the system has no room for one more
-    mapping.
+    Nothing is read or copied. Pages come from the system's cache of the file when they are used, or
+    with `map_pages`. A page that is written becomes a copy; the file never changes. Returns False,
+    and does nothing, if these are not whole pages or the system allows no more mappings.
     """
     assert target.flags.c_contiguous
     page = mmap.ALLOCATIONGRANULARITY
@@ -83,14 +82,13 @@ def map_file(target: np.ndarray, fd: int, offset: int) -> bool:
 
 
 def map_pages(parts: Iterable[tuple[np.ndarray, bool]], n_threads: int) -> None:
-    """Have the system map all pages of `parts` (uint8 [n]) of a file, with `n_threads` threads: a
-    fault for each few of them costs as much as reading them.
+    """Let the system map all pages of `parts` (uint8 [n]) of a file now, with `n_threads` threads.
 
-    Beside each part stands whether it will be written to. Then its pages become copies at once:
-    later, when they have been read, each copy stops all threads. Linux before 5.14 refuses, and
-    faults have to do.
+    Otherwise a page fault for every few pages would cost as much as to read them. Each part comes
+    with whether it will be written. If so, its pages are copied now: copying a page that was read
+    before stops all threads. Linux before 5.14 cannot do this, and maps pages when they are used.
     """
-    madvise = ctypes.CDLL(None).madvise  # which lets other threads run, unlike that of mmap
+    madvise = ctypes.CDLL(None).madvise  # unlike the one of mmap, it lets other threads run
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
     def populate(part: np.ndarray, is_written: bool) -> None:

@@ -24,6 +24,10 @@ _UNQUANTIZED = {
 }
 
 
+Past = tuple[np.ndarray, np.ndarray]
+"""Keys before RoPE, float64 [n, n_kv_heads, head_dim], and values [n, n_kv_heads, head_dim_v]."""
+
+
 class Reference:
     """A model in float64.
 
@@ -32,9 +36,13 @@ class Reference:
     bound can be held. "q8": with a float32 scale. "q8_f16": with a scale that has the 11
     significant bits of f16, which makes the numbers those of llama.cpp. None: no rounding.
 
-    `rope` replaces what the file says of positions: freq_base, scaling, scale, yarn_orig_ctx,
+    `rope` replaces settings of the file: freq_base, scaling, scale, yarn_orig_ctx,
     yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, grp_attn_n, grp_attn_w, and
-    n_tokens, the context that dynamic scaling is for.
+    n_tokens, the length of the context that dynamic scaling is for.
+
+    `layers` has an entry for each layer: settings that replace those of `rope` there, or None for a
+    layer without RoPE. `use_factors` among them tells whether the file's factors divide the
+    frequencies.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class Reference:
         path: str | Path,
         activations: str | None = None,
         rope: Mapping[str, Any] | None = None,
+        layers: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> None:
         if activations not in (None, "q8", "q8_f16"):
             raise ValueError(f"activations is {activations!r}, expected None, 'q8' or 'q8_f16'")
@@ -74,6 +83,10 @@ class Reference:
             "yarn_orig_ctx": self._get("rope.scaling.original_context_length", trained),
         }
         self.rope: dict[str, Any] = of_file | dict(rope or {})
+        self.layers = [
+            None if own is None else self.rope | dict(own)
+            for own in ([{}] * self.n_layers if layers is None else layers)
+        ]
 
     def _get(self, key: str, default: Any = None) -> Any:
         field = self._fields.get(f"{self.arch}.{key}")
@@ -84,54 +97,105 @@ class Reference:
         return default
 
     def logits(
-        self, ids: Sequence[int], positions: Sequence[int] | np.ndarray | None = None
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int] | np.ndarray | None = None,
+        past: Sequence[Past] | None = None,
     ) -> np.ndarray:
-        """Logits after each token, float64 [n, n_vocab], from an empty context.
+        """Logits after each token, float64 [n, n_vocab].
 
-        A token sees itself and those before it in `ids`. `positions` [n] are what RoPE is told,
-        0, 1, 2, ... by default; they may have gaps, repeat, or run backwards.
+        A token sees itself and those before it in `ids`. RoPE takes `positions` [n], 0, 1, 2, ...
+        by default; they may have gaps, repeat, or run backwards. `past` has one entry for each
+        layer, as `cached` gives them: tokens see its keys too, key i at position i, and `ids` come
+        behind them.
         """
+        return self._forward(ids, positions, past)[0]
+
+    def cached(self, ids: Sequence[int]) -> list[Past]:
+        """Keys before RoPE, and values, of each layer, computed from an empty context."""
+        return self._forward(ids, None, None)[1]
+
+    def _forward(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int] | np.ndarray | None,
+        past: Sequence[Past] | None,
+    ) -> tuple[np.ndarray, list[Past]]:
+        """Logits, and keys and values of the tokens `ids`."""
         x = self.weights["token_embd.weight"][np.asarray(ids)]  # [n, dim]
-        where = np.arange(len(ids)) if positions is None else np.asarray(positions)
-        cos, sin = self._rope_table(where)
+        n_past = len(past[0][0]) if past else 0
+        where = n_past + np.arange(len(ids)) if positions is None else np.asarray(positions)
+        cached = []
         for layer in range(self.n_layers):
             block = f"blk.{layer}."
             h = self._norm(x, block + "attn_norm")
-            x = x + self._attention(h, block, cos, sin)
+            seen = past[layer] if past else None
+            out, of_ids = self._attention(h, block, where, self.layers[layer], seen)
+            cached.append(of_ids)
+            x = x + out
             h = self._norm(x, block + "ffn_norm")
             gate = self._linear(h, block + "ffn_gate")
             up = self._linear(h, block + "ffn_up")
             x = x + self._linear(silu(gate) * up, block + "ffn_down")
         x = self._norm(x, "output_norm")
         tied = "output.weight" not in self.weights
-        return self._linear(x, "token_embd" if tied else "output")
+        return self._linear(x, "token_embd" if tied else "output"), cached
 
-    def _attention(self, h: np.ndarray, block: str, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-        """Causal grouped-query attention of h [n, dim] with itself -> [n, dim]."""
+    def _attention(
+        self,
+        h: np.ndarray,
+        block: str,
+        where: np.ndarray,
+        rope: Mapping[str, Any] | None,
+        past: Past | None,
+    ) -> tuple[np.ndarray, Past]:
+        """Causal grouped-query attention of h [n, dim], at positions `where` [n], with `past` and
+        itself -> [n, dim], and its keys and values."""
         n = len(h)
         q = self._linear(h, block + "attn_q").reshape(n, self.n_heads, self.head_dim)
         k = self._linear(h, block + "attn_k").reshape(n, self.n_kv_heads, self.head_dim)
         v = self._linear(h, block + "attn_v").reshape(n, self.n_kv_heads, self.head_dim_v)
         if self.arch == "qwen3":
             q, k = self._norm(q, block + "attn_q_norm"), self._norm(k, block + "attn_k_norm")
-        neox = self.arch != "llama"
-        n_group, window = self.rope.get("grp_attn_n", 1), self.rope.get("grp_attn_w", 512)
-        rows = np.arange(n)
-        far_q = rotate(q, *self._rope_table(rows // n_group + window - window // n_group), neox)
-        far_k = rotate(k, *self._rope_table(rows // n_group), neox)
-        is_far = (rows[:, None] - rows >= window) & (n_group > 1)
-        q, k = rotate(q, cos, sin, neox), rotate(k, cos, sin, neox)
-        future = np.triu(np.ones((n, n), bool), 1)
+        of_ids = k, v
+        where_k = where
+        if past is not None:
+            k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
+            where_k = np.concatenate([np.arange(len(past[0])), where])
+        rows_k = np.arange(len(k))
+        rows_q = rows_k[len(k) - n :]
+        scores = np.empty((self.n_heads, n, len(k)))
+        if rope is None:
+            self._scores(q, k, scores)
+        else:
+            neox = self.arch != "llama"
+            self._scores(
+                rotate(q, *self._rope_table(where, rope), neox),
+                rotate(k, *self._rope_table(where_k, rope), neox),
+                scores,
+            )
+            n_group, window = rope.get("grp_attn_n", 1), rope.get("grp_attn_w", 512)
+            if n_group > 1:
+                far = np.empty_like(scores)
+                far_q = rows_q // n_group + window - window // n_group
+                self._scores(
+                    rotate(q, *self._rope_table(far_q, rope), neox),
+                    rotate(k, *self._rope_table(rows_k // n_group, rope), neox),
+                    far,
+                )
+                scores = np.where(rows_q[:, None] - rows_k >= window, far, scores)
+        scores[:, rows_k > rows_q[:, None]] = -np.inf
         out = np.empty((n, self.n_heads, self.head_dim_v))
         group = self.n_heads // self.n_kv_heads
         for head in range(self.n_heads):
-            kv_head = head // group
-            scores = q[:, head] @ k[:, kv_head].T  # [query, key]
-            scores = np.where(is_far, far_q[:, head] @ far_k[:, kv_head].T, scores)
-            scores /= np.sqrt(self.head_dim)
-            scores[future] = -np.inf
-            out[:, head] = softmax(scores) @ v[:, kv_head]
-        return self._linear(out.reshape(n, -1), block + "attn_output")
+            out[:, head] = softmax(scores[head]) @ v[:, head // group]
+        return self._linear(out.reshape(n, -1), block + "attn_output"), of_ids
+
+    def _scores(self, q: np.ndarray, k: np.ndarray, out: np.ndarray) -> None:
+        """out [n_heads, query, key] = q k / sqrt(head_dim)"""
+        group = self.n_heads // self.n_kv_heads
+        for head in range(self.n_heads):
+            out[head] = q[:, head] @ k[:, head // group].T / np.sqrt(self.head_dim)
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         """x [n, n_cols] @ W.T + b -> [n, n_rows]."""
@@ -146,16 +210,18 @@ class Reference:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + self.norm_eps) * self.weights[name + ".weight"]
 
-    def _rope_table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _rope_table(
+        self, positions: np.ndarray, rope: Mapping[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin of the angles, times the attention factor, each [n, rope_dim / 2]."""
-        rope, d = self.rope, self.rope_dim
+        d = self.rope_dim
         scaling, scale, trained = rope["scaling"], rope["scale"], rope["yarn_orig_ctx"]
         base = rope["freq_base"]
         if scaling == "dynamic":
             reached = max(rope.get("n_tokens", 0), trained)
             base *= (scale * reached / trained - (scale - 1)) ** (d / (d - 2))
         frequency = base ** (-2.0 * np.arange(d // 2) / d)
-        if "rope_freqs.weight" in self.weights:
+        if "rope_freqs.weight" in self.weights and rope.get("use_factors", True):
             frequency = frequency / self.weights["rope_freqs.weight"]
         if scaling in ("none", "dynamic"):
             scale = 1.0
@@ -165,12 +231,12 @@ class Reference:
         else:
             magnitude = rope.get("yarn_attn_factor", 1.0)
 
-        def pair_with_turns(n_turns: float) -> float:
-            """Solves trained * base ** (-2 i / d) = 2 pi n_turns for i."""
-            return d / 2 * math.log(trained / (2 * math.pi * n_turns)) / math.log(base)
+        def pair_with_rotations(n: float) -> float:
+            """Solves trained * base ** (-2 i / d) = 2 pi n for i."""
+            return d / 2 * math.log(trained / (2 * math.pi * n)) / math.log(base)
 
-        low = max(math.floor(pair_with_turns(rope.get("yarn_beta_fast", 32.0))), 0)
-        high = min(math.ceil(pair_with_turns(rope.get("yarn_beta_slow", 1.0))), d - 1)
+        low = max(math.floor(pair_with_rotations(rope.get("yarn_beta_fast", 32.0))), 0)
+        high = min(math.ceil(pair_with_rotations(rope.get("yarn_beta_slow", 1.0))), d - 1)
         angle = np.empty((len(positions), d // 2))
         for i in range(d // 2):
             kept = 1 - min(max((i - low) / max(high - low, 0.001), 0), 1)
@@ -181,7 +247,7 @@ class Reference:
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, neox: bool = False) -> np.ndarray:
-    """RoPE: x [n, n_heads, head_dim], pair i of the leading dims turned by angle i of row n.
+    """RoPE: x [n, n_heads, head_dim], pair i of the leading dims rotated by angle i of row n.
 
     Pairs are (2i, 2i + 1) in GGUF's `llama`; with `neox` (i, i + n_pairs), as in GPT-NeoX.
     """
@@ -209,16 +275,16 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def round_q8(x: np.ndarray, short_scale: bool = False) -> np.ndarray:
     """x [..., n_cols] rounded to 8 bits in blocks of 32 along the row, returned as float64.
 
-    scale = most / 127 and q = x * (127 / most) rounded half to even, where `most` is the largest
+    scale = max / 127 and q = x * (127 / max) rounded half to even, where `max` is the largest
     magnitude of the block, all in float32 as in the kernels (and in llama.cpp's), so that the
     integers are theirs. A block of zeros has scale 0.
     `short_scale` then rounds the scale to 11 significant bits (half to even), as f16 does, but
-    without f16's small range; q stays what the exact scale gave.
+    without f16's small range; q stays as the exact scale gave it.
     """
     blocks = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, 32)
-    most = np.abs(blocks).max(axis=-1, keepdims=True)
-    scale = most / np.float32(127)
-    q = np.rint(blocks * (np.float32(127) / np.where(most == 0, np.float32(1), most)))
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    scale = largest / np.float32(127)
+    q = np.rint(blocks * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
     if short_scale:
         mantissa, exponent = np.frexp(scale)
         scale = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)

@@ -1,4 +1,4 @@
-"""The examples of docs/cache.md: each runs as it stands, and prints what the page says it does."""
+"""The documents: examples run as they stand and print what is shown; commands and links exist."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,25 @@ from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "cache.md"
+MEASUREMENTS = ROOT / "docs" / "cache-measurements.md"
+README = ROOT / "README.md"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$\n*", re.S | re.M)
+_MODEL = "model.gguf"  # stands for a user's own file, so that a program cannot run here
 
 
-def blocks() -> list[tuple[int, str, str]]:
+def blocks(path: Path = PAGE) -> list[tuple[int, str, str]]:
     """Line, language and text of the page's fenced blocks."""
-    page = PAGE.read_text("utf-8")
+    page = path.read_text("utf-8")
     return [(page[: m.start()].count("\n") + 1, m[1], m[2]) for m in _FENCE.finditer(page)]
 
 
-def programs() -> list[ParameterSet]:
-    """Each Python block with the block behind it, which is what it prints."""
+def programs(path: Path = PAGE) -> list[ParameterSet]:
+    """Each Python block, and the block behind it where that is what it prints, or else None."""
+    found = itertools.pairwise([*blocks(path), (0, "end", "")])
     return [
-        pytest.param(code, shown, id=f"line {line}")
-        for (line, language, code), (_, _, shown) in itertools.pairwise(blocks())
-        if language == "python"
+        pytest.param(code, None if next_language else shown, id=f"line {line}")
+        for (line, language, code), (_, next_language, shown) in found
+        if language == "python" and _MODEL not in code
     ]
 
 
@@ -48,13 +53,31 @@ def timeless(text: str) -> str:
     return re.sub(r"\d+\.\d+", "#", text)
 
 
-@pytest.mark.parametrize(("code", "shown"), programs())
-def test_program(code: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def printed_by(code: str, path: Path) -> str:
+    """Run a program of a page. Returns its standard output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, str(PAGE), "exec"), {"__name__": "__main__"})
-    assert printed.getvalue() == shown
+        exec(compile(code, str(path), "exec"), {"__name__": "__main__"})
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("code", "shown"), [*programs(), *programs(MEASUREMENTS)])
+def test_program(code: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert printed_by(code, PAGE) == shown
+
+
+@pytest.mark.parametrize(("code", "shown"), programs(README))
+def test_program_of_the_readme(code: str, shown: str | None) -> None:
+    """A story differs in places from one instruction set to another, so it is not shown."""
+    printed = printed_by(code, README)
+    assert printed if shown is None else printed == shown
+
+
+def test_programs_are_found() -> None:
+    assert len(programs()) + len(programs(MEASUREMENTS)) == 8
+    assert len(sessions()) == 2
+    assert [param.values[1] is None for param in programs(README)] == [False, True]
 
 
 @pytest.mark.parametrize("text", sessions())
@@ -67,7 +90,7 @@ def test_session(text: str, tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", "\n".join(script)], check=False, cwd=tmp_path, capture_output=True,
         text=True,
-        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert timeless(done.stdout).splitlines() == timeless("\n".join(shown)).splitlines(), (
         done.stderr
@@ -85,3 +108,58 @@ def test_every_capability_says_when_it_is_not_the_thing_to_use() -> None:
         section = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
         assert "When not to use it" in section, title
         assert "```" in section, title
+
+
+# ---- commands and links ------------------------------------------------------------------
+
+
+def texts() -> list[Path]:
+    """Files of the repository that name commands."""
+    patterns = ("*.md", "docs/*.md", "models/*.md", "Makefile", "results/*.json")
+    sources = ("engine/**/*.py", "engine/**/*.pyx", "engine/**/*.h", "bench/**/*.py", "models/*.py")
+    found = [path for pattern in (*patterns, *sources) for path in ROOT.glob(pattern)]
+    return [path for path in found if path.name != "CHANGELOG.md"]  # it tells of old names
+
+
+def is_module(name: str) -> bool:
+    """Whether `python -m NAME` finds a module of this repository."""
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+
+
+def missing(pattern: str, exists: Callable[[str], bool]) -> list[str]:
+    """Names found by the first group of a pattern that do not exist, with the file of each."""
+    return [
+        f"{path.relative_to(ROOT)}: {match[1]}"
+        for path in texts()
+        for match in re.finditer(pattern, path.read_text("utf-8"))
+        if not exists(match[1])
+    ]
+
+
+def test_modules_that_are_run_exist() -> None:
+    assert not missing(r"python -m\s+((?:bench|models|tests)(?:\.\w+)*)", is_module)
+    assert not is_module("bench.depths")
+
+
+def test_the_package_is_called_lariat() -> None:
+    """Not by the name of its folder, which is all that `engine` is."""
+    assert not missing(r"(?:^|[\s>`$\"])((?:from|import|python -m) engine)\b", lambda name: False)
+
+
+def test_files_that_are_named_exist() -> None:
+    pattern = r"(?<![\w/.-])((?:bench|tests|docs|models|results)/[\w./-]*\w\.(?:py|md|json|png))\b"
+    assert not missing(pattern, lambda name: (ROOT / name).exists())
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [path for path in texts() if path.suffix == ".md"]:
+        page = path.read_text("utf-8")
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert not missing(r"`make ([\w-]+)", targets.__contains__)

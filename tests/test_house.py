@@ -1,9 +1,10 @@
-"""The shape of the code itself: who imports whom, what is public, what is documented, how long."""
+"""The house: layers and maps, public names, private names, documentation, length, stubs."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import types
@@ -12,68 +13,57 @@ from pathlib import Path
 
 import lariat
 import pytest
-from lariat import _attention, _cache, _kernels, _program, _quantize, _strings
+from lariat import (
+    _attention,
+    _attention_plan,
+    _cache,
+    _kernels,
+    _lock,
+    _program,
+    _quantize,
+    _strings,
+)
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "engine"
-COMPILED = (_attention, _cache, _kernels, _program, _quantize, _strings)
+COMPILED = (_attention, _attention_plan, _cache, _kernels, _lock, _program, _quantize, _strings)
 
-# The house of the design, from the ground up. A module imports only from levels below its own;
-# within cli/ all is one level. A new module has to find its place here.
+# From the ground up. A folder, or a module that stands in none, imports from rows before its own
+# only. Modules of one folder may import each other, but never in a circle.
 LEVELS = (
-    (
-        "_program",
-        "_quantize",
-        "_strings",
-        "architecture",
-        "demo",
-        "errors",
-        "files",
-        "memory",
-        "template_worker",
-        "threads",
-    ),
-    ("_kernels",),
+    ("_lock", "_program", "_quantize", "_strings", "demo", "errors", "os_memory"),
+    ("_kernels", "checks"),
     ("_cache", "_machine"),
+    ("_attention_plan", "config"),
     ("_attention",),
-    ("config", "quants", "machine", "segments", "storage"),
-    ("gguf", "rope", "batch", "sampler", "sequence", "cache_memory"),
-    (
-        "chat_template",
-        "check_tensors",
-        "context_file",
-        "file_sampling",
-        "gguf_parts",
-        "vocabulary",
-        "weights",
-        "prefixes",
-    ),
-    ("chunk_file",),
-    ("kv_cache",),
-    ("context", "scheduler", "tokenizer_spm", "tokenizer_bpe", "model", "cases", "quantize"),
-    ("tokenizer",),
-    ("llm", "benchmark", "library", "plots", "prompt_cache"),
-    ("chat", "perplexity"),
+    ("formats",),
+    ("tokenizers", "cache"),
+    ("architectures",),
+    ("runtime",),
+    ("reuse",),
+    ("llm",),
+    ("chat",),
+    ("tools", "measure"),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+# They stand beside the way of a token: the cache must not know files, nor files the cache.
+STRANGERS = (("cache", "formats"), ("tokenizers", "cache"))
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 
 
-def module_of(path: Path) -> str:
-    """cli/generate.py -> cli, gguf.py -> gguf"""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def name_of(path: Path) -> str:
+    """cli/generate.py -> cli.generate, cli/__init__.py -> cli, config.py -> config"""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports when it runs, wherever the statement stands."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            node.body = []  # types only; gives no order of loading
+    """Modules of the package that a file imports, for types too, wherever the statement stands."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -81,67 +71,195 @@ def imports_of(path: Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top == "lariat":
-                part = rest.partition(".")[0]
-                found.add(part if part in LEVEL else "__init__")
+        found |= {module for name in names if (module := module_of(name))}
     return found
 
 
+def module_of(dotted: str) -> str:
+    """The module that a dotted name lies in, without the package's name; "" for others' modules."""
+    top, *parts = dotted.split(".")
+    if top != "lariat":
+        return ""
+    for n in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[:n])
+        if path.is_dir() or any(path.with_suffix(end).exists() for end in (".py", ".pyx")):
+            return ".".join(parts[:n])
+    return "__init__"
+
+
+IMPORTS = {name_of(path): imports_of(path) for path in SOURCES}
+
+
 def test_every_module_has_its_place():
-    present = {module_of(path) for path in SOURCES} | {p.stem for p in PACKAGE.glob("*.pyx")}
-    assert present - {"__init__"} <= set(LEVEL)
+    present = {name.partition(".")[0] for name in IMPORTS} | {p.stem for p in PACKAGE.glob("*.pyx")}
+    assert present - {"__init__"} == set(LEVEL)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downwards(path):
-    module = module_of(path)
-    if module == "__init__":
-        return
-    for other in imports_of(path):
-        assert other in LEVEL, f"{path.name} imports {other}, which is above everything"
-        if other == module == "cli":
+@pytest.mark.parametrize("module", sorted(set(IMPORTS) - {"__init__"}))
+def test_imports_point_downwards(module):
+    folder = module.partition(".")[0]
+    for other in IMPORTS[module]:
+        below = other.partition(".")[0]
+        if below == folder:
             continue
-        assert LEVEL[other] < LEVEL[module], f"{path.name} imports {other}, which is not below it"
+        assert below in LEVEL, f"{module} imports {other}, which is above everything"
+        assert LEVEL[below] < LEVEL[folder], f"{module} imports {other}, which is not below it"
+        assert (folder, below) not in STRANGERS, f"{module} imports {other}, which stands beside it"
+
+
+def test_the_package_itself_imports_for_types_alone():
+    """So that `lariat --help` is quick."""
+    code = "import sys, lariat; print(sorted(m for m in sys.modules if m.startswith('lariat.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_imports_go_round_in_a_circle():
+    done: set[str] = set()
+
+    def follow(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for other in sorted(IMPORTS.get(module, ())):
+                if other != module:
+                    follow(other, (*way, module))
+            done.add(module)
+
+    for module in sorted(set(IMPORTS) - {"__init__"}):
+        follow(module, ())
 
 
 @pytest.mark.parametrize(
-    "module", ["scheduler", "prefixes", "sequence", "segments", "batch", "sampler"]
+    "module",
+    [
+        "runtime.scheduler",
+        "cache.prefix_cache",
+        "runtime.request",
+        "cache.blocks",
+        "runtime.sampler",
+    ],
 )
-def test_what_decides_knows_nothing_of_kernels_and_model(module):
+def test_modules_that_decide_know_nothing_of_kernels_and_model(module):
     """Not through others either."""
     seen, todo = set(), [module]
     while todo:
-        for other in imports_of(PACKAGE / f"{todo.pop()}.py") - seen:
+        for other in IMPORTS.get(todo.pop(), set()) - seen:
             seen.add(other)
-            if (PACKAGE / f"{other}.py").exists():
-                todo.append(other)
-    assert not seen & {
-        "_kernels",
-        "_attention",
-        "_cache",
-        "model",
-        "kv_cache",
-        "weights",
-        "gguf",
-        "llm",
-        "__init__",
-    }
+            todo.append(other)
+    assert not {name for name in seen if name.startswith("_")}
+    assert not seen & {"architectures.model", "cache.kv_cache", "formats.gguf", "llm", "__init__"}
 
 
 @pytest.mark.parametrize(
     ("user", "used"),
-    [("llm", "scheduler"), ("llm", "model"), ("model", "kv_cache"), ("kv_cache", "_attention")],
+    [
+        ("llm", "runtime.runner"),
+        ("runtime.runner", "runtime.scheduler"),
+        ("runtime.runner", "architectures.model"),
+        ("architectures.model", "cache.kv_cache"),
+        ("cache.kv_cache", "_attention"),
+    ],
 )
 def test_the_imports_of_the_design_are_found_by_this_test(user, used):
-    assert used in imports_of(PACKAGE / f"{user}.py")
+    assert used in IMPORTS[user]
 
 
-def test_types_are_the_only_reason_to_import_upwards():
-    """The one case there is; it keeps the rule above honest about what it leaves out."""
-    assert "from lariat.formats.gguf import GGUFFile" in (PACKAGE / "config.py").read_text()
-    assert "gguf" not in imports_of(PACKAGE / "config.py")
+# ---- maps ----
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_map_of_a_folder_names_every_module(folder):
+    """The docstring of its `__init__`, in about ten lines."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    assert text
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert modules <= set(re.findall(r"[a-z_0-9]+", text)), modules
+    assert len(text.splitlines()) <= 30
+
+
+def test_the_map_of_the_package_names_every_folder_and_module():
+    text = lariat.__doc__
+    assert text
+    assert set(LEVEL) - {"__main__"} <= set(re.findall(r"[a-z_0-9]+", text))
+
+
+# ---- private names ----
+
+# Underscored, but not private.
+_PUBLIC_ALL_THE_SAME = {"_replace", "_asdict", "_fields", "_make"}  # of named tuples
+
+
+def private_accesses(source: str) -> list[str]:
+    """`x._name` where x is neither `self` nor `cls`, and no object of the class at hand.
+
+    A class may look into its own kind: `other._name` is allowed where the class that the code
+    stands in has set or defined `_name` itself. Modules of the standard library are not asked.
+    """
+    tree = ast.parse(source)
+    modules = {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and (getattr(node, "module", None) or node.names[0].name).partition(".")[0]
+        in sys.stdlib_module_names
+        for alias in node.names
+    }
+    found: list[str] = []
+
+    def names_of(class_node: ast.ClassDef) -> set[str]:
+        own = {n.name for n in ast.walk(class_node) if isinstance(n, ast.FunctionDef)}
+        for node in ast.walk(class_node):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls"):
+                own.add(node.attr)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                own.add(node.target.id)
+        return own
+
+    def walk(node: ast.AST, own: set[str]) -> None:
+        if isinstance(node, ast.ClassDef):
+            own = names_of(node)
+        if isinstance(node, ast.Attribute):
+            name, owner = node.attr, ast.unparse(node.value)
+            is_private = name.startswith("_") and not name.endswith("__")
+            if (
+                is_private
+                and name not in _PUBLIC_ALL_THE_SAME
+                and owner not in ("self", "cls")
+                and name not in own
+                and owner not in modules
+            ):
+                found.append(f"line {node.lineno}: {owner}.{name}")
+        for child in ast.iter_child_nodes(node):
+            walk(child, own)
+
+    walk(tree, set())
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*SOURCES, *sorted((ROOT / "bench").rglob("*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_nobody_touches_the_private_names_of_another_object(path):
+    assert not private_accesses(path.read_text())
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.pyx")), ids=lambda path: path.name)
+def test_compiled_modules_touch_no_private_names_either(path):
+    pattern = re.compile(r"\b(?!self\b|cls\b)[a-zA-Z]\w*(?:\(\)|\])?\._[a-z]\w*")
+    code = re.sub(r'"""(.|\n)*?"""|#.*', "", path.read_text())
+    assert not [m[0] for m in pattern.finditer(code) if not m[0].startswith("lariat.")]
+
+
+def test_this_test_sees_private_accesses():
+    assert private_accesses("def f(llm):\n    return llm._cache") == ["line 2: llm._cache"]
+    assert private_accesses("class A:\n    def f(self, b):\n        return b._x.y") == [
+        "line 3: b._x"
+    ]
+    own = "class A:\n    def __init__(self):\n        self._x = 1\n    def f(self, b):\n"
+    assert not private_accesses(own + "        return b._x + self._x")
+    assert not private_accesses("import sys\nsys._getframe()")
 
 
 # ---- public names ----
@@ -161,12 +279,6 @@ def test_nothing_else_looks_public():
     modules = {name for name in names if isinstance(getattr(lariat, name), types.ModuleType)}
     means = {"annotations", "TYPE_CHECKING", "import_module"}
     assert names - modules - means == set(lariat.__all__)
-
-
-def test_importing_the_package_loads_no_kernels():
-    code = "import sys, lariat; print(sorted(m for m in sys.modules if m.startswith('lariat.')))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_errors_have_one_root_and_are_value_errors():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lariat import LLM, Completion, ContextError, GGUFError, SamplingParams
+from lariat import LLM, ChunkLibrary, Completion, ContextError, GGUFError, SamplingParams
 from lariat.runtime import sampler
 from lariat.runtime.request import StopText
 
@@ -43,9 +43,9 @@ def llm(path) -> Iterator[LLM]:
 
 
 def assert_idle(llm: LLM) -> None:
-    pool = llm._cache.pool
+    pool = llm.runner.cache.pool
     assert pool.n_free == pool.n_blocks, "blocks leaked"
-    assert llm._scheduler.n_unfinished == 0
+    assert llm.runner.scheduler.n_unfinished == 0
 
 
 def ids_of(n: int, seed: int = 0) -> list[int]:
@@ -328,7 +328,7 @@ def test_the_smallest_context_holds_one_token(path):
 
 
 def test_max_tokens_0_computes_nothing(llm, monkeypatch):
-    monkeypatch.setattr(llm._model, "forward", None)
+    monkeypatch.setattr(llm.runner.model, "forward", None)
     stream = llm.stream([5, 6], SamplingParams(max_tokens=0))
     assert list(stream) == []
     assert (stream.completion.text, stream.completion.finish_reason) == ("", "length")
@@ -498,9 +498,9 @@ def test_logits_while_a_stream_is_open(llm):
     with llm.stream([5, 6], DRAWN) as stream:
         for i, _ in enumerate(stream):
             if i % 5 == 0:
-                n_free = llm._cache.pool.n_free
+                n_free = llm.runner.cache.pool.n_free
                 assert np.array_equal(llm.logits(ids_of(40)), logits)
-                assert llm._cache.pool.n_free == n_free
+                assert llm.runner.cache.pool.n_free == n_free
     assert stream.completion.token_ids == expected.token_ids
 
 
@@ -579,3 +579,23 @@ def test_threads_that_generate_at_once(llm):
             assert llm.generate([5 + i, 6], params).token_ids == expected[i]
 
     run_together(work)
+
+
+@pytest.mark.parametrize("bytes_of", [bytes, bytearray, memoryview])
+def test_bytes_are_no_token_ids(llm, bytes_of, tmp_path):
+    """Each of their numbers would be one."""
+    what = bytes_of(b"Once")
+    with llm.context() as context:
+        for act in (
+            lambda: llm.generate(what),
+            lambda: llm.stream(what),
+            lambda: llm.generate([what]),
+            lambda: llm.logits(what),
+            lambda: context.append(what),
+            lambda: context.insert(0, what),
+            lambda: context.logits(what),
+            lambda: llm.generate(what, context=context),
+            lambda: ChunkLibrary(tmp_path).add(llm, "a", what),
+        ):
+            with pytest.raises(ValueError, match=r"bytes|not a token id"):
+                act()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from lariat import LLM, LariatError, SamplingParams, _attention, _cache, _kernels
 from lariat._program import Program
-from lariat.architectures import model
+from lariat.architectures import model, recorder
 from lariat.cache.kv_cache import KVCache
 from lariat.runtime import sampler
 
@@ -23,7 +23,7 @@ from tests.support.model_files import write_llama
 PACKAGE = Path(lariat.__file__).parent
 # What is called once for each size of batch, when its program is recorded, and for every batch.
 RECORDED = {
-    "rms_norm": model, "quantize": model, "matmul": model, "silu_mul": model,
+    "rms_norm": recorder, "quantize": recorder, "matmul": recorder, "silu_mul": recorder,
     "rope": _kernels, "store": _cache, "attend": _attention,
 }  # fmt: skip
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -50,9 +50,9 @@ def expected(path) -> list[list[int]]:
 
 
 def assert_idle(llm: LLM) -> None:
-    pool = llm._cache.pool
+    pool = llm.runner.cache.pool
     assert pool.n_free == pool.n_blocks, "blocks leaked"
-    assert llm._scheduler.n_unfinished == 0
+    assert llm.runner.scheduler.n_unfinished == 0
 
 
 def assert_as_good_as_new(llm: LLM) -> None:
@@ -84,7 +84,7 @@ def test_closing_one_of_two_leaves_the_other(llm, expected):
     a, b = (llm.stream(prompt, PARAMS) for prompt in PROMPTS[:2])
     next(a), next(b)
     a.close()
-    pool = llm._cache.pool
+    pool = llm.runner.cache.pool
     assert pool.n_blocks - pool.n_free == 2, "the blocks of b"
     list(b)
     assert b.completion.token_ids == expected[1]
@@ -115,9 +115,11 @@ def test_streams_that_nobody_holds_do_not_slow_down_the_others(llm, monkeypatch)
         next(llm.stream(PROMPTS[0], PARAMS))
     gc.collect()
     sizes = []
-    original = llm._model.forward
+    original = llm.runner.model.forward
     monkeypatch.setattr(
-        llm._model, "forward", lambda batch, n: sizes.append(batch.n_tokens) or original(batch, n)
+        llm.runner.model,
+        "forward",
+        lambda batch, n: sizes.append(batch.n_tokens) or original(batch, n),
     )
     llm.generate(PROMPTS[2], PARAMS)
     assert set(sizes[1:]) == {1}, "tokens were computed for a stream that is gone"
@@ -180,12 +182,13 @@ def test_an_error_in_a_step_leaves_the_model_usable(llm, monkeypatch, expected, 
             llm.generate(PROMPTS, PARAMS)
         assert fault.n == 0
     assert_idle(llm)
-    llm._model._recorded.clear()  # those that count calls
+    llm.runner.model._recorded.clear()  # those that count calls
     assert [c.token_ids for c in llm.generate(PROMPTS, PARAMS)] == expected
 
 
 def test_an_interrupted_stream_keeps_what_it_said(llm, monkeypatch, expected):
     stream = llm.stream(PROMPTS[0], PARAMS)
+    llm.runner.model._recorded.clear()  # programs that count no runs
     with monkeypatch.context() as patch:
         Fault(patch, "run", 6, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -218,7 +221,7 @@ def test_an_interrupted_step_leaves_those_that_wait(path, monkeypatch, expected)
 
 def test_an_error_in_logits_leaves_the_model_usable(llm, monkeypatch):
     before = llm.logits(PROMPTS[1])
-    llm._model._recorded.clear()
+    llm.runner.model._recorded.clear()
     with monkeypatch.context() as patch:
         Fault(patch, "run", 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -242,6 +245,9 @@ def test_an_error_in_the_sampler_or_a_callback_leaves_the_model_usable(llm, monk
     assert [c.token_ids for c in llm.generate(PROMPTS, PARAMS)] == expected
 
 
+_LOCKS = ("exclusively", "_locked")
+
+
 class _InterruptAt:
     """A trace function that raises KeyboardInterrupt before the n-th line of some files."""
 
@@ -256,7 +262,7 @@ class _InterruptAt:
     def _line(self, frame, event, arg):
         # A trace function may strike between the end of a `with` block and the release of its lock;
         # a signal does not, for Python looks for signals only after calls, jumps and resumptions.
-        if event == "line" and self.n > 0 and frame.f_code.co_name != "_exclusively":
+        if event == "line" and self.n > 0 and frame.f_code.co_name not in _LOCKS:
             self.n -= 1
             if self.n == 0 and (_within_del(frame) or _is_with(frame)):
                 self.n = 1  # take the next line
@@ -284,7 +290,7 @@ def interrupt_everywhere(llm: LLM, names: set[str], step: int) -> Iterator[str]:
     n, before = 1, sys.gettrace()
     while True:
         trace = _InterruptAt(names, n)
-        llm._model._recorded.clear()
+        llm.runner.model._recorded.clear()
         sys.settrace(trace)
         try:
             llm.generate(prompts, params)
@@ -302,7 +308,19 @@ def interrupt_everywhere(llm: LLM, names: set[str], step: int) -> Iterator[str]:
 @pytest.mark.skipif(sys.gettrace() is not None, reason="something else is tracing")
 @pytest.mark.parametrize(
     ("names", "step"),
-    [({"model.py", "kv_cache.py", "batch.py"}, 11), ({"llm.py", "scheduler.py"}, 5)],
+    [
+        (
+            {
+                "architectures/llama.py",
+                "architectures/model.py",
+                "architectures/recorder.py",
+                "cache/kv_cache.py",
+                "runtime/batch.py",
+            },
+            11,
+        ),
+        ({"llm.py", "runtime/runner.py", "runtime/scheduler.py"}, 5),
+    ],
 )
 def test_an_interrupt_at_any_line_leaves_the_model_usable(path, names, step):
     """Ctrl-C arrives between two lines of Python, most often right behind a kernel."""

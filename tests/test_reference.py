@@ -1,4 +1,4 @@
-"""The judge is judged: by loops over plain floats, by what LLaMA's definition implies, by hand."""
+"""The judge is judged: by loops over plain floats, by properties of LLaMA's definition, by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _logits_by_loops(path, ids):
     def matvec(matrix, x):
         return [sum(a * b for a, b in zip(row, x, strict=True)) for row in matrix]
 
-    def turn(head, position):
+    def rotated(head, position):
         out = []
         for i in range(head_dim // 2):
             angle = position * 10000.0 ** (-2 * i / head_dim)
@@ -42,11 +42,11 @@ def _logits_by_loops(path, ids):
         x = w["token_embd"][token]
         h = norm(x, w["blk.0.attn_norm"])
         q = matvec(w["blk.0.attn_q"], h)
-        keys.append(turn(matvec(w["blk.0.attn_k"], h), position))
+        keys.append(rotated(matvec(w["blk.0.attn_k"], h), position))
         values.append(matvec(w["blk.0.attn_v"], h))
         heads = []
         for head in range(n_heads):
-            query = turn(q[head * head_dim : (head + 1) * head_dim], position)
+            query = rotated(q[head * head_dim : (head + 1) * head_dim], position)
             scores = [sum(a * b for a, b in zip(query, k, strict=True)) / 2 for k in keys]
             e = [math.exp(s) for s in scores]
             heads += [
@@ -95,6 +95,35 @@ def test_only_distances_matter_to_rope(tmp_path):
     reference = Reference(write_llama(tmp_path / "m.gguf"))
     there = reference.logits(IDS, np.arange(len(IDS)) + 1000)
     assert relative_error(there, reference.logits(IDS)) < 1e-9
+
+
+def test_tokens_go_on_behind_keys_and_values_of_others(tmp_path):
+    reference = Reference(write_llama(tmp_path / "m.gguf", head_dim_v=6))
+    past = reference.cached(IDS[:5])
+    whole = reference.logits(IDS)
+    assert relative_error(reference.logits(IDS[5:], past=past), whole[5:]) < 1e-13
+    order = [0, 2, 1, 3, 4]
+    swapped = [(k[order], v[order]) for k, v in past]
+    assert relative_error(reference.logits(IDS[5:], past=swapped), whole[5:]) > 1e-3
+
+
+def test_a_layer_without_rope_sees_all_tokens_at_one_position(tmp_path):
+    path = write_llama(tmp_path / "m.gguf")
+    at_one = Reference(path).logits(IDS, np.full(len(IDS), 3))
+    assert relative_error(Reference(path, layers=[None, None]).logits(IDS), at_one) < 1e-13
+    for layers in ([None, {}], [{}, None]):
+        assert relative_error(Reference(path, layers=layers).logits(IDS), at_one) > 1e-3
+
+
+def test_settings_of_layers_replace_those_of_the_model(tmp_path):
+    path = write_llama(tmp_path / "m.gguf", rope_freqs=[2.0] * 8)
+    own = {"freq_base": 100.0}
+    expected = Reference(path, rope=own).logits(IDS)
+    assert np.array_equal(Reference(path, layers=[own, own]).logits(IDS), expected)
+    assert relative_error(Reference(path, layers=[own, {}]).logits(IDS), expected) > 1e-3
+    plain = Reference(write_llama(tmp_path / "plain.gguf")).logits(IDS)
+    no_factors = [{"use_factors": False}] * 2
+    assert np.array_equal(Reference(path, layers=no_factors).logits(IDS), plain)
 
 
 def test_grouped_heads_equal_repeated_heads(tmp_path):
@@ -170,12 +199,12 @@ def test_qwen2_is_llama_with_its_pairs_elsewhere(tmp_path):
     assert relative_error(Reference(no_bias).logits(IDS), expected) > 1e-3
 
 
-def test_pairs_half_the_rotated_dims_apart_turn_like_complex_numbers():
+def test_pairs_half_the_rotated_dims_apart_rotate_like_complex_numbers():
     x = np.random.default_rng(0).standard_normal((5, 3, 10))
     angle = np.arange(5)[:, None] * np.array([1.0, 0.3, 0.01])
     got = rotate(x, np.cos(angle), np.sin(angle), neox=True)
-    turned = (x[..., :3] + 1j * x[..., 3:6]) * np.exp(1j * angle)[:, None]
-    expected = np.concatenate([turned.real, turned.imag, x[..., 6:]], axis=-1)
+    z = (x[..., :3] + 1j * x[..., 3:6]) * np.exp(1j * angle)[:, None]
+    expected = np.concatenate([z.real, z.imag, x[..., 6:]], axis=-1)
     assert relative_error(got, expected) < 1e-15
 
 
@@ -196,7 +225,7 @@ def test_qwen3_norms_each_head_of_q_and_k(tmp_path):
         assert relative_error(Reference(path).logits(IDS), expected) > 1e-3
 
 
-# How far quantized weights are from what they were, for normally distributed weights.
+# Bounds on the relative error of quantized weights that are normally distributed.
 @pytest.mark.parametrize(
     ("type_name", "low", "high"),
     [

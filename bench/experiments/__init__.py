@@ -1,0 +1,12 @@
+"""Scripts that measure one thing and print a Markdown table.
+
+depths         decoding and prompts with raw and roped keys, in turns, at any depth
+cache_speed    decoding with each type of keys and values
+cache_quality  how far predictions move with each type of keys and values
+shift          what it costs to delete tokens at the beginning of a full context
+chunks         a chunk library: recall, and time to the first token
+endless        perplexity of generation without end
+stretch        contexts longer than the training: recall and perplexity by RoPE scaling
+weight_types   each weight type beside llama.cpp: predictions and speed
+agreement      logits and greedy tokens beside llama.cpp's, for each architecture
+"""

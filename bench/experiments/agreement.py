@@ -1,13 +1,13 @@
-"""Whether logits and greedy tokens are llama.cpp's, file by file.
+"""Logits and greedy tokens beside llama.cpp's, file by file.
 
     python -m bench.experiments.agreement --python path/to/python [-m model.gguf ...]
 
 The interpreter that --python names has llama-cpp-python.
 
-Without -m: small random models of each architecture, with weights of several types. Both engines
-have keys and values in float32. What is left is rounding: of float32 sums; with F16 weights, of the
-activations to f16, which llama.cpp does and Lariat does not; with quantized weights, of single
-activations that fall to the neighbouring integer.
+Without -m, it writes small random models of each architecture, with weights of several types. Both
+engines keep keys and values in float32. The differences that remain come from rounding: of float32
+sums; of activations to f16 with F16 weights, which llama.cpp does and Lariat does not; and of
+single activations to the neighbouring integer with quantized weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from lariat import LLM
-from lariat.architectures.architecture import ARCHITECTURES
+from lariat.architectures import ARCHITECTURES
 from lariat.errors import LariatError
 
 from bench.peers import Engine, PeerError, Worker
@@ -55,13 +55,13 @@ def _random_models(folder: Path) -> Iterator[tuple[str, str]]:
     from tests.support.model_files import write_llama
 
     for arch in ARCHITECTURES:
-        for kind in _TYPES:
+        for name in _TYPES:
             # Qwen 3 has heads whose length is not dim / n_heads; small Qwens have a tied output.
             shape = {"head_dim": 64} if arch == "qwen3" else {}
             tied = arch != "llama"
             path = folder / "random.gguf"
-            write_llama(path, arch=arch, weight_type=kind, tied=tied, **_SHAPE, **shape)
-            yield f"{arch} {kind}", str(path)
+            write_llama(path, arch=arch, weight_type=name, tied=tied, **_SHAPE, **shape)
+            yield f"{arch} {name}", str(path)
 
 
 def _compare(path: str, n: int, python: str, folder: Path) -> str:

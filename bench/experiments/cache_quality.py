@@ -1,10 +1,10 @@
-"""How far predictions move when keys and values are stored in fewer bits, with both caches.
+"""Divergence of predictions when keys and values are stored in fewer bits, with both caches.
 
     python -m bench.experiments.cache_quality
 
 KL divergence (nats a token, mean over all scored tokens) of each cache type from f16, on held-out
-text of the demo model, in the weights that keep activations exact. Prompts are computed in pieces
-of 32 tokens, so that all keys and values but those of the last block are read in their own type.
+text of the demo model in F16, which keeps activations exact. Prompts are computed in passes of 32
+tokens, so that all keys and values but those of the last block are read in their own type.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-m", "--model", default=str(_MODEL))
-    parser.add_argument("--chunks", type=int, default=4, help="of 1024 tokens")
+    parser.add_argument("--windows", type=int, default=4, help="of 1024 tokens")
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args(argv)
 
@@ -62,10 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "base.kl")
         with load(*_BASE) as llm:
-            chunks = cut(llm, held_out_text(llm, (args.chunks + 1) * _N_CTX), _N_CTX, args.chunks)
-            with BaseWriter(path, chunks, llm.n_vocab) as writer:
-                for part in predictions(llm, chunks):
-                    writer.add(part)
+            text = held_out_text(llm, (args.windows + 1) * _N_CTX)
+            windows = cut(llm, text, _N_CTX, args.windows)
+            with BaseWriter(path, windows, llm.n_vocab) as writer:
+                for some in predictions(llm, windows):
+                    writer.add(some)
             config = llm.config
         print("| keys | values | bytes/token | cache | KL, mean | KL, 99 % | same top token |")
         print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -2,8 +2,8 @@
 
     python -m bench.experiments.cache_speed -m .bench-models/7b4l.gguf
 
-The context is not computed, see `bench.filled`. Times are of a turn's median token; the first
-type's are compared turn by turn, so that what drifts slowly hits both.
+The cache is filled without computing, see `bench.filled`. A turn counts by its median token. Each
+type is compared with the first one turn by turn, so that a slow drift hits both.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     n_threads, depth = threads.resolve(args.threads), args.depth // SLOTS * SLOTS
     types = args.types.split(",")
-    kinds = [(strategy, type) for strategy in args.cache.split(",") for type in types]
-    times: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}  # ms, of each turn
-    with filled.load(args.model, kinds, depth + SLOTS, 1, n_threads) as (_, _, models):
-        contexts = [model.context(depth) for model in models]
-        runs = list(zip(models, contexts, times.values(), strict=True))
+    caches = [(strategy, type) for strategy in args.cache.split(",") for type in types]
+    times: dict[tuple[str, str], list[float]] = {cache: [] for cache in caches}  # ms of each turn
+    with filled.load(args.model, caches, depth + SLOTS, 1, n_threads) as (_, _, models):
+        tables = [model.table(depth) for model in models]
+        runs = list(zip(models, tables, times.values(), strict=True))
         for _, order in filled.in_turns(runs, args.repetitions):
-            for model, context, took in order:
+            for model, table, took in order:
                 tokens = []
                 for _ in range(_TURN):
                     start = time.perf_counter()
-                    model.forward(context, [5], n_threads)
+                    model.forward(table, [5], n_threads)
                     tokens.append(1000 * (time.perf_counter() - start))
                 took.append(statistics.median(tokens))
-                context.truncate(depth)
+                table.truncate(depth)
     print(f"| cache | keys and values | median | least | {types[0]} / this, in pairs |")
     print("| --- | --- | --- | --- | --- |")
     for (strategy, type), took in times.items():

@@ -1,13 +1,12 @@
-"""Chunk library: recall by tokens recomputed, time to first token, memory.
+"""Chunk library: recall by recomputed tokens, time to the first token, memory.
 
     python -m bench.experiments.chunks recall
     python -m bench.experiments.chunks add -m .bench-models/7b.gguf --library DIR
     python -m bench.experiments.chunks time -m .bench-models/7b.gguf --library DIR
 
-`time` adds to the library what is not there yet; what is there is read, so that all of it is in the
-page cache, and then shows medians. Recall is of the
-demo model's held-out passages whose facts stand in documents: each document is a chunk, and the
-question stands behind them. Prints Markdown.
+`time` adds the chunks that are missing, reads the others so that all of them are in the page cache,
+and then shows medians. `recall` asks about the demo model's held-out passages whose facts stand in
+documents: each document is a chunk, and the question stands behind them. Both print Markdown.
 """
 
 from __future__ import annotations

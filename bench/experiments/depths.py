@@ -1,11 +1,11 @@
-"""What raw keys cost: decoding at depths, and prompts, with both caches in turns.
+"""Cost of raw keys: decoding at several depths, and prompts, with both caches in turns.
 
     python -m bench.experiments.depths -m .bench-models/7b4l.gguf
 
 Depth costs no time here, see `bench.filled`. Each repetition runs both caches, the other one first
-every second time; medians are shown, and the median of the ratios within a repetition. The last
-columns are what a token has to read, and its share of the bandwidth measured in the same
-repetitions.
+every second time. The table has the medians, the median of the ratios within a repetition ("in
+pairs"), the bytes that a token must read, and their share of the bandwidth that was measured in the
+same repetitions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lariat.measure.machine import Probe, cpu_info
 from bench import filled
 
 _CACHES = ("roped", "raw")
-_N_UBATCH = 512  # most tokens of one forward pass
+_N_UBATCH = 512  # max tokens of one forward pass
 
 
 def _numbers(text: str) -> list[int]:
@@ -38,7 +38,7 @@ def _alternate(
     n_threads: int,
     repetitions: int,
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of `work` with each cache by repetition, and the bandwidth beside each."""
+    """Return seconds of `work` by cache and repetition, and the bandwidth beside each."""
     took: dict[str, list[float]] = {cache: [] for cache in _CACHES}
     bandwidth: list[float] = []
     for i, order in filled.in_turns(models, repetitions + 1):  # the first warms up
@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     probe = Probe(max(args.threads), 256 << 20)
     todo = [(n, d, 0) for n in args.threads for d in args.n_depth]
     todo += [(n, 0, p) for n in args.threads for p in args.n_prompt]
-    kinds = [(cache, "f16") for cache in _CACHES]
+    caches = [(cache, "f16") for cache in _CACHES]
     with (
-        filled.load(args.model, kinds, n_ctx, _N_UBATCH, max(args.threads)) as loaded,
+        filled.load(args.model, caches, n_ctx, _N_UBATCH, max(args.threads)) as loaded,
         Bar("measuring") as bar,
     ):
         cost = Cost(loaded.config, loaded.weights)
@@ -81,18 +81,18 @@ def main(argv: list[str] | None = None) -> None:
         for i, (n_threads, depth, n_prompt) in enumerate(todo):
             n = n_prompt or args.n_gen
             ids = list(range(300, 300 + n))
-            steps = [ids] if n_prompt else [[token] for token in ids]
+            passes = [ids] if n_prompt else [[token] for token in ids]
 
             def work(
                 model: filled.FilledModel,
                 depth: int = depth,
-                steps: list[list[int]] = steps,
+                passes: list[list[int]] = passes,
                 n_threads: int = n_threads,
             ) -> None:
-                context = model.context(depth)
-                for step in steps:
-                    model.forward(context, step, n_threads)
-                context.clear()
+                table = model.table(depth)
+                for some in passes:
+                    model.forward(table, some, n_threads)
+                table.clear()
 
             took, bandwidth = _alternate(loaded.models, work, probe, n_threads, args.repetitions)
             medians = {cache: statistics.median(took[cache]) for cache in _CACHES}

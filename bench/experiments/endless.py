@@ -1,16 +1,16 @@
-"""Does a stream that never ends stay as good as it began? Perplexity, memory and speed.
+"""Quality, memory and speed of a stream that never ends, at its beginning and at its end.
 
     python -m bench.experiments.endless -n 20000
 
-Three measures, each of the first full window and of the last 2,000 tokens. Perplexity is exp of the
-mean of -log p, with p from the logits as they are, before temperature and anything else.
+Three perplexities, each of the first full context and of the last 2,000 tokens. Perplexity is exp
+of the mean of -log p, with p from the logits before temperature and everything else.
 
-own      of the tokens that the stream itself sampled (temperature 1, nothing cut off, so that it is
-         the model's uncertainty). A stream that falls into a loop looks good here:
-anew     so its text is scored again, like any other text, from an empty context. A window
-         is cut into chunks of a context, and the tokens behind the first quarter of each count.
-held-out a text that the model has never seen is put through the same context, 32 tokens at a time.
-         This is how the paper measures it (StreamingLLM, arXiv 2309.17453, section 4.1).
+own       of the tokens that the stream sampled (temperature 1, nothing cut off, so that it shows
+          the model's uncertainty). A stream that falls into a loop looks good here.
+anew      of the same text, scored from an empty context. The text is cut into windows of a context,
+          and the tokens behind the first quarter of each count.
+held-out  of a text that the model has never seen, put through the same context 32 tokens at a time,
+          as the paper does (StreamingLLM, arXiv 2309.17453, section 4.1).
 
 When a story ends, the next begins in the same context, as in training: end token, begin token.
 """
@@ -21,7 +21,7 @@ import argparse
 import itertools
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,30 +29,35 @@ from lariat import DEMO_MODEL, LLM, SamplingParams
 from lariat.cache.blocks import SLOTS
 from lariat.cli.console import Bar
 from lariat.runtime.batch import Part
+from lariat.runtime.runner import Runner
 from lariat.tools.perplexity import log_softmax
 
 from models import corpus
 
 _LAST = 2000  # tokens
-_LEAST = 4000  # so that the last whole thousand comes after the one after 3,000
+_MIN_TOKENS = 4000  # so that the last whole thousand comes after the one after 3,000
 
 
-class Scored(LLM):
-    """An LLM that notes -log p of each token that its only stream samples."""
+class Scores:
+    """-log p of each token that the only stream of a runner samples."""
 
-    nll: list[float]
-    _predicted: np.ndarray | None = None  # log p of each token, [n_vocab], when one was sampled
+    def __init__(self, runner: Runner) -> None:
+        """Look at every forward pass of the runner from now on."""
+        self.nll: list[float] = []
+        self._predicted: np.ndarray | None = None  # log p [n_vocab], where a token was sampled
+        self._forward = runner.forward
+        runner.forward = self.forward  # type: ignore[method-assign]
 
-    def forward(self, chunks: list[Part]) -> np.ndarray:
-        """A pass goes on with the token that was sampled after the one before it."""
-        self.note({chunks[0].token_ids[0]})
-        logits = super().forward(chunks)
-        if chunks[-1].logits == "last":
+    def forward(self, parts: Sequence[Part], n_threads: int | None = None) -> np.ndarray:
+        """Run a pass. It begins with the token that was sampled after the pass before."""
+        self.add({parts[0].token_ids[0]})
+        logits = self._forward(parts, n_threads)
+        if parts[-1].logits == "last":
             self._predicted = log_softmax(logits[-1:])[0]
         return logits
 
-    def note(self, tokens: Collection[int]) -> None:
-        """The token sampled last is one of these: -log of the sum of their p."""
+    def add(self, tokens: Collection[int]) -> None:
+        """Add -log p of the token that was sampled last and is one of these: p is their sum."""
         if self._predicted is not None:
             self.nll.append(-float(np.logaddexp.reduce(self._predicted[list(tokens)])))
             self._predicted = None
@@ -60,7 +65,7 @@ class Scored(LLM):
 
 @dataclass
 class Run:
-    """What a stream was like."""
+    """Tokens of a stream, their -log p, and what they cost."""
 
     ids: list[int] = field(default_factory=list)
     nll: list[float] = field(default_factory=list)
@@ -75,45 +80,46 @@ def resident() -> float:
     return int(kib) / 1024
 
 
-def own_stream(llm: Scored, n: int, n_keep: int, seed: int, bar: Bar) -> Run:
+def own_stream(llm: LLM, scores: Scores, n: int, n_keep: int, seed: int, bar: Bar) -> Run:
     """Sample `n` tokens into one context, story after story."""
-    run, llm.nll = Run(), []
+    run, scores.nll = Run(), []
     eos, bos = llm.tokenizer.eos_id, llm.tokenizer.bos_id
     assert eos is not None
     assert bos is not None
     prompt, start = llm.tokenize("Once upon a time"), time.perf_counter()
     with llm.context() as context:
-        while len(llm.nll) < n:
+        while len(scores.nll) < n:
             params = SamplingParams(
-                n - len(llm.nll), 1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed,
+                n - len(scores.nll), 1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed,
                 context_shift=True, n_keep=n_keep,
             )  # fmt: skip
             seed += 1000
             stream = llm.stream(prompt, params, context=context)
             run.ids += prompt
             for _ in stream:
-                n_sampled = len(llm.nll) + 1  # the last one is noted when it is computed
+                n_sampled = len(scores.nll) + 1  # the last one is added when it is computed
                 if n_sampled // 1000 > len(run.resident):
                     run.resident.append(resident())
                     run.seconds.append(time.perf_counter() - start)
                     bar(n_sampled / n)
             done = stream.completion
-            llm.note(llm.tokenizer.eog_ids if done.finish_reason == "stop" else done.token_ids[-1:])
+            is_end = done.finish_reason == "stop"
+            scores.add(llm.tokenizer.eog_ids if is_end else done.token_ids[-1:])
             run.ids += done.token_ids
             prompt = [eos, bos]
     run.resident.append(resident())
     run.seconds.append(time.perf_counter() - start)
-    run.nll = llm.nll
+    run.nll = scores.nll
     return run
 
 
 def anew(llm: LLM, ids: list[int]) -> list[float]:
-    """-log p of the tokens behind the first quarter of each chunk of a context."""
+    """-log p of the tokens behind the first quarter of each window of a context."""
     found: list[float] = []
     for i in range(0, len(ids) - llm.n_ctx + 1, llm.n_ctx):
-        chunk = ids[i : i + llm.n_ctx]
-        targets = np.array(chunk[1:])
-        scores = log_softmax(llm.logits(chunk)[:-1])[np.arange(len(targets)), targets]
+        window = ids[i : i + llm.n_ctx]
+        targets = np.array(window[1:])
+        scores = log_softmax(llm.logits(window)[:-1])[np.arange(len(targets)), targets]
         found += (-scores[llm.n_ctx // 4 :]).tolist()
     return found
 
@@ -168,19 +174,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cache", nargs="+", default=["raw", "roped"])
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args(argv)
-    if args.n_tokens < _LEAST:
-        parser.error(f"-n/--n-tokens: the speed at the end takes {_LEAST} tokens or more")
+    if args.n_tokens < _MIN_TOKENS:
+        parser.error(f"-n/--n-tokens: the speed at the end takes {_MIN_TOKENS} tokens or more")
     quality = ["own", "anew", "held-out"]
     print(f"| cache | keep | {' | '.join(f'{q}: first | last | ratio' for q in quality)} |")
     print("| --- " * 11 + "|")
     costs = []
     for n_keep in args.keep:
         for cache in args.cache:
-            with Scored(args.model, cache=cache, n_threads=args.threads) as llm:
-                runs = []
+            with LLM(args.model, cache=cache, n_threads=args.threads) as llm:
+                runs, scores = [], Scores(llm.runner)
                 for seed in range(args.seeds):
                     with Bar(f"{cache}, keep {n_keep}, seed {seed}") as bar:
-                        runs.append(own_stream(llm, args.n_tokens, n_keep, seed, bar))
+                        runs.append(own_stream(llm, scores, args.n_tokens, n_keep, seed, bar))
                 w, text = llm.n_ctx, stories(llm, args.n_tokens + 1)
                 fed = held_out(llm, text, n_keep)
                 ends = -(-_LAST // w) * w

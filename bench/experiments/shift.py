@@ -1,4 +1,4 @@
-"""What it costs to delete tokens at the start of a full context, with both caches.
+"""Cost of deleting tokens at the beginning of a full context, with both caches.
 
 python -m bench.experiments.shift -m .bench-models/7b4l.gguf -c 8192
 """
@@ -17,7 +17,9 @@ _EVICTED = 32  # tokens
 
 def main(argv: list[str] | None = None) -> None:
     """Fill a context, delete its first block again and again, print the median time."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("-c", "--ctx-size", type=int, default=8192)
     parser.add_argument("-r", "--repetitions", type=int, default=9)

@@ -1,12 +1,12 @@
-"""Contexts longer than the model was trained for: recall and perplexity by kind of scaling.
+"""Contexts longer than the model was trained for: recall and perplexity by type of scaling.
 
     python -m bench.experiments.stretch
     python -m bench.experiments.stretch --peer path/to/python/with/llama_cpp
 
-A passage states a fact, goes on with stories until the prompt has the length wanted, and asks for
-the fact; the answer is greedy. Perplexity is of the last 512 tokens of held-out stories that fill
-the length. The last rows change RoPE while keys stay: the passage up to the question was computed
-with the first, the question and the answer with the second.
+A passage states a fact, goes on with stories until the prompt is as long as wanted, and asks for
+the fact; the answer is greedy. Perplexity is of the last 512 tokens of held-out stories of that
+length. The last rows change RoPE while keys stay: the passage is computed with the first RoPE, the
+question and the answer with the second.
 
 With --peer: negative log-likelihood of a text in llama.cpp and here, with the same settings.
 """
@@ -33,9 +33,9 @@ from models.language import Dice
 _SCORED = 512  # tokens
 _WINDOW = 512  # of Self-Extend
 _QUESTION = 24  # tokens that are computed after a change of RoPE: more than the question has
-_WORKER = Path(__file__).with_name("workers") / "llama_rope.py"
+_WORKER = Path(__file__).parents[1] / "workers" / "llama_rope.py"
 
-# As llama.cpp's parameters say it, where scaling 0 to 2 is none, linear, yarn.
+# RoPE here, and the same in llama.cpp's parameters (scaling 0 to 2: none, linear, yarn)
 _SETTINGS: dict[str, tuple[RopeConfig, dict[str, Any]]] = {
     "none": (RopeConfig(), {}),
     "linear, 2": (RopeConfig("linear", 2.0), {"rope_scaling_type": 1, "rope_freq_scale": 0.5}),
@@ -72,7 +72,7 @@ _SETTINGS: dict[str, tuple[RopeConfig, dict[str, Any]]] = {
 
 
 def scalings(llm: LLM, length: int) -> dict[str, tuple[RopeConfig, RopeConfig]]:
-    """What is compared: angles for the passage, and angles for question and answer."""
+    """Settings to compare: RoPE of the passage, and of question and answer."""
     trained = llm.config.n_ctx_train
     scale = max(1.0, length / trained)
     n = 1

@@ -1,15 +1,15 @@
-"""Each type of weights beside llama.cpp: how well a text is predicted, and how fast.
+"""Each type of weights beside llama.cpp: predictions of a text, and speed.
 
     python -m bench.experiments.weight_types --python path/to/python [Q4_K Q6_K ...]
 
 The interpreter that --python names has llama-cpp-python.
 
-Two tables. For the first, llama.cpp's quantizer writes the demo model in each type, and both
-engines predict the same held-out stories from the same file; of types that `lariat quantize`
-writes, the last column says whether it writes the same file. For the second, both engines run a
-synthetic model (`bench.synthetic`, written where it is not there yet) in turns, repetition by
-repetition, so that a machine that drifts slows both alike; medians are shown, the ratio is Lariat's
-to llama.cpp's, and the share is of the read bandwidth measured in the same repetitions.
+For the first table, llama.cpp's quantizer writes the demo model in each type, and both engines
+predict the same held-out stories from the same file. The last column says whether
+`lariat quantize`, where it knows the type, writes the same file. For the second table, both engines
+run a synthetic model (`bench.synthetic` writes it) in turns, so that a machine that drifts slows
+both alike. It has medians, the ratio of Lariat's to llama.cpp's, and the share of the read
+bandwidth that was measured in the same repetitions.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def race(name: str, engines: list[Engine], args: argparse.Namespace, probe: Prob
     """A row of the second table."""
     path = model_path(args.shape, name)
     with GGUFFile(path) as gguf:
-        # Of the embedding a token reads one row.
+        # A token reads one row of the embedding.
         n_bytes = sum(t.n_bytes for t in gguf.tensors.values() if t.name != "token_embd.weight")
     n_ctx = -(-max(args.n_prompt, args.n_gen) // 256) * 256
     options = {"n_ctx": n_ctx, "n_seqs": 1, "n_batch": args.n_prompt, "n_ubatch": args.n_prompt}
@@ -90,11 +90,11 @@ def race(name: str, engines: list[Engine], args: argparse.Namespace, probe: Prob
             workers.append(Worker(engine, model=str(path), **options))
             workers[-1].call("threads", n=args.threads)
         for i in range(args.repetitions + 1):  # the first warms up
-            for kind, n in (("decode", args.n_gen), ("prompt", args.n_prompt)):
+            for phase, n in (("decode", args.n_gen), ("prompt", args.n_prompt)):
                 for w, worker in enumerate(workers):
-                    seconds = worker.call(kind, n=n)
+                    seconds = worker.call(phase, n=n)
                     if i:
-                        took.setdefault((kind, w), []).append(n / seconds)
+                        took.setdefault((phase, w), []).append(n / seconds)
             if i:
                 bandwidth.append(probe.read_bandwidth(args.threads))
     finally:
@@ -103,10 +103,10 @@ def race(name: str, engines: list[Engine], args: argparse.Namespace, probe: Prob
     speed = {key: statistics.median(values) for key, values in took.items()}
     share = n_bytes * speed["decode", 0] / statistics.median(bandwidth)
     cells = [f"{n_bytes / 1e6:.0f} MB"]
-    for kind in ("decode", "prompt"):
-        ours, theirs = speed[kind, 0], speed[kind, 1]
+    for phase in ("decode", "prompt"):
+        ours, theirs = speed[phase, 0], speed[phase, 1]
         cells += [f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}"]
-        if kind == "decode":
+        if phase == "decode":
             cells.append(f"{100 * share:.0f} % of {statistics.median(bandwidth) / 1e9:.0f} GB/s")
     return " | ".join(cells)
 

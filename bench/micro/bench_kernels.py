@@ -156,7 +156,7 @@ def bench_silu_mul(benchmark: Any, record: Record, rng: np.random.Generator) -> 
 
 @pytest.mark.benchmark(group="prompt: what do the small kernels cost for 512 tokens of 4096?")
 def bench_quantize(benchmark: Any, record: Record, rng: np.random.Generator) -> None:
-    """Checked through a product, because the rounded activations are the kernels' own affair."""
+    """Checked through a product, because only kernels know the layout of rounded activations."""
     product = Product("Q4_0", 256, DIM, N, rng)
     benchmark(Program().then(_kernels.quantize(product.x, product.q8)).run, N_THREADS)
     product.run(N_THREADS)

@@ -1,4 +1,4 @@
-"""From a file to a model that can run: opening it, reading the vocabulary, loading all of it."""
+"""Opening a file, reading its vocabulary, loading the model."""
 
 from __future__ import annotations
 
@@ -45,23 +45,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.benchmark(group=OPENING)
-@pytest.mark.parametrize("kind", N_TOKENS)
-def bench_open(benchmark: Any, record: Record, files: dict[str, Path], kind: str) -> None:
+@pytest.mark.parametrize("vocabulary", N_TOKENS)
+def bench_open(benchmark: Any, record: Record, files: dict[str, Path], vocabulary: str) -> None:
     def open_and_close() -> int:
-        with GGUFFile(files[kind]) as gguf:
+        with GGUFFile(files[vocabulary]) as gguf:
             return len(gguf.metadata["tokenizer.ggml.tokens"])
 
     n_tokens = benchmark.pedantic(open_and_close, rounds=7, warmup_rounds=1)
-    record(correct=n_tokens == N_TOKENS[kind])
+    record(correct=n_tokens == N_TOKENS[vocabulary])
 
 
 @pytest.mark.benchmark(group=OPENING)
-@pytest.mark.parametrize("kind", N_TOKENS)
-def bench_first_encode(benchmark: Any, record: Record, files: dict[str, Path], kind: str) -> None:
-    kept: list[Tokenizer] = []  # to free one is no part of it
+@pytest.mark.parametrize("vocabulary", N_TOKENS)
+def bench_first_encode(
+    benchmark: Any, record: Record, files: dict[str, Path], vocabulary: str
+) -> None:
+    kept: list[Tokenizer] = []  # so that freeing one is not measured
 
     def encode() -> str:
-        with GGUFFile(files[kind]) as gguf:
+        with GGUFFile(files[vocabulary]) as gguf:
             kept.append(Tokenizer.from_gguf(gguf))
             return kept[-1].decode(kept[-1].encode(TEXT))
 

@@ -1,4 +1,4 @@
-"""What choosing a token costs, beside computing its logits."""
+"""Time to choose a token from its logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHAINS = {
 
 
 def is_possible(token: int, logits: np.ndarray, params: SamplingParams) -> bool:
-    """Whether a chain may choose the token; a token that is not penalized."""
+    """Return whether a chain may choose a token that is not penalized."""
     if params.temperature == 0:
         return token == int(np.argmax(logits))
     rank = int((logits > logits[token]).sum())
@@ -35,7 +35,7 @@ def bench_sample(
     benchmark: Any, record: Record, rng: np.random.Generator, n_vocab: int, chain: str
 ) -> None:
     logits = (3 * rng.standard_normal(n_vocab)).astype(np.float32)
-    # Penalties are about tokens that no chain would choose, so that what it may choose stays known.
+    # Penalties concern tokens that no chain would choose, so that the possible ones stay known.
     previous = np.argsort(logits)[:64].tolist()
     draws = np.random.default_rng(1)
     tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""What threads cost that work together, and what they cost when there is nothing to do."""
+"""Cost of threads that work together, and of threads that have nothing to do."""
 
 from __future__ import annotations
 

@@ -21,21 +21,21 @@ def tokenizer(model: Path) -> Iterator[Tokenizer]:
         yield Tokenizer.from_gguf(gguf)
 
 
-def random_text(kind: str, rng: np.random.Generator) -> str:
-    if kind == "one word":
+def random_text(script: str, rng: np.random.Generator) -> str:
+    if script == "one word":
         return "".join(rng.choice(list("abcdefgh"), N_CHARACTERS))
-    if kind == "other scripts":
+    if script == "other scripts":
         return "".join(chr(i) for i in rng.integers(0x3B1, 0x3C9, N_CHARACTERS // 2))
     words = ["".join(rng.choice(list("theandmw"), rng.integers(1, 9))) for _ in range(500)]
     return " ".join(rng.choice(words, N_CHARACTERS // 6))
 
 
 @pytest.mark.benchmark(group="tokenizer: how fast is a long text encoded?")
-@pytest.mark.parametrize("kind", ["words", "one word", "other scripts"])
+@pytest.mark.parametrize("script", ["words", "one word", "other scripts"])
 def bench_encode(
-    benchmark: Any, record: Record, rng: np.random.Generator, tokenizer: Tokenizer, kind: str
+    benchmark: Any, record: Record, rng: np.random.Generator, tokenizer: Tokenizer, script: str
 ) -> None:
-    text = random_text(kind, rng)
+    text = random_text(script, rng)
     ids = benchmark.pedantic(tokenizer.encode, args=(text,), rounds=5, warmup_rounds=1)
     n_bytes = len(text.encode())
     record(correct=tokenizer.decode(ids) == text, n_bytes=n_bytes, n_tokens=len(ids))

@@ -1,7 +1,7 @@
-"""What the benchmarks share: models, instruction sets, and what is recorded beside each time.
+"""Fixtures of the benchmarks: models, instruction sets, and figures beside each time.
 
-Run them with `make bench`. A group's name is the question that it answers; each entry says whether
-its result was right, in the same run, and what it moved or multiplied.
+`make bench` runs them. The name of a group is the question that it answers. Each entry says whether
+its result was right, in the same run, and how much it read or multiplied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ISAS = _kernels.supported_isas()
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, 22M of them in Q4_0: times do not depend on what they say."""
+    """A model of 22M random weights in Q4_0: times do not depend on their values."""
     return write_llama(
         tmp_path_factory.mktemp("bench") / "synthetic-22m-q4_0.gguf",
         dim=512,
@@ -44,7 +44,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Parametrise it indirectly: kernels run at this level meanwhile."""
+    """An instruction set, by indirect parameter; kernels run with it during the benchmark."""
     before = _kernels.isa()
     _kernels.use_isa(request.param)
     yield request.param
@@ -56,9 +56,9 @@ Record = Callable[..., None]
 
 @pytest.fixture
 def record(benchmark: Any) -> Record:
-    """Call it after the timing: was the result right, and what did a round move or multiply?
+    """Returns a function to call after the timing, with the work of one round.
 
-    `peak`: products a second that n_macs could come to at best, measured just now.
+    `correct` says whether the result was right, `peak` is the measured limit of products a second.
     """
 
     def record(
@@ -91,7 +91,7 @@ def record(benchmark: Any) -> Record:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """A table with what pytest-benchmark's own leaves out: correctness, level, rates."""
+    """Print a second table: correctness, instruction set, rates."""
     session = getattr(config, "_benchmarksession", None)
     groups: dict[str, list[Any]] = {}
     for entry in session.benchmarks if session else ():

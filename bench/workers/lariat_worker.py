@@ -8,31 +8,32 @@ from lariat.runtime.batch import Part, split
 
 
 class Lariat:
-    """One sequence filled to a depth, and short-lived ones beside it."""
+    """A block table filled to a depth, and others for batches."""
 
     def __init__(
         self, model: str, n_ctx: int, n_seqs: int, n_batch: int, n_ubatch: int, cache: str
     ) -> None:
         self._llm = LLM(model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, cache=cache)
-        self._main = self._llm.new_table()
+        self._main = self._llm.runner.new_table()
 
     def about(self) -> dict[str, object]:
-        """What is compared."""
+        """Facts about the engine, for the report."""
         return {"n_vocab": self._llm.n_vocab, "isa": _kernels.isa()}
 
     def threads(self, n: int) -> None:
-        """Of everything that follows."""
-        self._llm.n_threads = self._llm.n_threads_batch = n
+        """Set the number of threads for everything that follows."""
+        runner = self._llm.runner
+        runner.n_threads = runner.n_threads_batch = n
 
     def fill(self, depth: int) -> None:
-        """Have this many tokens in the cache."""
+        """Bring the cache to `depth` tokens."""
         self._main.truncate(min(depth, self._main.n_tokens))
         n = depth - self._main.n_tokens
         if n:
             self._prompt(protocol.tokens(n, self._llm.n_vocab, 1))
 
     def prompt(self, n: int) -> float:
-        """Seconds for n tokens behind what is there, with the logits of the last."""
+        """Return seconds for n tokens behind those of the cache, with the logits of the last."""
         depth = self._main.n_tokens
         ids = protocol.tokens(n, self._llm.n_vocab, 2)
         took = protocol.seconds(lambda: self._prompt(ids))
@@ -40,40 +41,40 @@ class Lariat:
         return took
 
     def decode(self, n: int) -> float:
-        """Seconds for n tokens, one after the other, behind what is there."""
+        """Return seconds for n tokens, one after the other, behind those of the cache."""
         depth = self._main.n_tokens
         ids = protocol.tokens(n, self._llm.n_vocab, 3)
 
         def work() -> None:
             for token in ids:
-                self._llm.forward([Part(self._main, [token], "last")])
+                self._llm.runner.forward([Part(self._main, [token], "last")])
 
         took = protocol.seconds(work)
         self._main.truncate(depth)
         return took
 
     def decode_together(self, n_seqs: int, n: int) -> float:
-        """Seconds for n tokens of each of n_seqs sequences that begin empty. Empties the cache."""
+        """Return seconds for n tokens of each of n_seqs empty sequences. Empties the cache."""
         self._main.clear()
-        contexts = [self._llm.new_table() for _ in range(n_seqs)]
+        tables = [self._llm.runner.new_table() for _ in range(n_seqs)]
         ids = protocol.tokens(n, self._llm.n_vocab, 4)
 
         def work() -> None:
             for token in ids:
-                self._llm.forward([Part(context, [token], "last") for context in contexts])
+                self._llm.runner.forward([Part(table, [token], "last") for table in tables])
 
         took = protocol.seconds(work)
-        for context in contexts:
-            context.clear()
+        for table in tables:
+            table.clear()
         return took
 
     def greedy(self, n_prompt: int, n: int) -> list[int]:
-        """The likeliest n tokens after a prompt. Empties the cache."""
+        """Return the likeliest n tokens after a prompt. Empties the cache."""
         self._main.clear()
         ids = protocol.tokens(n_prompt, self._llm.n_vocab, 5)
         found: list[int] = []
         for _ in range(n):
-            logits = self._llm.forward([Part(self._main, ids, "last")])
+            logits = self._llm.runner.forward([Part(self._main, ids, "last")])
             ids = [int(logits[0].argmax())]
             found += ids
         self._main.clear()
@@ -84,8 +85,8 @@ class Lariat:
         return protocol.memory()
 
     def _prompt(self, ids: list[int]) -> None:
-        for group in split([Part(self._main, ids, "last")], self._llm.n_ubatch):
-            self._llm.forward(group)
+        for group in split([Part(self._main, ids, "last")], self._llm.runner.n_ubatch):
+            self._llm.runner.forward(group)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class LlamaCpp:
         self._n_batch, self._depth = n_batch, 0
 
     def about(self) -> dict[str, object]:
-        """What is compared."""
+        """Facts about the engine, for the report."""
         info = llama_cpp.llama_print_system_info().decode()
         return {
             "n_vocab": self._n_vocab,
@@ -58,11 +58,11 @@ class LlamaCpp:
         }
 
     def threads(self, n: int) -> None:
-        """Of everything that follows."""
+        """Set the number of threads for everything that follows."""
         llama_cpp.llama_set_n_threads(self._context, n, n)
 
     def fill(self, depth: int) -> None:
-        """Have this many tokens in the cache."""
+        """Bring the cache to `depth` tokens."""
         if depth < self._depth:
             self._forget(0, depth)
             self._depth = depth
@@ -71,14 +71,14 @@ class LlamaCpp:
             self._depth = depth
 
     def prompt(self, n: int) -> float:
-        """Seconds for n tokens behind what is there, with the logits of the last."""
+        """Return seconds for n tokens behind those of the cache, with the logits of the last."""
         ids = protocol.tokens(n, self._n_vocab, 2)
         took = protocol.seconds(lambda: self._prompt(ids))
         self._forget(0, self._depth)
         return took
 
     def decode(self, n: int) -> float:
-        """Seconds for n tokens, one after the other, behind what is there."""
+        """Return seconds for n tokens, one after the other, behind those of the cache."""
         ids = protocol.tokens(n, self._n_vocab, 3)
 
         def work() -> None:
@@ -90,7 +90,7 @@ class LlamaCpp:
         return took
 
     def decode_together(self, n_seqs: int, n: int) -> float:
-        """Seconds for n tokens of each of n_seqs sequences that begin empty. Empties the cache."""
+        """Return seconds for n tokens of each of n_seqs empty sequences. Empties the cache."""
         self._clear()
         ids = protocol.tokens(n, self._n_vocab, 4)
 
@@ -103,7 +103,7 @@ class LlamaCpp:
         return took
 
     def greedy(self, n_prompt: int, n: int) -> list[int]:
-        """The likeliest n tokens after a prompt. Empties the cache."""
+        """Return the likeliest n tokens after a prompt. Empties the cache."""
         self._clear()
         ids = protocol.tokens(n_prompt, self._n_vocab, 5)
         self._prompt(ids)
@@ -117,7 +117,7 @@ class LlamaCpp:
         return found
 
     def logits(self, n: int, path: str) -> None:
-        """Write those after each of n tokens to a file: float32 [n, n_vocab]. Empties the cache."""
+        """Write the logits of n tokens to a file, float32 [n, n_vocab]. Empties the cache."""
         self._clear()
         ids = protocol.tokens(n, self._n_vocab, 6)
         self._run([(token, i, 0, True) for i, token in enumerate(ids)])

@@ -17,7 +17,7 @@ from typing import Any
 
 def serve(engine: Callable[..., Any]) -> None:
     """Answer requests until standard input ends. `open` makes the engine, others call it."""
-    # What libraries print must not get between the answers.
+    # Output of libraries must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     made = None
@@ -39,14 +39,14 @@ def serve(engine: Callable[..., Any]) -> None:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long `work` takes."""
+    """Return the time that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def memory() -> dict[str, int]:
-    """Bytes resident now and at the most, of this process (Linux)."""
+    """Return resident bytes of this process, now and at the peak (Linux)."""
     found = {}
     with open("/proc/self/status") as file:
         for line in file:
@@ -57,7 +57,7 @@ def memory() -> dict[str, int]:
 
 
 def tokens(n: int, n_vocab: int, seed: int) -> list[int]:
-    """Ids that look random and are the same in every engine."""
+    """Return ids that look random and are the same for every engine."""
     ids, state = [], seed * 2654435761 % 2**32 + 1
     for _ in range(n):
         state = (1103515245 * state + 12345) % 2**31

@@ -22,18 +22,18 @@ class Transformers:
         self._clear()
 
     def about(self) -> dict[str, object]:
-        """What is compared."""
+        """Facts about the engine, for the report."""
         return {
             "n_vocab": self._n_vocab,
             "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
         }
 
     def threads(self, n: int) -> None:
-        """Of everything that follows."""
+        """Set the number of threads for everything that follows."""
         torch.set_num_threads(n)
 
     def fill(self, depth: int) -> None:
-        """Have this many tokens in the cache."""
+        """Bring the cache to `depth` tokens."""
         if depth < self._depth:
             self._cut(depth)
         if depth > self._depth:
@@ -41,14 +41,14 @@ class Transformers:
         self._depth = depth
 
     def prompt(self, n: int) -> float:
-        """Seconds for n tokens behind what is there, with the logits of the last."""
+        """Return seconds for n tokens behind those of the cache, with the logits of the last."""
         ids = protocol.tokens(n, self._n_vocab, 2)
         took = protocol.seconds(lambda: self._run(ids))
         self._back()
         return took
 
     def decode(self, n: int) -> float:
-        """Seconds for n tokens, one after the other, behind what is there."""
+        """Return seconds for n tokens, one after the other, behind those of the cache."""
         ids = protocol.tokens(n, self._n_vocab, 3)
 
         def work() -> None:
@@ -60,7 +60,7 @@ class Transformers:
         return took
 
     def greedy(self, n_prompt: int, n: int) -> list[int]:
-        """The likeliest n tokens after a prompt. Empties the cache."""
+        """Return the likeliest n tokens after a prompt. Empties the cache."""
         self._clear()
         ids = protocol.tokens(n_prompt, self._n_vocab, 5)
         found: list[int] = []

@@ -1,29 +1,28 @@
-"""The architectures that share the forward pass of `model.py`, and how they differ from `llama`.
-
-Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, the models of
-https://github.com/huggingface/transformers, Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388).
-"""
+"""The form of an architecture: three functions, which its file defines and registers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from lariat.architectures.metadata import Metadata
+from lariat.architectures.recorder import Recorder
+from lariat.architectures.weights import TensorReader, Weights
+from lariat.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What cannot be seen from the tensors of a file. Biases can: a matrix may have one or not."""
+    """How models of one family are read and computed.
 
-    name: str  # general.architecture, and what the keys of its metadata begin with
-    rope_neox: bool = False  # RoPE turns dims i and i + rope_dim / 2 as a pair, not 2i and 2i + 1
-    qk_norm: bool = False  # each head of q and k goes through RMSNorm before RoPE
+    read_config   reads and checks the metadata: shapes, and the RoPE table and the mask of each
+                  layer. Raises `GGUFError` and `ModelError`
+    read_weights  reads all tensors by their names, with the shapes that the configuration says.
+                  Raises `GGUFError` and `ModelError`
+    forward       records the forward pass of one size of batch
+    """
 
-
-LLAMA = Architecture("llama")
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        LLAMA,
-        Architecture("qwen2", rope_neox=True),
-        Architecture("qwen3", rope_neox=True, qk_norm=True),
-    )
-}
+    read_config: Callable[[Metadata], ModelConfig]
+    read_weights: Callable[[TensorReader, ModelConfig], Weights[Any]]
+    forward: Callable[[Recorder, Weights[Any]], None]

@@ -5,6 +5,7 @@ No arrays of keys or values here, only numbers: what is edited when a context is
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -37,6 +38,8 @@ class BlockPool:
         self._block_of: dict[bytes, int] = {}
         self._n_holders: list[int] = []  # of each block that was handed out
         self._sealed: list[bool] = []
+        self._tables: weakref.WeakSet[BlockTable] = weakref.WeakSet()  # all that may hold blocks
+        self._is_doubtful = False
 
     @property
     def n_free(self) -> int:
@@ -118,6 +121,40 @@ class BlockPool:
         else:
             self._free.append(block)
 
+    # ---- after an exception that nobody foresaw ----
+
+    def register(self, table: BlockTable) -> None:
+        """Know of a table, before it holds anything."""
+        self._tables.add(table)
+
+    def doubt(self) -> None:
+        """Have the counts checked: an exception may have struck between two of them."""
+        self._is_doubtful = True
+
+    def recount(self) -> None:
+        """Count holders anew from the tables that are there, if somebody had doubts.
+
+        Blocks that no table holds become free. Nobody may be in the midst of an edit.
+        """
+        if not self._is_doubtful:
+            return
+        counts = [0] * self._n_touched
+        for table in list(self._tables):
+            for block in table.segments[:, 0].tolist():
+                counts[block] += 1
+        # What is known of keys survives where both directions agree.
+        keys = {b: k for b, k in self._key_of.items() if self._block_of.get(k) == b}
+        unheld = [b for b in range(self._n_touched) if not counts[b]]
+        order = [b for b in self._kept if not counts[b]]
+        self._n_holders = counts
+        self._key_of, self._block_of = keys, {k: b for b, k in keys.items()}
+        self._kept = dict.fromkeys(
+            [*(b for b in order if b in keys), *(b for b in unheld if b in keys and b not in order)]
+        )
+        self._free = [b for b in unheld if b not in keys]
+        self._sealed += [False] * (self._n_touched - len(self._sealed))
+        self._is_doubtful = False
+
     def copied(self, block: int, first: int, length: int) -> int:
         """Take a free block whose slots `first` to `first + length` are those of `block`."""
         target = self.allocate()
@@ -131,7 +168,6 @@ class BlockTable:
 
     segments  int32 [n_segments, 4]: block, first slot, length, first position. Positions are
               consecutive over the whole list, from 0. Each segment holds its block once.
-    n_tokens  tokens in the cache, over all segments; also the next token's position
     pool      whose blocks they are
 
     Blocks may be held by other lists too. Slots are written only behind the last segment, and only
@@ -140,10 +176,25 @@ class BlockTable:
     """
 
     def __init__(self, pool: BlockPool) -> None:
+        pool.register(self)
         self.pool = pool
         self._table: np.ndarray = np.zeros((8, 4), np.int32)
         self._n_segments = 0
-        self.n_tokens = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "_n_segments", 0):  # nobody cleared it: an exception kept them from it
+            self.pool.doubt()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache, over all segments; also the position of the next one.
+
+        Read off the last segment, so that an exception between two lines leaves no second number.
+        """
+        if not self._n_segments:
+            return 0
+        last = self._table[self._n_segments - 1]
+        return int(last[3]) + int(last[2])
 
     @property
     def segments(self) -> np.ndarray:
@@ -179,7 +230,6 @@ class BlockTable:
             first = last[0] * SLOTS + last[1] + last[2]
             slots[done : done + take] = np.arange(first, first + take)
             last[2] += take
-            self.n_tokens += take
             done += take
         return slots, positions
 
@@ -189,7 +239,6 @@ class BlockTable:
             last = self._table[self._n_segments - 1]
             drop = min(int(last[2]), self.n_tokens - n_tokens)
             last[2] -= drop
-            self.n_tokens -= drop
             if last[2] == 0:
                 self._n_segments -= 1
                 self.pool.release(int(last[0]))
@@ -199,7 +248,6 @@ class BlockTable:
         while self._n_segments:  # one by one, so that an interrupted call can be repeated
             self._n_segments -= 1
             self.pool.release(int(self._table[self._n_segments, 0]))
-        self.n_tokens = 0
 
     def fork(self) -> BlockTable:
         """Make a second list of the same tokens, by reference."""
@@ -235,9 +283,19 @@ class BlockTable:
         old = self.segments[:, 0].tolist()
         n = len(rows)
         self._table, self._n_segments = np.concatenate([rows, np.zeros((8, 4), np.int32)]), n
-        self.n_tokens = int(rows[:, 2].sum())
         for block in old:
             self.pool.release(block)
+
+    def restore(self, rows: np.ndarray) -> None:
+        """Go back to segments from before an edit that an exception has cut short.
+
+        Nobody may have taken a block since. The pool counts its holders anew.
+        """
+        self._table, self._n_segments = (
+            np.concatenate([rows, np.zeros((8, 4), np.int32)]),
+            len(rows),
+        )
+        self.pool.doubt()
 
     def place(self, rows: np.ndarray) -> np.ndarray:
         """Take fresh blocks for `rows` int32 [n, 3] (block counted from 0, first slot, length).
@@ -278,16 +336,6 @@ class BlockTable:
             self._table = np.concatenate([self._table, np.zeros_like(self._table)])
         self._table[self._n_segments] = (block, 0, 0, self.n_tokens)
         self._n_segments += 1
-
-
-def within_blocks(rows: np.ndarray, n_blocks: int) -> bool:
-    """Whether segments that come from a file, [n, 3] (block, first slot, length), lie in the first
-    n_blocks blocks. In 64 bits: forged numbers of 32 bits have sums that wrap around."""
-    block, first, length = rows.astype(np.int64).T
-    return bool(
-        ((block >= 0) & (block < n_blocks) & (first >= 0) & (length >= 1)).all()
-        and (first + length <= SLOTS).all()
-    )
 
 
 def numbered(rows: np.ndarray) -> np.ndarray:

@@ -1,13 +1,14 @@
-"""Rotary position embedding: frequencies and the cos/sin table that kernels read.
+"""Rotary position embedding (RoFormer, arXiv 2104.09864): frequencies, and the tables of cosines
+and sines that kernels read.
 
-RoFormer, arXiv 2104.09864. All scaling goes into the frequencies, so kernels know only the table.
-With base b, d rotated dims and pair i, a position turns by theta(i) = b ** (-2 i / d), divided by
-the file's factors where it has them. Scaling by s, for a model trained on L positions:
+All scaling goes into the frequencies, so kernels know only a table. With base b and d rotated dims,
+one position rotates pair i by theta(i) = b ** (-2 i / d), divided by the file's factor for the pair
+if it has factors. Scaling by s, of a model that was trained on L positions:
 
     linear   theta / s (arXiv 2306.15595)
-    yarn     theta (m + (1 - m) / s), where m goes from 1 to 0 between the pairs that turn beta_fast
-             and beta_slow times within L (2309.00071, section 3.2); scores are multiplied by
-             (1 + 0.1 ln s) ** 2 (section 3.4, the factor that both q and k get)
+    yarn     theta (m + (1 - m) / s), where m falls from 1 to 0 between the pairs that make
+             beta_fast and beta_slow rotations within L (2309.00071, section 3.2); scores are
+             multiplied by (1 + 0.1 ln s) ** 2, the factor of section 3.4 for both q and k
     dynamic  b (s n / L - s + 1) ** (d / (d - 2)) instead of b once a context has n > L tokens
              (https://reddit.com/r/LocalLLaMA/comments/14mrgpr, as in transformers)
 """
@@ -15,14 +16,15 @@ the file's factors where it has them. Scaling by s, for a model trained on L pos
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from lariat import _kernels
 from lariat.config import ModelConfig, RopeConfig
 
 _FIRST_ROWS = 1024
-_STAGES = 8  # by how many parts of the trained length the length of "dynamic" grows
-_KEPT = 4  # tables of other stages, for sequences of other lengths
+_STAGES = 8  # the length of "dynamic" grows by this part of the trained length
+_MAX_KEPT = 4  # tables of other stages, for contexts of other lengths
 
 
 def frequencies(
@@ -31,11 +33,11 @@ def frequencies(
     rope: RopeConfig | None = None,
     n_tokens: int = 0,
 ) -> np.ndarray:
-    """Angle per position of each pair of a head, float64 [head_dim_k / 2].
+    """Radians per position of each pair of a head, float64 [head_dim_k / 2].
 
-    Pairs beyond `rope_dim` do not turn. `factors` (the file's `rope_freqs.weight`, [rope_dim / 2])
-    divide the frequencies. `rope` goes before what the file says. `n_tokens` is the context that
-    dynamic scaling is to be for.
+    Pairs beyond `rope_dim` have 0. The factors of the file (`rope_freqs.weight`, [rope_dim / 2])
+    divide the frequencies. Fields that `rope` gives replace those of `config.rope`. `n_tokens` is
+    the length of the context that "dynamic" scales for.
     """
     r = rope.over(config.rope) if rope else config.rope
     n_dims, (base, scale, trained) = config.rope_dim, _numbers(r)
@@ -53,17 +55,17 @@ def frequencies(
 
 
 def gain(config: ModelConfig, rope: RopeConfig | None = None) -> float:
-    """What scores are multiplied by: the attention factor of queries times that of keys."""
+    """Factor of the scores: the attention factor of queries times that of keys."""
     r = rope.over(config.rope) if rope else config.rope
     factor = r.yarn_attn_factor or 1.0
-    if _ext_factor(r) > 0:  # then llama.cpp takes the paper's, whatever is asked for
+    if _ext_factor(r) > 0:  # then llama.cpp takes the factor of the paper and no other
         scale = _numbers(r)[1] if r.scaling in ("linear", "yarn") else 1.0
         factor = 1.0 + 0.1 * math.log(max(scale, 1.0))
     return (factor * config.rope_attn_factor) ** 2
 
 
 def _numbers(r: RopeConfig) -> tuple[float, float, int]:
-    """freq_base, scale and yarn_orig_ctx, which a file's config always has."""
+    """freq_base, scale and yarn_orig_ctx of settings that are complete."""
     assert r.freq_base is not None
     assert r.scale is not None
     assert r.yarn_orig_ctx is not None
@@ -77,32 +79,33 @@ def _ext_factor(r: RopeConfig) -> float:
 
 
 def _extrapolated(r: RopeConfig, n_dims: int) -> np.ndarray:
-    """How much of each pair's frequency is left alone, 0 to 1, float64 [n_dims / 2]."""
+    """How much of each pair's frequency stays unscaled, 0 to 1, float64 [n_dims / 2]."""
     base, _, trained = _numbers(r)
 
-    def pair_that_turns(n_times: float) -> float:
-        """Within the trained length."""
-        positions = trained / (n_times * 2 * math.pi)
+    def pair_with_rotations(n: float) -> float:
+        """The pair, as a real number, that makes `n` rotations within the trained length."""
+        positions = trained / (n * 2 * math.pi)
         return n_dims * math.log(positions) / (2 * math.log(max(base, 1.001)))
 
-    low = max(0, math.floor(pair_that_turns(r.yarn_beta_fast or 32.0)))
-    high = min(n_dims - 1, math.ceil(pair_that_turns(r.yarn_beta_slow or 1.0)))
+    low = max(0, math.floor(pair_with_rotations(r.yarn_beta_fast or 32.0)))
+    high = min(n_dims - 1, math.ceil(pair_with_rotations(r.yarn_beta_slow or 1.0)))
     ramp = (np.arange(n_dims // 2) - low) / max(0.001, high - low)
     return 1 - np.clip(ramp, 0, 1)
 
 
 def steps(theta: np.ndarray) -> np.ndarray:
-    """2 (1 - cos theta) and sin theta, for stepping a query from one position to the next: float32
-    [2, head_dim / 2]."""
+    """2 (1 - cos theta) and sin theta, float32 [2, head_dim / 2]: with them a kernel steps a query
+    from one position to the next."""
     return np.stack([4 * np.sin(theta / 2) ** 2, np.sin(theta)]).astype(np.float32)
 
 
 class RopeTable:
-    """cos and sin of position times frequency, computed in float64, kept in float32.
+    """cos and sin of position times frequency, computed in float64, stored in float32.
 
-    rows  float32 [n_positions, head_dim]: cos of each pair, then sin of each pair
-    step  float32 [2, head_dim / 2], see `steps`
+    rows    float32 [n_positions, head_dim]: cos of each pair, then sin of each pair
+    step    float32 [2, head_dim / 2], see `steps`
     kernel  the two as the kernels hold them; it stays the same object when the table changes
+    rope    the settings, complete
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class RopeTable:
         factors: np.ndarray | None = None,
         rope: RopeConfig | None = None,
     ) -> None:
-        """`n_positions` is the most that will be asked for; the rest is as for `frequencies`."""
+        """Positions from `n_positions` on are refused; the rest is as for `frequencies`."""
         self._config, self._factors = config, factors
         self._limit = max(n_positions, 32)
         self.rope = config.rope
@@ -122,16 +125,16 @@ class RopeTable:
         self.set(rope or RopeConfig())
 
     def set(self, rope: RopeConfig) -> None:
-        """Other angles for the same positions."""
+        """Give the same positions other angles; None in `rope` is as the file says."""
         self.rope = rope.over(self._config.rope)
         self._gain = gain(self._config, rope)
         self._others: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # rows and theta by stage
         self._begin(0)
 
     def settings(self, n_tokens: int | None = None) -> str:
-        """What the angles hang on, in words: the same where settings come to the same.
+        """The settings in words. Two that give the same angles have the same words.
 
-        Only what matters to tokens of a context that never had more than `n_tokens` (None: any).
+        `n_tokens` leaves out settings that matter only to longer contexts; None: leaves out none.
         """
         r, (base, scale, trained) = self.rope, _numbers(self.rope)
 
@@ -143,7 +146,7 @@ class RopeTable:
             words.append(f"scale {scale}")
             if _ext_factor(r):
                 low, high = r.yarn_beta_slow or 1.0, r.yarn_beta_fast or 32.0
-                words.append(f"yarn {_ext_factor(r)} of {trained} ({low} to {high} turns)")
+                words.append(f"yarn {_ext_factor(r)} of {trained} ({low} to {high} rotations)")
         if r.scaling == "dynamic" and beyond(trained):
             words.append(f"dynamic {scale} of {trained}")
         if self._gain != 1:
@@ -153,12 +156,14 @@ class RopeTable:
         return ", ".join(words)
 
     def stage(self, n_tokens: int) -> int:
-        """The length that dynamic scaling is for in a context of `n_tokens`; 0: as it was trained.
+        """The length that "dynamic" scales for in a context of `n_tokens`; 0: as it was trained.
 
-        It grows by an eighth of the trained length, so that the table is not made for every token.
+        It grows by an eighth of the trained length, so that most tokens find their table made.
         """
+        if self.rope.scaling != "dynamic":
+            return 0
         trained = _numbers(self.rope)[2]
-        if self.rope.scaling != "dynamic" or n_tokens <= trained:
+        if n_tokens <= trained:
             return 0
         part = -(-trained // _STAGES)
         return -(-n_tokens // part) * part
@@ -166,12 +171,13 @@ class RopeTable:
     def reach(self, position: int, n_tokens: int = 0) -> None:
         """Have rows up to `position`, for a context that will have `n_tokens`.
 
-        The table grows by doubling: a long context is paid for when it is used.
+        The table doubles when it grows: a long context is paid for when it is used. ValueError for
+        a position from `n_positions` on.
         """
         stage = self.stage(max(position + 1, n_tokens))
         if stage != self._stage:
             self._others[self._stage] = self.rows, self._theta
-            while len(self._others) > _KEPT:
+            while len(self._others) > _MAX_KEPT:
                 del self._others[next(iter(self._others))]
             self._begin(stage)
         if position < len(self.rows):
@@ -199,3 +205,51 @@ class RopeTable:
     def _compute(self, start: int, stop: int) -> np.ndarray:
         angle = np.arange(start, stop, dtype=np.float64)[:, None] * self._theta
         return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+class RopeTables:
+    """The tables of a model: one for each distinct setting that its layers have.
+
+    main      the table of `config.rope`. The file's factors and a user's settings go into this one
+              alone; any other is as the file says.
+    of_layer  list [n_layers]: the table of each layer, None for a layer without RoPE
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_positions: int,
+        factors: np.ndarray | None = None,
+        rope: RopeConfig | None = None,
+    ) -> None:
+        """The parameters are those of `RopeTable`."""
+        self.main = RopeTable(config, n_positions, factors, rope)
+        tables = {config.rope: self.main}
+        for layer in config.layers:
+            if layer.rope is not None and layer.rope not in tables:
+                own = replace(config, rope=layer.rope)
+                tables[layer.rope] = RopeTable(own, n_positions)
+        self._all = tuple(tables.values())
+        self.of_layer = [tables[of.rope] if of.rope else None for of in config.layers]
+
+    @property
+    def rope(self) -> RopeConfig:
+        """The settings of the main table, complete."""
+        return self.main.rope
+
+    def set(self, rope: RopeConfig) -> None:
+        """Give positions other angles in the layers of the main table, see `RopeTable.set`."""
+        self.main.set(rope)
+
+    def settings(self, n_tokens: int | None = None) -> str:
+        """The settings that a user can change, in words, see `RopeTable.settings`."""
+        return self.main.settings(n_tokens)
+
+    def stage(self, n_tokens: int) -> int:
+        """See `RopeTable.stage`. No file asks for "dynamic", so only the main table has stages."""
+        return self.main.stage(n_tokens)
+
+    def reach(self, position: int, n_tokens: int = 0) -> None:
+        """Have rows up to `position` in all tables, see `RopeTable.reach`."""
+        for table in self._all:
+            table.reach(position, n_tokens)

@@ -1,8 +1,8 @@
-"""Chat templates: how a conversation is written down for the model that was trained on it.
+"""Chat templates: how a conversation is written as text for a model.
 
-A file's own template is a program in the language Jinja. It runs in a process of its own
-(`template_worker`), under limits of time and memory: no sandbox inside Python has those. The
-well-known formats need no program; they are a few texts each.
+The template in a file is a program in the language Jinja. It runs in a process of its own
+(`template_worker`) under limits of time and memory, which no sandbox inside Python has. The
+well-known formats need no program; each is a few texts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lariat.chat import template_worker
-from lariat.errors import ChatError
-from lariat.formats.gguf import GGUFFile, quote
+from lariat.errors import ChatError, quote
+from lariat.formats.gguf import GGUFFile
 
 if TYPE_CHECKING:
     from lariat.tokenizers.tokenizer import Tokenizer
@@ -30,42 +30,45 @@ Message = Mapping[str, str]  # "role": system, user or assistant; "content": the
 
 KEY = "tokenizer.chat_template"
 MAX_TEMPLATE = 1 << 18  # characters; the longest in use have 20,000
-_MAX_WAIT = 20.0  # seconds on the clock, where the limit of processor time does not end it
+_MAX_WAIT = 20.0  # seconds on the clock, if the limit of processor time does not end it
 
 
 class ChatTemplate(Protocol):
-    """Messages to the text that the model goes on from."""
+    """Turns messages into the text that the model continues."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, ready for the assistant's answer. `ChatError` if it cannot."""
+        """The conversation as text, ready for the assistant's answer. Raises `ChatError`."""
 
     @property
     def end(self) -> str:
-        """The text behind an answer, "" where it is not known."""
+        """The text behind an answer, "" if it is not known."""
 
 
-def choose(what: str | None, gguf: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template of that name, or of that Jinja source; None: the one in the file.
+def choose(template: str | None, gguf: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template with a name in `FORMATS`, or with this Jinja source; None: the file's own.
 
-    `ChatError` if there is none.
+    Raises `ChatError` if there is none.
     """
-    if what is None:
+    if template is None:
         check_present(gguf)
         return Jinja(gguf.get_str(KEY), tokenizer)
-    check_known(what)
-    return Named(FORMATS[what], tokenizer) if what in FORMATS else Jinja(what, tokenizer)
+    check_known(template)
+    if template in FORMATS:
+        return Named(FORMATS[template], tokenizer)
+    return Jinja(template, tokenizer)
 
 
-def check_known(what: str) -> None:
-    """`ChatError` if that is neither a name nor, with a brace in it, Jinja source."""
-    if what not in FORMATS and "{" not in what:
+def check_known(template: str) -> None:
+    """Raise `ChatError` unless this is a name in `FORMATS`, or Jinja source, which has a brace."""
+    if template not in FORMATS and "{" not in template:
         raise ChatError(
-            f"there is no chat template {quote(what)}; those with a name are {', '.join(FORMATS)}"
+            f"there is no chat template {quote(template)}; those with a name are "
+            f"{', '.join(FORMATS)}"
         )
 
 
 def check_present(gguf: GGUFFile) -> None:
-    """`ChatError` unless the file brings a template along."""
+    """Raise `ChatError` unless the file has a template."""
     if KEY not in gguf.metadata:
         raise ChatError(
             f"{gguf.path}: has no chat template ({KEY}); name one (--chat-template, in Python "
@@ -76,8 +79,8 @@ def check_present(gguf: GGUFFile) -> None:
 class Jinja:
     """A template in Jinja, rendered as transformers renders it.
 
-    The day that `strftime_now` tells stays the one of the beginning, so that a conversation across
-    midnight keeps its start.
+    `strftime_now` always gives the time at which the conversation began. Otherwise the beginning of
+    a conversation would change at midnight.
     """
 
     end = ""
@@ -95,7 +98,7 @@ class Jinja:
         self._now = time.time()
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, ready for the assistant's answer. `ChatError` if it cannot."""
+        """The conversation as text, ready for the assistant's answer. Raises `ChatError`."""
         request = {
             "template": self._source,
             "variables": {
@@ -107,10 +110,10 @@ class Jinja:
             },
             "now": self._now,
         }
-        with tempfile.TemporaryFile() as answer:  # not a pipe: the system holds a file to a size
+        with tempfile.TemporaryFile() as answer:  # a file, because the system limits its size
             try:
                 done = subprocess.run(
-                    # Alone (-I) and without site packages (-S): 20 ms less.
+                    # -I: isolated from the user's environment; -S: no site packages, saves 20 ms.
                     [sys.executable, "-I", "-S", template_worker.__file__],
                     input=json.dumps([_paths(), request]).encode(),
                     stdout=answer,
@@ -128,12 +131,12 @@ class Jinja:
                     f"the chat template gets no process of its own: {error.strerror}"
                 ) from error
             answer.seek(0)
-            kind, _, text = answer.read().decode("utf-8", "replace").partition("\n")
+            outcome, _, text = answer.read().decode("utf-8", "replace").partition("\n")
         if code < 0:  # by a signal
             raise ChatError("the chat template takes too long, or too much memory")
-        if code or kind not in ("text", "error"):
+        if code or outcome not in ("text", "error"):
             raise ChatError("the chat template cannot be rendered")
-        if kind == "error":
+        if outcome == "error":
             raise ChatError(f"the chat template {text}")
         return text
 
@@ -151,11 +154,11 @@ def _paths() -> list[str]:
 
 @dataclass(frozen=True)
 class Format:
-    """A well-known format: what stands around a system prompt, a message and an answer.
+    """A well-known format: the texts around a system prompt, a message and an answer.
 
-    `{}` is the text; {bos} and {eos} are the model's tokens. merge: the system prompt is a part of
-    the first message. strip: blanks around messages go. Those around answers always do, because a
-    blank before an answer is the format's.
+    `{}` is the text itself; {bos} and {eos} are the model's tokens. merge: the system prompt is a
+    part of the first message. strip: blanks around messages are removed. Blanks around answers are
+    always removed, because a blank before an answer belongs to the format.
     """
 
     system: str
@@ -173,7 +176,7 @@ class Named:
         ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
         self._tokens = {k: "" if i is None else tokenizer.piece(i) for k, i in ids.items()}
         before, _, behind = format.assistant.partition("{}")
-        # The model writes the blank in front of an answer by itself.
+        # The model writes the blank before an answer itself.
         self._start = before.format(**self._tokens).rstrip(" ")
         self.end = behind.format(**self._tokens).strip()
 
@@ -193,14 +196,14 @@ class Named:
 
 
 def _marked(role: str, end: str, strip: bool = False) -> Format:
-    """A format whose roles differ in nothing but their names."""
+    """A format whose roles differ only in their names."""
     system, user, assistant = (role.format(n) + "{}" + end for n in ("system", "user", "assistant"))
     return Format(system, user, assistant, strip=strip)
 
 
-# By llama.cpp's names (src/llama-chat.cpp). Where it departs from what a model's makers published,
-# this follows the makers: the end token is the file's, `llama2` has the system prompt's marks and
-# the blank before </s>, `mistral-v1` begins without a blank.
+# The names are those of llama.cpp (src/llama-chat.cpp). Where it differs from the format that the
+# makers of a model published, this follows the makers: the end token is the file's, `llama2` has
+# the marks of the system prompt and the blank before </s>, `mistral-v1` begins without a blank.
 FORMATS: dict[str, Format] = {
     "chatml": _marked("<|im_start|>{}\n", "<|im_end|>\n"),
     "deepseek": Format("{}", "### Instruction:\n{}\n", "### Response:\n{}\n<|EOT|>\n"),

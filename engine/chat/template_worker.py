@@ -1,11 +1,11 @@
-"""Renders a Jinja template that nobody trusts: a program of its own, started by `chat_template`.
+"""Renders an untrusted Jinja template, in a process of its own that `chat_template` starts.
 
-It imports nothing of the package, reads a request from standard input and writes an answer to
-standard output. Jinja's sandbox keeps a template away from Python's insides, but lets it loop for
-ever and multiply strings, and no code in the same process can stop that: a single `'a' * 10**10`
-runs in C. So the system's limits hold this process, which dies alone.
+This program imports nothing of the package. It reads a request from standard input and writes an
+answer to standard output. Jinja's sandbox keeps a template away from the insides of Python, but
+lets it loop for ever and multiply strings. No code in the same process can stop that: a single
+`'a' * 10**10` runs in C. So the system limits this process, which ends alone.
 
-The names and settings that templates expect are those of transformers (`apply_chat_template`):
+The names and settings are those that templates expect from transformers (`apply_chat_template`):
 https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
@@ -21,19 +21,19 @@ from typing import Any
 
 _MAX_OUTPUT = 1 << 20  # bytes beyond four times the request
 _MAX_MEMORY = 128 << 20  # bytes of address space; Python with Jinja takes 25 MB
-_MAX_SECONDS = 1.0  # of processor time, behind the imports
+_MAX_SECONDS = 1.0  # of processor time, after the imports
 _MAX_MESSAGE = 300  # characters of an error
 
 
 class Refusal(Exception):
-    """What a template says of a conversation that it does not take."""
+    """The reason why a template refuses a conversation."""
 
 
 def render(template: str, variables: dict[str, Any], now: float) -> str:
     """The text of a template, without limits on time and memory.
 
-    Raises `Refusal` where the template calls `raise_exception`, and whatever else may go wrong.
-    `now`: seconds since the epoch, for `strftime_now`.
+    `now`: seconds since the epoch, for `strftime_now`. Raises `Refusal` if the template calls
+    `raise_exception`, and any other exception for other errors.
     """
     from jinja2.ext import Extension
     from jinja2.nodes import Node
@@ -41,7 +41,7 @@ def render(template: str, variables: dict[str, Any], now: float) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`, with which transformers finds the assistant's tokens: no effect."""
+        """`{% generation %}`, which marks the assistant's tokens for training; it has no effect."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -56,7 +56,7 @@ def render(template: str, variables: dict[str, Any], now: float) -> str:
         return time.strftime(format, time.localtime(now))
 
     def tojson(value: object, ensure_ascii: bool = False, **more: Any) -> str:
-        # Jinja's own writes < and > as escapes, for HTML.
+        # Jinja's own filter escapes < and > for HTML.
         return json.dumps(value, ensure_ascii=ensure_ascii, **more)
 
     environment = ImmutableSandboxedEnvironment(
@@ -68,7 +68,7 @@ def render(template: str, variables: dict[str, Any], now: float) -> str:
 
 
 def answer(request: dict[str, Any], max_bytes: int = _MAX_OUTPUT) -> tuple[str, str]:
-    """What to write: "text" and the text, or "error" and a sentence."""
+    """The answer: "text" and the text, or "error" and a sentence."""
     from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 
     try:
@@ -93,16 +93,16 @@ def answer(request: dict[str, Any], max_bytes: int = _MAX_OUTPUT) -> tuple[str, 
 
 
 def _limit(max_bytes: int) -> None:
-    """Hold this process to its limits. Time is the processor's, so others' work does not count."""
-    for name, most in (
+    """Set the limits of this process. Time is processor time, so other processes do not matter."""
+    for name, maximum in (
         ("RLIMIT_AS", _MAX_MEMORY),
         ("RLIMIT_CORE", 0),
         ("RLIMIT_FSIZE", max_bytes + 100),
         ("RLIMIT_NPROC", 0),
     ):
-        with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of address space
-            resource.setrlimit(getattr(resource, name), (most, most))
-    # The signal's own action ends the process, within a single operation of C too.
+        with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
+            resource.setrlimit(getattr(resource, name), (maximum, maximum))
+    # The default action of the signal ends the process even within a single operation of C.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)
 
@@ -112,15 +112,15 @@ def main() -> None:
     data = sys.stdin.buffer.read()
     max_bytes = _MAX_OUTPUT + 4 * len(data)
     paths, request = json.loads(data)
-    sys.path += paths  # where Jinja is; this Python looks nowhere by itself
+    sys.path += paths  # where Jinja is: with -I and -S Python does not find it itself
     import jinja2.sandbox  # noqa: F401
 
     _limit(max_bytes)
-    kind, text = answer(request, max_bytes)
-    if kind == "error":
+    outcome, text = answer(request, max_bytes)
+    if outcome == "error":
         start = text[:_MAX_MESSAGE]
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in start)
-    sys.stdout.buffer.write(f"{kind}\n{text}".encode("utf-8", "replace"))
+    sys.stdout.buffer.write(f"{outcome}\n{text}".encode("utf-8", "replace"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How `lariat bench` writes its results: llama-bench's formats and fields, and tables of our own.
 
-The fields stand in `record`; docs/benchmarks.md explains them. Those of llama-bench that make no
-sense here have the value that says so, so that what reads its files reads ours.
+`FIELDS` has the fields; docs/benchmarks.md explains them. A field of llama-bench that makes no
+sense here has the value that says so, so that programs for llama-bench's files can read ours.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import console
+from lariat.measure.disturbance import MAX_SHARE
 
 if TYPE_CHECKING:
     from lariat.config import RopeConfig
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known before anything is measured."""
+    """Facts that are known before anything is measured."""
 
     cases: Sequence[Case]
     pinned: bool
-    n_processors: int  # that this process may use
+    n_processors: int  # processors that this process may use
 
 
 @cache
@@ -50,11 +51,11 @@ def _cpu_info() -> str:
 
 
 def _given(rope: RopeConfig) -> str:
-    """What was said of positions, "" where all is as the file says."""
+    """Settings of RoPE that flags gave, "" where all come from the file."""
     return " ".join(f"{name}={value}" for name, value in vars(rope).items() if value is not None)
 
 
-# name: its type in SQL, and its value. The order is llama-bench's, ours come last.
+# Name: type in SQL, and value. The order is llama-bench's; our own fields come last.
 FIELDS: dict[str, tuple[str, Callable[[Result], Any]]] = {
     "build_commit": ("TEXT", lambda r: version()),
     "build_number": ("INTEGER", lambda r: 0),
@@ -107,16 +108,20 @@ FIELDS: dict[str, tuple[str, Callable[[Result], Any]]] = {
     "share_of_bandwidth": ("REAL", lambda r: r.share_of_bandwidth),
     "int8_peak": ("REAL", lambda r: r.int8_peak),
     "share_of_int8_peak": ("REAL", lambda r: r.share_of_int8_peak),
+    "load_average": ("REAL", lambda r: r.load_average),
+    "steal": ("REAL", lambda r: r.usage and r.usage.share_of_steal),
+    "foreign_load": ("REAL", lambda r: r.usage and r.usage.share_of_foreign),
+    "disturbed": ("INTEGER", lambda r: r.usage and r.usage.is_disturbed),
 }
 
 
 def record(result: Result) -> dict[str, Any]:
-    """All fields of a result but the samples, in the order in which they are written."""
+    """Return all fields of a result but the samples, in the order in which they are written."""
     return {name: value(result) for name, (_, value) in FIELDS.items()}
 
 
 def with_samples(result: Result) -> dict[str, Any]:
-    """All fields of a result, and the time and speed of each repetition."""
+    """Return all fields of a result, and the time and speed of each repetition."""
     samples = {"samples_ns": result.samples_ns, "samples_ts": result.samples_ts}
     return record(result) | samples
 
@@ -129,13 +134,13 @@ class Printer:
         self.write = write
 
     def start(self) -> None:
-        """Write what comes before all results."""
+        """Write the beginning, before all results."""
 
     def model(self, results: Sequence[Result]) -> None:
         """Write the results of a model."""
 
     def end(self) -> None:
-        """Write what comes after all results."""
+        """Write the end, after all results."""
 
 
 class Json(Printer):
@@ -193,7 +198,7 @@ class Sql(Printer):
 
     def start(self) -> None:
         """Create the table."""
-        columns = ",\n".join(f"  {name} {kind}" for name, (kind, _) in FIELDS.items())
+        columns = ",\n".join(f"  {name} {sql_type}" for name, (sql_type, _) in FIELDS.items())
         self.write(f"CREATE TABLE IF NOT EXISTS llama_bench (\n{columns}\n);\n\n")
 
     def model(self, results: Sequence[Result]) -> None:
@@ -220,7 +225,7 @@ class Column:
 
     name: str
     width: int
-    text: Callable[[Any], str]  # of what the table has a row for
+    text: Callable[[Any], str]  # gets the item that a row is made of
 
     def cell(self, text: str) -> str:
         """The text, filled up to the width."""
@@ -254,7 +259,7 @@ class Table(Printer):
 
 
 class Markdown(Table):
-    """llama-bench's table, with our columns. What was not asked for has no column."""
+    """llama-bench's table with our columns. A value that is the default has no column."""
 
     def __init__(self, setting: Setting, write: Callable[[str], None]) -> None:
         super().__init__(setting, write)
@@ -284,17 +289,18 @@ class Markdown(Table):
             Column("of ceiling", 10, _share),
             Column("MB/token", 10, lambda r: f"{r.bytes_per_token / 1e6:.2f}"),
             Column("peak memory", 11, lambda r: _binary(r.peak_memory)),
+            Column("others", 6, lambda r: _others([r])),
         ]
-        self._ceilings = _Ceilings()
+        self._machine = _Machine(setting)
 
     def model(self, results: Sequence[Result]) -> None:
         """Write the rows, and remember the ceilings for the end."""
         super().model(results)
-        self._ceilings.add(results)
+        self._machine.add(results)
 
     def end(self) -> None:
-        """Say what it ran on."""
-        self.write(f"\n{_build(self.setting)}\n{self._ceilings}")
+        """Say what it ran on, and how busy that was."""
+        self.write(f"\n{self._machine}")
 
     def _is_asked_for(self, name: str) -> bool:
         values = {getattr(case, name) for case in self.setting.cases}
@@ -312,7 +318,7 @@ class Scaling(Table):
     def __init__(self, setting: Setting, write: Callable[[str], None]) -> None:
         super().__init__(setting, write)
         self._fewest: dict[object, Result] = {}
-        self._ceilings = _Ceilings()
+        self._machine = _Machine(setting)
         self._too_many = False
         self.columns = [
             Column("model", -20, lambda r: console.printable(r.model.type)),
@@ -323,10 +329,11 @@ class Scaling(Table):
             Column("speed-up", 8, lambda r: f"{self._speed_up(r):.2f}"),
             Column("efficiency", 10, lambda r: f"{self._efficiency(r):.0%}"),
             Column("of ceiling", 10, _share),
+            Column("others", 6, lambda r: _others([r])),
         ]
 
     def model(self, results: Sequence[Result]) -> None:
-        """Write a curve after the other: rows that differ in threads only stand together."""
+        """Write one curve after the other: rows that differ in threads alone stand together."""
         curves: dict[object, list[Result]] = {}
         for result in results:
             curves.setdefault(curve(result), []).append(result)
@@ -334,14 +341,14 @@ class Scaling(Table):
             points.sort(key=lambda r: r.case.n_threads)
             self._fewest[key] = points[0]
             super().model(points)
-        self._ceilings.add(results)
+        self._machine.add(results)
 
     def end(self) -> None:
         """Explain the marks and say what it ran on."""
         if self._too_many:
             n = self.setting.n_processors
             self.write(f"\n\\* more threads than the {n} processor{'s' * (n > 1)} available here\n")
-        self.write(f"\n{_build(self.setting)}\n{self._ceilings}")
+        self.write(f"\n{self._machine}")
 
     def _threads(self, result: Result) -> str:
         if result.case.n_threads <= self.setting.n_processors:
@@ -368,11 +375,12 @@ class RopeOnRead(Table):
             Column("raw t/s", 20, lambda pair: _speed(pair["raw"])),
             Column("raw / roped", 11, lambda pair: f"{ratio(pair):.2f}"),
             Column("llama.cpp #3234", 15, lambda pair: _published(pair["roped"].case.name)),
+            Column("others", 6, lambda pair: _others(list(pair.values()))),
         ]
-        self._ceilings = _Ceilings()
+        self._machine = _Machine(setting)
 
     def start(self) -> None:
-        """Nothing yet: each model has tables of its own. A closed output shows already."""
+        """Write nothing, because each model has tables of its own. A closed output fails here."""
         self.write("")
 
     def model(self, results: Sequence[Result]) -> None:
@@ -388,34 +396,37 @@ class RopeOnRead(Table):
         for title, rows in tables.items():
             self.write(f"{console.printable(title)}\n\n")
             super().start()
-            # where it was interrupted, a test may have been measured with one cache only
+            # After an interruption a test may have been measured with one cache only.
             self.rows([pair for pair in rows.values() if len(pair) == 2])
             self.write("\n")
-        self._ceilings.add(results)
+        self._machine.add(results)
 
     def end(self) -> None:
-        """Say what it ran on."""
-        self.write(f"{_build(self.setting)}\n{self._ceilings}")
+        """Say what it ran on, and how busy that was."""
+        self.write(str(self._machine))
 
 
 def ratio(pair: dict[str, Result]) -> float:
-    """Speed of the raw cache as a share of the roped one's."""
+    """Return the speed of the raw cache divided by that of the roped one."""
     return pair["raw"].avg_ts / pair["roped"].avg_ts
 
 
 def curve(result: Result) -> tuple[object, ...]:
-    """What points of one curve over threads have in common."""
+    """Return the properties that all points of a curve over threads share."""
     case = result.case
     same = (case.n_prompt, case.n_gen, case.n_depth, case.n_sequences, case.n_batch, case.n_ubatch)
     return (result.model.path, case.cache, case.type_k, case.type_v, *same)
 
 
-class _Ceilings:
-    """Means of the ceilings that were measured, as lines of text."""
+class _Machine:
+    """The lines below a table: the machine, its ceilings, and the load that others put on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
         self._read: dict[int, list[float]] = {}
         self._int8: dict[int, list[float]] = {}
+        self._loads: list[float] = []
+        self._is_disturbed = False
 
     def add(self, results: Sequence[Result]) -> None:
         for r in results:
@@ -423,19 +434,36 @@ class _Ceilings:
                 self._read.setdefault(r.case.n_threads, []).extend(r.bandwidths)
             if r.int8_peaks:
                 self._int8.setdefault(r.case.n_threads_batch, []).extend(r.int8_peaks)
+            self._loads.extend(r.load_averages)
+            self._is_disturbed |= bool(r.usage and r.usage.is_disturbed)
 
     def __str__(self) -> str:
-        return _line("read bandwidth", self._read, "GB/s") + _line(
-            "int8 peak", self._int8, "GMAC/s"
-        )
+        text = f"{_build(self._setting)}\n"
+        text += _means("read bandwidth", self._read, "GB/s")
+        text += _means("int8 peak", self._int8, "GMAC/s")
+        if self._loads:
+            text += f"load average: {min(self._loads):.2f} to {max(self._loads):.2f}\n"
+        if self._is_disturbed:
+            text += f"! others took more than {MAX_SHARE:.0%} of processor time: measure again\n"
+        return text
 
 
-def _line(name: str, values: dict[int, list[float]], unit: str) -> str:
+def _means(name: str, values: dict[int, list[float]], unit: str) -> str:
     parts = (
         f"{statistics.fmean(values[n]) / 1e9:.1f} {unit} with {_count(n, 'thread')}"
         for n in sorted(values)
     )
     return f"{name}: {', '.join(parts)}\n" if values else ""
+
+
+def _others(results: Sequence[Result]) -> str:
+    """Share of the processors' time that others took, with a mark where that is too much."""
+    usages = [result.usage for result in results]
+    shares = [u.share_of_others for u in usages if u is not None]
+    if not shares:
+        return ""
+    is_disturbed = any(u.is_disturbed for u in usages if u is not None)
+    return f"{max(shares):.0%}" + " !" * is_disturbed
 
 
 def _build(setting: Setting) -> str:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from lariat.llm import LLM
     from lariat.runtime.request import Timings
 
-_LONG_PROMPT = 256  # tokens; shorter ones need no bar
-_MAX_BYTES = 1 << 20  # of a template's file, or a system prompt's
+_LONG_PROMPT = 256  # tokens; shorter prompts get no progress bar
+_MAX_BYTES = 1 << 20  # of the file of a template or a system prompt
 
 _DESCRIPTION = """\
-Talk with a model that was trained for it. Answers stream to standard output; where standard input
-is no terminal, each of its lines is a message, and nothing but the answers is printed."""
+Talk with a model that was trained for it. Answers stream to standard output. If standard input is
+not a terminal, each of its lines is a message, and only the answers are printed."""
 
 _EPILOG = """\
 examples:
@@ -31,9 +31,9 @@ examples:
   lariat chat -m model.gguf -f report.txt -st
   echo "What is a lariat?" | lariat chat -m model.gguf
 
-A message is a line; one that ends in a backslash goes on in the next, and lines between two \"\"\"
-are one message. /help lists the commands. Ctrl-C stops an answer; Ctrl-D leaves, and so does Ctrl-C
-pressed twice. Keys and values of the conversation stay in the cache, so only what is new is
+A message is a line. A line that ends in a backslash goes on in the next line, and lines between two
+\"\"\" are one message. /help lists the commands. Ctrl-C stops an answer; Ctrl-D leaves, and so does
+Ctrl-C pressed twice. Keys and values of the conversation stay in the cache, so only new tokens are
 computed. When the context is full, the oldest turns are forgotten; --cache raw does that without
 computing anything.
 Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe."""
@@ -49,7 +49,7 @@ def register(commands: Any) -> None:
     prompt.add_arguments(text, required=False)
     system = text.add_mutually_exclusive_group()
     system.add_argument(
-        "-sys", "--system-prompt", metavar="TEXT", help="what the model is told beforehand"
+        "-sys", "--system-prompt", metavar="TEXT", help="instructions for the whole conversation"
     )
     system.add_argument(
         "-sysf", "--system-prompt-file", metavar="FILE", help="the same from a UTF-8 file"
@@ -58,8 +58,8 @@ def register(commands: Any) -> None:
     template.add_argument(
         "--chat-template",
         metavar="NAME|JINJA",
-        help="how messages are written down: a well-known format (an unknown NAME lists them), or "
-        "a template in Jinja (default: the file's own template)",
+        help="how messages are written as text: a well-known format (an unknown NAME lists them), "
+        "or a template in Jinja (default: the file's own template)",
     )
     template.add_argument(
         "--chat-template-file", metavar="FILE", help="a template in Jinja from a UTF-8 file"
@@ -97,20 +97,13 @@ def run(args: argparse.Namespace) -> int:
     from lariat.chat import chat_template
     from lariat.chat.chat import Chat
     from lariat.formats.gguf_split import GGUFModel
-    from lariat.llm import LLM
 
     if template is None:
-        with GGUFModel(
-            args.model, overrides, args.use_mmap
-        ) as gguf:  # so that no model is loaded in vain
+        with GGUFModel(args.model, overrides, args.use_mmap) as gguf:  # before the model is loaded
             chat_template.check_present(gguf)
     elif args.chat_template is not None:
         chat_template.check_known(template)
-    with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(
-            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
-        )
-    with llm:
+    with engine_flags.load(args, config, overrides) as llm:
         params = sampling_flags.with_file(params, llm.sampling, args)
         chat = Chat(llm, template=template, system=system, params=params)
         lines = Terminal(history=not args.no_history) if console.stdin_is_terminal() else Lines()
@@ -118,12 +111,12 @@ def run(args: argparse.Namespace) -> int:
             return _Session(chat, llm, lines, args).run(message)
 
 
-class _Left(Exception):
+class _Leave(Exception):
     """The user wants to leave."""
 
 
 class _Session:
-    """One run of the command: messages in, answers out."""
+    """One run of the command: reads messages, prints answers."""
 
     def __init__(self, chat: Chat, llm: LLM, lines: Lines, args: argparse.Namespace) -> None:
         self._chat = chat
@@ -134,7 +127,7 @@ class _Session:
         self._is_quiet = args.quiet or not lines.is_terminal
 
     def run(self, message: str | None) -> int:
-        """Talk until the user leaves; `message` is the first one."""
+        """Talk until the user leaves; `message` is the first message."""
         self._hint(report.headline(self._llm, self._args))
         self._hint("lariat: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
         try:
@@ -148,12 +141,12 @@ class _Session:
                     self._attempt(self._obey, text)
                 elif text.strip():
                     self._attempt(self._answer, text)
-        except _Left:
+        except _Leave:
             pass
         return 0
 
     def _attempt(self, act: Callable[[str], None], text: str) -> None:
-        """Do it. Errors and Ctrl-C end only what no person watches."""
+        """Act. At a terminal, errors and Ctrl-C end only this; elsewhere the whole run."""
         try:
             act(text)
         except (LariatError, ValueError) as error:
@@ -204,7 +197,7 @@ class _Session:
     # ---- commands ----
 
     def _obey(self, line: str) -> None:
-        """Do what a line says that begins with a slash."""
+        """Run the command in a line that begins with a slash."""
         name, _, rest = line.strip().partition(" ")
         if name not in _COMMANDS:
             raise ChatError(
@@ -215,32 +208,32 @@ class _Session:
         except OSError as error:
             raise ChatError(f"{rest.strip()}: {error.strerror}") from error
 
-    def _reset(self, _: str) -> None:
+    def reset(self, _: str) -> None:
         self._chat.reset()
-        self._hint("lariat: the conversation begins anew")
+        self._hint("lariat: a new conversation begins")
 
-    def _undo(self, _: str) -> None:
+    def undo(self, _: str) -> None:
         text = self._chat.undo()
         what = "there is nothing to take back" if text is None else f"took back: {_cut(text)}"
         self._hint(f"lariat: {what}")
 
-    def _system(self, text: str) -> None:
+    def system(self, text: str) -> None:
         if text:
             self._chat.system = text
-            self._hint("lariat: the conversation goes on with this system prompt")
+            self._hint("lariat: the conversation continues with this system prompt")
         else:
             console.note(console.printable(self._chat.system) or "there is no system prompt")
 
-    def _save(self, path: str) -> None:
+    def save(self, path: str) -> None:
         self._chat.save(_path(path, "/save"))
         self._hint(f"lariat: {len(self._chat.messages)} messages saved")
 
-    def _load(self, path: str) -> None:
+    def load(self, path: str) -> None:
         has_cache = self._chat.load(_path(path, "/load"))
         how = "" if has_cache else "; the next answer has to read them again"
         self._hint(f"lariat: {len(self._chat.messages)} messages loaded{how}")
 
-    def _show_stats(self, _: str) -> None:
+    def show_stats(self, _: str) -> None:
         chat, timings = self._chat, self._timings
         lost = f", {chat.n_forgotten} of them lost to the context" if chat.n_forgotten else ""
         lines = [
@@ -256,28 +249,28 @@ class _Session:
             ]
         console.note("\n".join(lines))
 
-    def _help(self, _: str) -> None:
+    def help(self, _: str) -> None:
         lines = [f"{name + argument:16}{what}" for name, (_, argument, what) in _COMMANDS.items()]
         console.note("\n".join(lines))
 
-    def _quit(self, _: str) -> None:
-        raise _Left
+    def quit(self, _: str) -> None:
+        raise _Leave
 
     def _hint(self, text: str) -> None:
-        """A line that only a person at a terminal wants."""
+        """Print a line for a person at a terminal."""
         if not self._is_quiet:
             console.note(text)
 
 
 _COMMANDS: dict[str, tuple[Callable[[_Session, str], None], str, str]] = {
-    "/reset": (_Session._reset, "", "forget the conversation, but not the system prompt"),
-    "/undo": (_Session._undo, "", "take back the last message and its answer"),
-    "/system": (_Session._system, " TEXT", "change the system prompt; without TEXT, show it"),
-    "/save": (_Session._save, " FILE", "save the conversation with its cache, or as .json without"),
-    "/load": (_Session._load, " FILE", "go on with one that was saved"),
-    "/stats": (_Session._show_stats, "", "tokens, memory and speed"),
-    "/help": (_Session._help, "", "this list"),
-    "/quit": (_Session._quit, "", "leave, as Ctrl-D does"),
+    "/reset": (_Session.reset, "", "forget the conversation, but not the system prompt"),
+    "/undo": (_Session.undo, "", "take back the last message and its answer"),
+    "/system": (_Session.system, " TEXT", "change the system prompt; without TEXT, show it"),
+    "/save": (_Session.save, " FILE", "save the conversation with its cache, or as .json without"),
+    "/load": (_Session.load, " FILE", "continue a saved conversation"),
+    "/stats": (_Session.show_stats, "", "tokens, memory and speed"),
+    "/help": (_Session.help, "", "this list"),
+    "/quit": (_Session.quit, "", "leave, as Ctrl-D does"),
 }
 
 

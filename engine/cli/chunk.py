@@ -1,4 +1,4 @@
-"""`lariat chunk`: documents computed once, for any prompt."""
+"""`lariat chunk`: documents that are computed once, for any prompt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from lariat.cli import console, engine_flags, model_file, prompt
 from lariat.cli.usage import Parser
 
 _DESCRIPTION = """\
-Keep documents in a library: a folder with the keys and values of each, computed once. A prompt puts
-any of them before itself, in any order, without reading them again (generate --library --chunk)."""
+Keep documents in a library: a folder with the keys and values of each, computed once. A prompt can
+have any of them before it, in any order, and does not compute them again (generate --library
+--chunk)."""
 
 _EPILOG = """\
 examples:
@@ -20,14 +21,15 @@ examples:
   lariat generate --cache raw --library shelf --chunk rules --chunk story -p "Question: ..."
   lariat chunk remove story --library shelf
 
-A chunk belongs to the model and the cache types that it was made with; the cache is raw."""
+A chunk can be used only with the model and the cache types that it was made with. The cache is
+raw."""
 
 
 def register(commands: Any) -> None:
     """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         "chunk",
-        help="documents computed once, for any prompt",
+        help="documents that are computed once",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -37,7 +39,7 @@ def register(commands: Any) -> None:
 
     add = actions.add_parser("add", help="compute a document and keep it")
     add.set_defaults(run=run_add)
-    add.add_argument("name", metavar="NAME", help="what to call it; one of this name is replaced")
+    add.add_argument("name", metavar="NAME", help="its name; a document of this name is replaced")
     prompt.add_arguments(add)
     engine_flags.add(add, cache="raw")
     add.add_argument("-q", "--quiet", action="store_true", help="no bars, only errors")
@@ -47,7 +49,7 @@ def register(commands: Any) -> None:
 
     remove = actions.add_parser("remove", help="forget a document")
     remove.set_defaults(run=run_remove)
-    remove.add_argument("name", metavar="NAME", help="which one")
+    remove.add_argument("name", metavar="NAME", help="its name")
     for action in (add, shown, remove):
         action.add_argument(
             "--library", metavar="DIR", required=True, help="the folder of the library"
@@ -60,21 +62,16 @@ def run_add(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
-    from lariat.llm import LLM
     from lariat.reuse.library import ChunkLibrary
 
-    with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(
-            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
-        )
-    with llm:
+    with engine_flags.load(args, config, overrides) as llm:
         chunk = ChunkLibrary(args.library).add(llm, args.name, text)
     console.write(f"{args.name}: {len(chunk)} tokens, {chunk.nbytes} bytes\n")
     return 0
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Print a line for each chunk, fields apart by tabs, and return the exit code."""
+    """Print a line for each chunk, its fields separated by tabs, and return the exit code."""
     from lariat.reuse.library import ChunkLibrary
 
     for e in ChunkLibrary(args.library).entries():

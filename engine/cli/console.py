@@ -1,6 +1,6 @@
-"""Where the commands write: text to stdout, everything else to stderr, bars on terminals only.
+"""Output of the commands: text to stdout, everything else to stderr, bars on terminals only.
 
-Either stream may be closed, full, or a pipe that nobody reads any more.
+Either stream may be closed, full, or a pipe whose reader has gone away.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ import contextlib
 import os
 import shutil
 import sys
-from types import TracebackType
 from typing import Any
 
 
 class OutputError(Exception):
-    """Standard output cannot take the text; carries the reason as a sentence."""
+    """Standard output cannot be written; the message is a sentence with the reason."""
 
 
 class ClosedPipeError(OutputError):
-    """Whoever read standard output has gone away."""
+    """The reader of standard output has gone away."""
 
 
 def write(text: str) -> None:
-    """Write to stdout as UTF-8 and flush, so that the text is seen at once. Raises OutputError."""
+    """Write to stdout as UTF-8, and flush. Raises OutputError."""
     if sys.stdout is None:  # the shell's >&-
         raise OutputError("standard output is closed")
     try:
@@ -37,25 +36,25 @@ def write(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Write what a model says: as it is, but on a terminal only what cannot command it."""
+    """Write a model's text; on a terminal without characters that control the terminal."""
     write(safe(text) if stdout_is_terminal() else text)
 
 
 def note(text: str) -> None:
-    """Write a line to stderr, as far as that is possible."""
-    if sys.stderr is None:  # print() would take that for stdout
+    """Write a line to stderr, if that is possible."""
+    if sys.stderr is None:  # print() would write to stdout
         return
-    with contextlib.suppress(OSError):  # there is nowhere left to complain
+    with contextlib.suppress(OSError):  # no stream is left for an error
         print(text, file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """The text on one line and without control characters: what is odd becomes an escape."""
+    """The text on one line; characters that cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def safe(text: str) -> str:
-    """The text without characters that command a terminal, such as escapes; lines stay lines."""
+    """The text without characters that control a terminal; newlines and tabs stay."""
     return "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in text)
 
 
@@ -69,19 +68,20 @@ def stdin_is_terminal() -> bool:
 
 
 def stdout_is_terminal() -> bool:
-    """Whether a person is likely to watch stdout."""
+    """Whether a person is likely to read stdout."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def stderr_is_terminal() -> bool:
-    """Whether a person is likely to watch stderr."""
+    """Whether a person is likely to read stderr."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Bar:
-    """A progress bar on stderr that appears with the first report and leaves no trace.
+    """A progress bar on stderr. It appears with the first report and leaves no trace.
 
-    Called with the fraction that is done. Does nothing unless `enabled` and on a terminal.
+    Call it with the share that is done. It does nothing unless it is `enabled` and stderr is a
+    terminal.
     """
 
     def __init__(self, label: str, enabled: bool = True) -> None:
@@ -90,7 +90,7 @@ class Bar:
         self._tqdm: Any = None
 
     def __call__(self, fraction: float, label: str | None = None) -> None:
-        """Show that this fraction (0 to 1) is done, and what is under way if that changed."""
+        """Show that this share (0 to 1) is done, from now on with `label` if it is given."""
         if not self._enabled:
             return
         self._label = label or self._label
@@ -102,7 +102,7 @@ class Bar:
                 total=1.0,
                 desc=self._label,
                 leave=False,
-                # Asked for here, because tqdm shows nothing where a terminal claims no size.
+                # Without these, tqdm shows nothing on a terminal that does not know its size.
                 ncols=min(shutil.get_terminal_size().columns, 80),
                 nrows=24,
                 file=sys.stderr,
@@ -112,7 +112,7 @@ class Bar:
         self._tqdm.update(fraction - self._tqdm.n)
 
     def close(self) -> None:
-        """Remove it; it does not come back."""
+        """Remove the bar for good."""
         self._enabled = False
         if self._tqdm is not None:
             self._tqdm.close()
@@ -121,18 +121,13 @@ class Bar:
     def __enter__(self) -> Bar:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def _discard_stdout() -> None:
-    """Point stdout at nothing, or Python complains again when it flushes at exit."""
-    with contextlib.suppress(OSError):  # stdout may have no file behind it
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    """Redirect stdout to /dev/null. Otherwise Python reports the error again when it exits."""
+    with contextlib.suppress(OSError):  # stdout may not be a file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

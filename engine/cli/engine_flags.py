@@ -1,10 +1,12 @@
-"""The flags that every command has which runs a model: context, batch, cache, threads, RoPE."""
+"""The flags of every command that runs a model: context, batch, cache, threads, RoPE."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from lariat.cli import console
 from lariat.cli.usage import Flag, UsageError, add_flags, checked
 from lariat.config import (
     CACHE_STRATEGIES,
@@ -14,10 +16,15 @@ from lariat.config import (
     RopeConfig,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from lariat.llm import LLM
+
 _FLAGS = (
-    Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "length of the context; 0: as trained"),
-    Flag(("-b", "--batch-size"), "n_batch", int, "N", "tokens in a step at most"),
-    Flag(("-ub", "--ubatch-size"), "n_ubatch", int, "N", "tokens of a prompt computed at once"),
+    Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "tokens of the context; 0: as trained"),
+    Flag(
+        ("-b", "--batch-size"), "n_batch", int, "N", "maximum of tokens in a step of the scheduler"
+    ),
+    Flag(("-ub", "--ubatch-size"), "n_ubatch", int, "N", "maximum of tokens in a forward pass"),
     Flag(
         ("--cache",),
         "cache",
@@ -36,15 +43,25 @@ _ROPE = (
         "|".join(ROPE_SCALINGS),
         "how positions are scaled (dynamic: raw cache only)",
     ),
-    Flag(("--rope-scale",), "scale", float, "X", "how many times as long the context becomes"),
+    Flag(("--rope-scale",), "scale", float, "X", "factor by which the context becomes longer"),
     Flag(("--rope-freq-base",), "freq_base", float, "X", "base of the frequencies"),
-    Flag(("--yarn-orig-ctx",), "yarn_orig_ctx", int, "N", "the length of the training"),
-    Flag(("--yarn-ext-factor",), "yarn_ext_factor", float, "X", "share of extrapolation"),
-    Flag(("--yarn-attn-factor",), "yarn_attn_factor", float, "X", "factor of queries and keys"),
+    Flag(("--yarn-orig-ctx",), "yarn_orig_ctx", int, "N", "context length of the training"),
+    Flag(("--yarn-ext-factor",), "yarn_ext_factor", float, "X", "share of the extrapolation"),
+    Flag(("--yarn-attn-factor",), "yarn_attn_factor", float, "X", "factor for queries and keys"),
     Flag(
-        ("--yarn-beta-fast",), "yarn_beta_fast", float, "X", "turns above which no pair is scaled"
+        ("--yarn-beta-fast",),
+        "yarn_beta_fast",
+        float,
+        "X",
+        "rotations above which no pair is scaled",
     ),
-    Flag(("--yarn-beta-slow",), "yarn_beta_slow", float, "X", "turns below which all of it is"),
+    Flag(
+        ("--yarn-beta-slow",),
+        "yarn_beta_slow",
+        float,
+        "X",
+        "rotations below which a pair is scaled fully",
+    ),
     Flag(
         ("-gan", "--grp-attn-n"),
         "grp_attn_n",
@@ -52,39 +69,39 @@ _ROPE = (
         "N",
         "Self-Extend: far positions are divided by N (raw cache only)",
     ),
-    Flag(("-gaw", "--grp-attn-w"), "grp_attn_w", int, "N", "positions that are near, exact"),
+    Flag(("-gaw", "--grp-attn-w"), "grp_attn_w", int, "N", "positions that are near, and exact"),
 )
 _FREQ_SCALE = "--rope-freq-scale"
 _THREADS = (
-    (("-t", "--threads"), "n_threads", "threads that write (default: the physical cores)"),
-    (("-tb", "--threads-batch"), "n_threads_batch", "threads that read prompts (default: -t)"),
+    (("-t", "--threads"), "n_threads", "threads for writing (default: the physical cores)"),
+    (("-tb", "--threads-batch"), "n_threads_batch", "threads for reading prompts (default: -t)"),
 )
 
 
 def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Add them; `defaults` go before those of `EngineConfig`."""
+    """Add the flags; `defaults` take precedence over those of `EngineConfig`."""
     group = parser.add_argument_group("engine")
     for names, dest, what in _THREADS:
         group.add_argument(*names, dest=dest, type=int, metavar="N", help=what)
     add_flags(group, _FLAGS, EngineConfig, **defaults)
     group.add_argument(
-        "--check-tensors", action="store_true", help="first look for NaN and Inf in all weights"
+        "--check-tensors", action="store_true", help="look for NaN and Inf in all weights first"
     )
     add_rope(parser)
 
 
 def add_rope(parser: argparse.ArgumentParser) -> None:
-    """Add those of positions alone."""
-    group = parser.add_argument_group("positions (where nothing is given: as the file says)")
+    """Add only the flags of positions."""
+    group = parser.add_argument_group("positions (default: as the file says)")
     add_flags(group, _ROPE, RopeConfig)
     group.add_argument(_FREQ_SCALE, type=float, metavar="X", help="1 / X is --rope-scale")
 
 
 def rope(args: argparse.Namespace) -> RopeConfig:
-    """What the flags of positions say. UsageError names the flag at fault."""
+    """The settings of the flags of positions. Raises UsageError that names the flag at fault."""
     if args.rope_freq_scale is not None:
         if args.scale is not None:
-            raise UsageError(f"--rope-scale and {_FREQ_SCALE} say the same: give one of them")
+            raise UsageError(f"--rope-scale and {_FREQ_SCALE} mean the same: give one of them")
         if not args.rope_freq_scale > 0:
             raise UsageError(f"argument {_FREQ_SCALE}: {args.rope_freq_scale}, expected above 0")
         args.scale = 1 / args.rope_freq_scale
@@ -92,7 +109,7 @@ def rope(args: argparse.Namespace) -> RopeConfig:
 
 
 def config(args: argparse.Namespace) -> EngineConfig:
-    """What they say. UsageError names the flag at fault."""
+    """The settings of all flags. Raises UsageError that names the flag at fault."""
     from lariat.runtime import threads
 
     values = checked(
@@ -105,3 +122,17 @@ def config(args: argparse.Namespace) -> EngineConfig:
         except ValueError as error:
             raise UsageError(f"argument {'/'.join(names)}: {error}") from None
     return values
+
+
+def load(
+    args: argparse.Namespace,
+    config: EngineConfig,
+    overrides: Mapping[str, str | int | float | bool],
+) -> LLM:
+    """Load the model of -m with a progress bar, unless -q is given. Raises what `LLM` raises."""
+    from lariat.llm import LLM
+
+    with console.Bar("loading", enabled=not args.quiet) as bar:
+        return LLM(
+            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
+        )

@@ -13,7 +13,7 @@ from lariat.errors import LariatError
 if TYPE_CHECKING:
     from lariat.llm import LLM, Completion
 
-_LONG_PROMPT = 256  # tokens; shorter ones need no bar
+_LONG_PROMPT = 256  # tokens; shorter prompts get no progress bar
 
 _KEEP = (
     Flag(
@@ -21,12 +21,12 @@ _KEEP = (
         "n_keep",
         int,
         "N",
-        "with --context-shift, first tokens that always stay; -1: the prompt",
+        "with --context-shift, the number of first tokens that always stay; -1: the prompt",
     ),
 )
 
 _DESCRIPTION = """\
-Continue a text. The prompt and what the model adds to it stream to standard output."""
+Continue a text. The prompt and the model's text stream to standard output."""
 
 _EPILOG = """\
 examples:
@@ -35,10 +35,10 @@ examples:
   lariat generate -m model.gguf -f story.txt --temp 0 --cache raw -q
   lariat generate -m model.gguf -e -p "Q: Who?\\nA:" -r "\\nQ:" --seed 7
 
-It ends at the model's end token, at a text of -r (not printed), after -n tokens or when the context
-is full; with -n -1 --context-shift --ignore-eos never. Ctrl-C ends it with the statistics so far.
-Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe. The environment variable LARIAT_ISA
-(scalar, avx2, avx512) forces an instruction set."""
+The text ends at the model's end token, at a text of -r (which is not printed), after -n tokens, or
+when the context is full. With -n -1 --context-shift --ignore-eos it never ends. Ctrl-C ends it and
+prints the statistics so far. Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe. The
+environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction set."""
 
 
 def register(commands: Any) -> None:
@@ -55,10 +55,10 @@ def register(commands: Any) -> None:
     text.add_argument(
         "--context-shift",
         action="store_true",
-        help="where the context is full, forget the oldest 32 tokens behind --keep and go on",
+        help="when the context is full, forget the oldest 32 tokens behind --keep and continue",
     )
     text.add_argument(
-        "--no-display-prompt", action="store_true", help="print only what the model adds"
+        "--no-display-prompt", action="store_true", help="print only the model's text"
     )
     text.add_argument(
         "-q", "--quiet", action="store_true", help="no bars and no statistics, only errors"
@@ -77,13 +77,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
-    from lariat.llm import LLM
-
-    with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(
-            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
-        )
-    with llm:
+    with engine_flags.load(args, config, overrides) as llm:
         params = sampling_flags.with_file(params, llm.sampling, args)
         return _generate(llm, text, params, args)
 
@@ -95,8 +89,8 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
         if n_prompt >= _LONG_PROMPT:
             bar(n_done / n_prompt)
 
-    # The prompt is shown when it has been read, so that a prompt that does not fit prints nothing
-    # and the bar has the line to itself.
+    # The prompt is shown after it was read: a prompt that does not fit prints nothing, and the
+    # progress bar has the line to itself.
     shown = "" if args.no_display_prompt else text
     try:
         start = reuse.start(llm, text, args)

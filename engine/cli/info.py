@@ -1,4 +1,4 @@
-"""`lariat info`: what a GGUF file holds, and what it needs on this machine."""
+"""`lariat info`: the contents of a GGUF file, and the memory it needs on this machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from lariat.formats.gguf_split import GGUFModel
 
 _FLAGS = (
-    Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "context to count memory for; 0: as trained"),
+    Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "context whose memory is counted; 0: as trained"),
 )
 _MAX_TEXT = 64  # characters shown of a string
 _MAX_ITEMS = 6  # elements shown of an array
 
 _DESCRIPTION = """\
-Print the metadata of a GGUF file, the types of its tensors, the memory that a context needs with
-each type of cache, and the instruction set and threads that would be used."""
+Print the metadata of a GGUF file, the types of its tensors, the memory of a context with each type
+of cache, and the instruction set and threads that would be used."""
 
 _EPILOG = """\
 example:
@@ -32,7 +32,10 @@ example:
 def register(commands: Any) -> None:
     """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
-        "info", help="what a file holds and needs", description=_DESCRIPTION, epilog=_EPILOG
+        "info",
+        help="contents of a file, and the memory it needs",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
     )
     parser.set_defaults(run=run)
     model_file.add_arguments(parser)
@@ -45,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
 
     from lariat import _kernels
+    from lariat.architectures.loading import read_config
     from lariat.formats.gguf_split import GGUFModel
     from lariat.runtime import threads
 
@@ -57,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
             f"  threads          {threads.available()} (physical cores that it may use)",
         ]
         console.write("\n".join(lines) + "\n")
-        if gguf.tensors:  # else only a vocabulary, which needs nothing more
-            # A model that cannot run is described as far as this, then it is an error.
-            model = ModelConfig.from_gguf(gguf)
+        if gguf.tensors:  # without tensors it is only a vocabulary
+            # For a model that cannot run, the error comes after the lines above.
+            model = read_config(gguf)
             n_ctx = config.n_ctx or model.n_ctx_train
             console.write("\n".join(["", *_memory(gguf, model, n_ctx)]) + "\n")
     return 0
@@ -70,8 +74,8 @@ def _file(gguf: GGUFModel) -> Iterator[str]:
     yield f"  path     {console.printable(str(gguf.path))}"
     yield f"  size     {_size(gguf.n_bytes)}"
     yield f"  version  {gguf.version}"
-    if len(gguf.parts) > 1:
-        yield f"  parts    {len(gguf.parts)}, to {console.printable(gguf.parts[-1].name)}"
+    if len(gguf.splits) > 1:
+        yield f"  splits   {len(gguf.splits)}, to {console.printable(gguf.splits[-1].name)}"
 
 
 def _metadata(gguf: GGUFModel) -> Iterator[str]:
@@ -82,7 +86,7 @@ def _metadata(gguf: GGUFModel) -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
-    """A metadata value in one line: long texts and arrays are cut."""
+    """A metadata value on one line; long texts and arrays are cut."""
     if isinstance(value, str):
         cut = value[:_MAX_TEXT]
         return console.printable(cut) + ("..." if len(value) > _MAX_TEXT else "")
@@ -109,7 +113,7 @@ def _tensors(gguf: GGUFModel) -> Iterator[str]:
 
 
 def _memory(gguf: GGUFModel, model: ModelConfig, n_ctx: int) -> Iterator[str]:
-    """Weights and cache; buffers for the computation come on top, and are small beside them."""
+    """Weights and cache. Buffers for the computation are added to that, but they are small."""
     from lariat.cache.kv_cache import cache_bytes
 
     yield f"memory for a context of {n_ctx} (the model was trained for {model.n_ctx_train})"
@@ -124,7 +128,7 @@ def _memory(gguf: GGUFModel, model: ModelConfig, n_ctx: int) -> Iterator[str]:
 
 
 def _size(n_bytes: int) -> str:
-    """Bytes for people and for scripts."""
+    """A number of bytes, for people and for scripts."""
     value, unit = float(n_bytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

@@ -1,7 +1,7 @@
-"""The command `lariat`: picks the command, and turns what went wrong into a sentence and a code.
+"""The command `lariat`: chooses the command, and turns errors into a sentence and an exit code.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted, and 141 when the reader of stdout
-went away (what a shell reports of a program that SIGPIPE ended, and just as quiet).
+Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted, 141 if the reader of standard output
+went away. A shell reports 141 for a program that SIGPIPE ended; nothing is printed then either.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lariat.cli import console
 from lariat.cli.usage import Parser, UsageError
 from lariat.errors import LariatError
 
-# One module a command. Each has `register(commands)`, which adds its parser and names what runs.
-# They import the engine only when they run, so that --help is quick.
+# One module for each command. `register(commands)` adds its parser with the function to run. Only
+# that function imports the engine, so --help is quick.
 _COMMANDS = (
     "bench",
     "chat",
@@ -56,12 +56,12 @@ _MISSING_PARTS = (
     "google",
 )
 
-# How the dynamic linker says that memory is short; the words are glibc's.
-_NO_ROOM_FOR_CODE = ("failed to map segment", "annot allocate memory")
+# Messages of glibc's dynamic linker when there is too little memory.
+_NO_MEMORY_FOR_CODE = ("failed to map segment", "annot allocate memory")
 
 
 class _Version(argparse.Action):
-    """--version; looks the version up only when asked."""
+    """--version. The version is looked up only if it is asked for."""
 
     def __call__(self, *_: object) -> NoReturn:
         from importlib.metadata import PackageNotFoundError, version
@@ -74,14 +74,14 @@ class _Version(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    """Run a command line (default: that of the process) and return the exit code."""
     try:
         try:
             args = _parser().parse_args(argv)
             code: int = args.run(args)
         except SystemExit as done:  # --help and --version
             code = int(done.code or 0)
-        console.write("")  # flushes: a full disk shows here at the latest
+        console.write("")  # flushes, so that a full disk is noticed
         return code
     except UsageError as error:
         return _fail(str(error), 2)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory{f': {error}' if str(error) else ''}", 1)
     except ImportError as error:
-        if any(words in str(error) for words in _NO_ROOM_FOR_CODE):
+        if any(words in str(error) for words in _NO_MEMORY_FOR_CODE):
             return _fail(f"not enough memory: {error}", 1)
         if error.name is None:  # the kernels refuse LARIAT_ISA
             return _fail(str(error), 1)

@@ -1,4 +1,4 @@
-"""The model file of a command: -m, how it is read, and --override-kv for its metadata."""
+"""The flags of the model file: -m, --no-mmap, and --override-kv for its metadata."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ def add_no_mmap(parser: Any) -> None:
         "--no-mmap",
         dest="use_mmap",
         action="store_false",
-        help="read the model file, do not map it: for storage that may fail or change meanwhile",
+        help="read the model file instead of mapping it: for storage that may fail or change",
     )
 
 
 def shown(path: str) -> str:
-    """How a model is named to the user."""
+    """The name of a model for the user."""
     return "the bundled demo model" if path == DEMO_MODEL else path
 
 
 def overrides(args: argparse.Namespace) -> dict[str, str | int | float | bool]:
-    """The values of --override-kv. UsageError if one is not of the form, or given twice."""
+    """The values of --override-kv. Raises UsageError for a wrong form, or a key given twice."""
     values: dict[str, str | int | float | bool] = {}
     for text in args.override_kv:
         key, equals, rest = text.partition("=")
-        kind, colon, value = rest.partition(":")
+        type_name, colon, value = rest.partition(":")
         if not (key and equals and colon):
             raise UsageError(f"argument {_FLAG}: {text!r} is not of the form KEY=TYPE:VALUE")
         if key in values:
             raise UsageError(f"argument {_FLAG}: {key!r} is given twice")
-        values[key] = _value(kind, value)
+        values[key] = _value(type_name, value)
     return values
 
 
-def _value(kind: str, text: str) -> str | int | float | bool:
-    if kind == "str":
+def _value(type_name: str, text: str) -> str | int | float | bool:
+    if type_name == "str":
         return text
-    if kind == "bool" and text in _BOOLS:
+    if type_name == "bool" and text in _BOOLS:
         return _BOOLS[text]
     try:
-        if kind == "int":
+        if type_name == "int":
             return int(text)
-        if kind == "float" and math.isfinite(float(text)):
+        if type_name == "float" and math.isfinite(float(text)):
             return float(text)
     except ValueError:
         pass
-    if kind in ("int", "float", "bool"):
+    if type_name in ("int", "float", "bool"):
         expected = {"int": "a whole number", "float": "a finite number", "bool": "true or false"}
-        raise UsageError(f"argument {_FLAG}: {text!r} is not {expected[kind]}")
-    raise UsageError(f"argument {_FLAG}: type {kind!r} is not one of int, float, bool, str")
+        raise UsageError(f"argument {_FLAG}: {text!r} is not {expected[type_name]}")
+    raise UsageError(f"argument {_FLAG}: type {type_name!r} is not one of int, float, bool, str")

@@ -1,5 +1,4 @@
-"""`lariat perplexity`: how well a model predicts a text; the job and the habits of llama.cpp's
-llama-perplexity."""
+"""`lariat perplexity`: how well a model predicts a text, measured as llama-perplexity does it."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import console, engine_flags, model_file, prompt
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 _PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0)
 
 _DESCRIPTION = """\
-Perplexity of a text: exp of the mean negative log-likelihood of its tokens, lower is better. Chunks
-of -c tokens are computed one by one, and of each the second half is scored, as llama-perplexity
-does."""
+Print the perplexity of a text: exp of the mean negative log-likelihood of its tokens. Lower is
+better. As in llama-perplexity, windows of -c tokens are computed one by one, and the second half of
+each is scored."""
 
 _EPILOG = """\
 examples:
   lariat perplexity -m model.gguf -f text.txt
   lariat perplexity -m model.gguf -f text.txt -c 2048 --chunks 8 --cache raw -o json
-what a change costs, in nats and in tokens that come out otherwise:
+what a change costs, in nats and in other likeliest tokens:
   lariat perplexity -m model-f16.gguf  -f text.txt --kl-base base.kl
   lariat perplexity -m model-q4_0.gguf --kl-base base.kl --kl-divergence
 
-The file of --kl-base takes 2 bytes for each scored token and token of the vocabulary. The second
-command takes its text from there; -f is only needed to make sure that it is the same."""
+The file of --kl-base has 2 bytes for each pair of a scored token and a token of the vocabulary. The
+second command takes its text from this file. With -f it checks that the text is the same."""
 
 
 def register(commands: Any) -> None:
@@ -48,14 +48,18 @@ def register(commands: Any) -> None:
     text = parser.add_argument_group("text")
     prompt.add_arguments(text, required=False)
     text.add_argument(
-        "--chunks", type=int, default=-1, metavar="N", help="chunks to score; -1: all (default: -1)"
+        "--chunks",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="windows to score, as llama-perplexity counts them; -1: all (default: -1)",
     )
     text.add_argument(
         "--kl-base",
         "--kl-divergence-base",
         dest="kl_base",
         metavar="FILE",
-        help="save all predictions to this file; with --kl-divergence, compare with them",
+        help="save all predictions to this file, or with --kl-divergence compare with them",
     )
     text.add_argument(
         "--kl-divergence",
@@ -84,80 +88,79 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
     text = prompt.read(args) if has_text else None
 
-    from lariat.llm import LLM
     from lariat.tools import perplexity
 
     base = perplexity.Base(args.kl_base) if args.kl_divergence else None
-    options = dict(vars(config))
     if base is not None:
-        options["n_ctx"] = base.chunks.shape[1]
+        config = replace(config, n_ctx=base.windows.shape[1])
     elif args.kl_base:
         _check_writable(args.kl_base)
-    with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(args.model, **options, progress=bar, overrides=overrides, use_mmap=args.use_mmap)
-    with llm, console.Bar("scoring", enabled=not args.quiet) as bar:
-        chunks = None
+    with (
+        engine_flags.load(args, config, overrides) as llm,
+        console.Bar("scoring", enabled=not args.quiet) as bar,
+    ):
+        windows = None
         if text is not None:
-            chunks = perplexity.cut(llm, text, llm.n_ctx, args.chunks)
+            windows = perplexity.cut(llm, text, llm.n_ctx, args.chunks)
         about = _about(llm, args)
         if base is not None:
-            return _compare(llm, base, chunks, about, args, bar)
-        assert chunks is not None
-        return _measure(llm, chunks, about, args, bar)
+            return _compare(llm, base, windows, about, args, bar)
+        assert windows is not None
+        return _measure(llm, windows, about, args, bar)
 
 
 def _measure(
-    llm: LLM, chunks: Ids, about: dict[str, Any], args: argparse.Namespace, bar: console.Bar
+    llm: LLM, windows: Ids, about: dict[str, Any], args: argparse.Namespace, bar: console.Bar
 ) -> int:
     from lariat.tools import perplexity
 
     running: list[float] = []
 
-    def on_chunk(n_done: int, value: float) -> None:
+    def on_window(n_done: int, value: float) -> None:
         running.append(value)
-        bar(n_done / len(chunks), f"scoring, PPL {value:.4f}")
+        bar(n_done / len(windows), f"scoring, PPL {value:.4f}")
 
     if args.kl_base:
-        with perplexity.BaseWriter(args.kl_base, chunks, llm.n_vocab) as writer:
-            found = _scored(llm, chunks, writer, on_chunk)
+        with perplexity.BaseWriter(args.kl_base, windows, llm.n_vocab) as writer:
+            found = _scored(llm, windows, writer, on_window)
     else:
-        found = _scored(llm, chunks, None, on_chunk)
+        found = _scored(llm, windows, None, on_window)
     bar.close()
     if args.output == "json":
-        _print_json({**about, "n_chunks": len(chunks), **_numbers(found), "running": running})
+        _print_json({**about, "n_windows": len(windows), **_numbers(found), "running": running})
     else:
         if not args.quiet:
-            console.note(_headline(about, len(chunks)))
+            console.note(_headline(about, len(windows)))
         console.write(f"Final estimate: PPL = {found.value:.4f} +/- {found.error:.5f}\n")
     return 0
 
 
-def _scored(llm: LLM, chunks: Ids, writer: BaseWriter | None, on_chunk: Any) -> Perplexity:
+def _scored(llm: LLM, windows: Ids, writer: BaseWriter | None, on_window: Any) -> Perplexity:
     from lariat.tools import perplexity
 
-    return perplexity.measure(llm, chunks, base=writer, on_chunk=on_chunk)
+    return perplexity.measure(llm, windows, base=writer, on_window=on_window)
 
 
 def _compare(
     llm: LLM,
     base: Base,
-    chunks: Ids | None,
+    windows: Ids | None,
     about: dict[str, Any],
     args: argparse.Namespace,
     bar: console.Bar,
 ) -> int:
     from lariat.tools import perplexity
 
-    base.check(llm, chunks)
-    n = len(base.chunks)
+    base.check(llm, windows)
+    n = len(base.windows)
 
-    def on_chunk(n_done: int, value: float) -> None:
+    def on_window(n_done: int, value: float) -> None:
         bar(n_done / n, f"comparing, PPL {value:.4f}")
 
-    found = perplexity.compare(llm, base, on_chunk=on_chunk)
+    found = perplexity.compare(llm, base, on_window=on_window)
     bar.close()
     if args.output == "json":
-        _print_json({**about, "n_chunks": n, **_numbers(found.run), **_kl_numbers(found)})
+        _print_json({**about, "n_windows": n, **_numbers(found.run), **_kl_numbers(found)})
     else:
         if not args.quiet:
             console.note(_headline(about, n))
@@ -175,9 +178,9 @@ def _about(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _headline(about: dict[str, Any], n_chunks: int) -> str:
+def _headline(about: dict[str, Any], n_windows: int) -> str:
     return (
-        f"lariat: {console.printable(about['model'])}, {n_chunks} chunks of {about['n_ctx']}, "
+        f"lariat: {console.printable(about['model'])}, {n_windows} windows of {about['n_ctx']}, "
         f"{about['cache']} cache (keys {about['type_k']}, values {about['type_v']})"
     )
 
@@ -244,7 +247,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _check_writable(path: str) -> None:
-    """Find out before the run that a file cannot be written there, not after it."""
+    """Find out before the run, not after it, that a file cannot be written there."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise LariatError(f"{path} is a folder")

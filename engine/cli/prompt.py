@@ -1,4 +1,4 @@
-"""The prompt of a command: -p TEXT or -f FILE, with -e for escapes."""
+"""The flags of the prompt: -p TEXT or -f FILE, with -e for escapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lariat.cli import model_file
 from lariat.cli.usage import UsageError
 from lariat.errors import LariatError
 
-_MAX_BYTES = 64 << 20  # of a prompt file; more fits no context, and /dev/zero never ends
+_MAX_BYTES = 64 << 20  # of a prompt file; more does not fit, and /dev/zero never ends
 
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([ntr\\\"']))")
 _ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
@@ -32,14 +32,14 @@ def add_arguments(
         "-e",
         "--escape",
         action="store_true",
-        help=r"in the prompt and in -r, \n \t \r \\ \" \' \xHH are what they stand for",
+        help=r"read \n \t \r \\ \" \' \xHH in the prompt and in -r as escapes",
     )
 
 
 def read(args: argparse.Namespace) -> str:
-    """The prompt. UsageError or LariatError if it is empty or not UTF-8, OSError from the file."""
+    """The prompt. Raises UsageError or LariatError if it is empty or not UTF-8, and OSError."""
     if args.prompt is not None:
-        # Python has turned bytes of the command line that are not UTF-8 into lone surrogates.
+        # Python turns bytes of the command line that are not UTF-8 into lone surrogates.
         data, name = args.prompt.encode("utf-8", "surrogateescape"), "the prompt"
     else:
         with open(args.file, "rb") as file:
@@ -55,7 +55,7 @@ def read(args: argparse.Namespace) -> str:
 
 
 def stop_texts(args: argparse.Namespace) -> tuple[str, ...]:
-    """The texts of -r. UsageError if one is empty or not UTF-8."""
+    """The texts of -r. Raises UsageError if one is empty or not UTF-8."""
     texts = []
     for text in args.stop:
         data = text.encode("utf-8", "surrogateescape")
@@ -67,7 +67,7 @@ def stop_texts(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def unescape(data: bytes) -> bytes:
-    """Replace escapes by what they stand for; other backslashes stay, as in llama.cpp."""
+    """Replace escapes by their characters; other backslashes stay, as in llama.cpp."""
 
     def replace(match: re.Match[bytes]) -> bytes:
         digits, letter = match.groups()

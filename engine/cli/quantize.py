@@ -1,4 +1,4 @@
-"""`lariat quantize`: a model's file with weights in fewer bits."""
+"""`lariat quantize`: writes a model's file again with weights of fewer bits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Write a GGUF file of F32, F16 or BF16 weights again with weights of TYPE: Q4_0, Q6_K, Q8_0 or F16.
-The output matrix becomes Q6_K with Q4_0; norms and biases stay. The file is the one that
-llama-quantize writes, and has its name only when it is whole."""
+With Q4_0, the output matrix becomes Q6_K. Norms and biases stay. The file is equal to the one that
+llama-quantize writes, and gets its name only when it is whole."""
 
 _EPILOG = """\
 example:
@@ -27,7 +27,7 @@ def register(commands: Any) -> None:
     """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         "quantize",
-        help="weights in fewer bits",
+        help="write a model with weights of fewer bits",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -36,14 +36,14 @@ def register(commands: Any) -> None:
     parser.add_argument("target", metavar="OUT", help="the file to write")
     parser.add_argument("type", metavar="TYPE", type=str.upper, help="Q4_0, Q6_K, Q8_0 or F16")
     parser.add_argument(
-        "-t", "--threads", type=int, metavar="N", help="default: the physical cores it may use"
+        "-t", "--threads", type=int, metavar="N", help="threads (default: the physical cores)"
     )
     parser.add_argument("--pure", action="store_true", help="the output matrix gets TYPE too")
     parser.add_argument(
-        "--output-tensor-type", type=str.upper, metavar="TYPE", help="of the output matrix"
+        "--output-tensor-type", type=str.upper, metavar="TYPE", help="type of the output matrix"
     )
     parser.add_argument(
-        "--token-embedding-type", type=str.upper, metavar="TYPE", help="of the embedding"
+        "--token-embedding-type", type=str.upper, metavar="TYPE", help="type of the embedding"
     )
     parser.add_argument(
         "--leave-output-tensor", action="store_true", help="leave the output matrix as it is"
@@ -51,15 +51,17 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--allow-requantize",
         action="store_true",
-        help="also weights that are quantized already, and lose precision again",
+        help="accept weights that are quantized already, and lose precision again",
     )
     model_file.add_no_mmap(parser)
     parser.add_argument("-f", "--force", action="store_true", help="replace OUT if it exists")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no bar, no table, only errors")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no bar and no table, only errors"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file, print what it saves, and return the exit code."""
+    """Write the file, print both sizes, and return the exit code."""
     from lariat.runtime import threads
     from lariat.tools.quantize import QuantizeConfig, quantize_file
 

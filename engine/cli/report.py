@@ -1,4 +1,4 @@
-"""What the commands say of a run: the engine that is at work, and how fast it was."""
+"""Lines about a run: the settings of the engine, and its speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def headline(llm: LLM, args: argparse.Namespace) -> str:
-    """The model and the engine's settings, in a line; a second one if its file has others."""
+    """A line with the model and the settings, and another with the sampling of its file, if any."""
     from lariat import _kernels
 
     line = (
@@ -24,7 +24,7 @@ def headline(llm: LLM, args: argparse.Namespace) -> str:
 
 
 def rate(n_tokens: int, seconds: float) -> str:
-    """Tokens, time, and one by the other."""
+    """Tokens, time, time per token, and tokens per second."""
     text = f"{n_tokens} tokens in {seconds * 1000:.1f} ms"
     if n_tokens and seconds > 0:
         text += (

@@ -1,4 +1,4 @@
-"""What a prompt finds computed: the flags of --prompt-cache and of --library."""
+"""Reuse of computed tokens before a prompt: the flags of --prompt-cache and of --library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lariat.errors import ContextError
 if TYPE_CHECKING:
     from lariat.llm import LLM, Completion, Context
 
-DEFAULT_RECOMPUTE = 0  # behind BOS nothing is gained by more: docs/cache.md has the measurement
+DEFAULT_RECOMPUTE = 0  # more gains nothing behind BOS; docs/cache.md has the measurement
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -24,13 +24,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prompt-cache",
         metavar="FILE",
-        help="keep keys and values of the prompt in a file, and take from it what a later prompt "
-        "has in common with it",
+        help="keep keys and values of the prompt in a file, and reuse those at the beginning of a "
+        "later prompt that are equal",
     )
     either = group.add_mutually_exclusive_group()
-    either.add_argument(
-        "--prompt-cache-all", action="store_true", help="keep what the model writes too"
-    )
+    either.add_argument("--prompt-cache-all", action="store_true", help="keep the model's text too")
     either.add_argument(
         "--prompt-cache-ro", action="store_true", help="read the file, never write it"
     )
@@ -39,8 +37,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="with --cache raw, take later runs of at least N equal tokens too, not only the "
-        "beginning; 0: off (default: 0)",
+        help="with --cache raw, also reuse later runs of at least N equal tokens; 0: off (default: "
+        "0)",
     )
     group = parser.add_argument_group("chunk library, see lariat chunk --help")
     group.add_argument("--library", metavar="DIR", help="the folder of the library")
@@ -49,19 +47,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a chunk that stands before the prompt; may be given several times",
+        help="a chunk to put before the prompt; may be given several times",
     )
     group.add_argument(
         "--recompute",
         metavar="N|all",
         default=str(DEFAULT_RECOMPUTE),
-        help="tokens at the beginning of each chunk but the first that are computed anew, so that "
-        f"they see what is before them (default: {DEFAULT_RECOMPUTE})",
+        help="first tokens of each chunk but the first one to recompute, so that they see "
+        f"the tokens before them (default: {DEFAULT_RECOMPUTE})",
     )
 
 
 def check(args: argparse.Namespace) -> None:
-    """UsageError if the flags do not go together."""
+    """Raise UsageError if the flags do not fit together."""
     if args.prompt_cache is None:
         for name in ("prompt_cache_all", "prompt_cache_ro", "cache_reuse"):
             if getattr(args, name):
@@ -80,31 +78,31 @@ def check(args: argparse.Namespace) -> None:
 
 
 def recompute(args: argparse.Namespace) -> int | None:
-    """The value of --recompute; None: all. UsageError if it is no number."""
+    """The value of --recompute; None: all. Raises UsageError if it is not a number."""
     if args.recompute == "all":
         return None
     if not re.fullmatch(r"\d{1,9}", args.recompute):
-        raise UsageError(f"argument --recompute: {args.recompute!r} is not a number, nor 'all'")
+        raise UsageError(f"argument --recompute: {args.recompute!r} is neither a number nor 'all'")
     return int(args.recompute)
 
 
 class Start:
-    """Where generation starts: an empty context, and the whole prompt is to be computed."""
+    """The start of a generation: here from an empty context, so the whole prompt is computed."""
 
     context: Context | None = None
 
     def __init__(self, llm: LLM, text: str) -> None:
-        self.prompt: str | list[int] = text  # what is left of it
+        self.prompt: str | list[int] = text  # the rest of it, which is not computed yet
 
     def prompt_read(self, completion: Completion) -> None:
-        """Called when the prompt is in the cache, before anything else goes on."""
+        """Called when the prompt is in the cache, before the first token is shown."""
 
     def close(self, completion: Completion) -> None:
         """Called at the end, if the prompt was read."""
 
 
 class PromptCache(Start):
-    """A context that begins with what the file of --prompt-cache holds."""
+    """A context that begins with the tokens in the file of --prompt-cache."""
 
     def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
         from lariat.reuse import prompt_reuse
@@ -124,11 +122,12 @@ class PromptCache(Start):
         n_reused = prompt_reuse.fit(context, self._ids, args.cache_reuse)
         self._n_computed = len(context) - n_reused
         self._seconds = time.perf_counter() - start
-        self._n_reused = min(n_reused, len(self._ids) - 1)  # the last is computed for its logits
+        # The last token is computed in any case, for its logits.
+        self._n_reused = min(n_reused, len(self._ids) - 1)
         self.prompt = self._ids[len(context) :]
 
     def prompt_read(self, completion: Completion) -> None:
-        """Write the file, unless it holds the prompt already."""
+        """Write the file, unless it has the prompt already."""
         timings = completion.timings
         timings.n_reused = self._n_reused
         timings.n_prompt += self._n_computed
@@ -140,14 +139,14 @@ class PromptCache(Start):
                 prompt_alone.save(self._path)
 
     def close(self, completion: Completion) -> None:
-        """Write the file again, with what came behind the prompt."""
+        """Write the file again, with the model's text behind the prompt."""
         if self._all and completion.token_ids:
             assert self.context
             self.context.save(self._path)
 
 
 class Library(Start):
-    """A context of chunks."""
+    """A context that begins with the chunks of --chunk."""
 
     def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
         from lariat.reuse.library import ChunkLibrary
@@ -162,7 +161,7 @@ class Library(Start):
         self._seconds = time.perf_counter() - start
 
     def prompt_read(self, completion: Completion) -> None:
-        """Count what stands before the prompt too."""
+        """Count the tokens of the chunks too."""
         timings = completion.timings
         timings.n_reused = self._n_reused
         timings.n_prompt += self._n_computed
@@ -170,7 +169,7 @@ class Library(Start):
 
 
 def start(llm: LLM, text: str, args: argparse.Namespace) -> Start:
-    """What the flags ask for. LariatError or OSError if its files are not there or do not fit."""
+    """The start that the flags ask for. Raises LariatError or OSError for files that do not fit."""
     if args.chunk:
         return Library(llm, text, args)
     return Start(llm, text) if args.prompt_cache is None else PromptCache(llm, text, args)

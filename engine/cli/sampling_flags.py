@@ -1,4 +1,4 @@
-"""The flags of every command that writes text: how long, how tokens are chosen, where it ends."""
+"""The flags of every command that writes text: its length, its end, and the sampling."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LENGTH = (
         "max_tokens",
         int,
         "N",
-        "tokens to write at most; -1: until the model ends or the context is full",
+        "maximum of tokens to write; -1: until the model ends or the context is full",
     ),
 )
-_SAMPLING = (  # in the order in which it is done
+_SAMPLING = (  # in the order of the stages
     Flag(
         ("--repeat-penalty",),
         "repeat_penalty",
@@ -35,7 +35,7 @@ _SAMPLING = (  # in the order in which it is done
         "repeat_last_n",
         int,
         "N",
-        "how many last tokens the penalties look at; 0: none, -1: the whole context",
+        "number of last tokens that the penalties look at; 0: none, -1: the whole context",
     ),
     Flag(
         ("--frequency-penalty",),
@@ -58,7 +58,7 @@ _SAMPLING = (  # in the order in which it is done
         "top_p",
         float,
         "P",
-        "keep the likeliest tokens that make up P together; 1: all",
+        "keep the likeliest tokens that together have probability P; 1: all",
     ),
     Flag(("--min-p",), "min_p", float, "P", "keep tokens at least P times as likely as the best"),
     Flag(("--temp",), "temperature", float, "T", "temperature; 0 always takes the likeliest token"),
@@ -66,7 +66,7 @@ _SAMPLING = (  # in the order in which it is done
 
 
 def add_length(text: argparse._ArgumentGroup) -> None:
-    """Add the flags of where the text ends."""
+    """Add the flags of the end of the text."""
     add_flags(text, _LENGTH, SamplingParams)
     text.add_argument(
         "-r",
@@ -75,18 +75,18 @@ def add_length(text: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="end where the model writes this text; may be given several times",
+        help="end when the model writes this text; may be given several times",
     )
     text.add_argument(
         "--ignore-eos",
         action="store_true",
-        help="write on where the model would end",
+        help="continue where the model would end",
     )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of sampling, a group of their own."""
-    sampling = parser.add_argument_group("sampling, in the order in which it is done")
+    """Add the flags of sampling, as a group."""
+    sampling = parser.add_argument_group("sampling, in the order of its stages")
     add_flags(sampling, _SAMPLING, SamplingParams, of_file=True)
     sampling.add_argument(
         "-s",
@@ -99,9 +99,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def params(args: argparse.Namespace, flags: tuple[Flag, ...] = (), **more: Any) -> SamplingParams:
-    """What they say, and `flags` of the command's own. UsageError names the flag at fault.
+    """The settings of these flags, and of `flags` of the command.
 
-    Once the model is open, `with_file` has the rest.
+    `with_file` adds those of the model's file when it is open. Raises UsageError that names the
+    flag at fault.
     """
     return checked(
         SamplingParams,
@@ -117,12 +118,12 @@ def params(args: argparse.Namespace, flags: tuple[Flag, ...] = (), **more: Any) 
 def with_file(
     params: SamplingParams, of_file: FileSampling, args: argparse.Namespace
 ) -> SamplingParams:
-    """`params`, with what the model's file asks for where no flag says otherwise."""
+    """`params`, with the sampling that the model's file asks for where no flag is given."""
     return replace(params, **_from_file(of_file, args))
 
 
 def note(of_file: FileSampling, args: argparse.Namespace) -> str:
-    """What `with_file` takes from the file and what it cannot, in a line; "" if that is nothing."""
+    """A line with the settings from the model's file, also unsupported ones; "" without any."""
     names = {flag.field: flag.names[0].lstrip("-") for flag in _SAMPLING}
     taken = ", ".join(f"{names[f]} {v:.6g}" for f, v in _from_file(of_file, args).items())
     ignored = ", ".join(of_file.ignored)

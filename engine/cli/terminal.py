@@ -1,4 +1,4 @@
-"""Where messages come from: lines of a pipe, or of a terminal with line editing and history."""
+"""Messages that are typed or piped: lines of a pipe, or of a terminal with editing and history."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from lariat.cli import console
 
@@ -15,15 +14,15 @@ _N_HISTORY = 1000  # lines in the file
 
 
 class Lines:
-    """Messages from standard input, which is no terminal. Use it in a `with` statement."""
+    """Messages from standard input that is not a terminal. Use it in a `with` statement."""
 
     is_terminal = False
 
     def read(self) -> str | None:
-        """The next message, None at the end.
+        """The next message, or None at the end.
 
-        A line; one that ends in a backslash goes on in the next, and what stands between two triple
-        quotes is one message.
+        A message is a line. A line that ends in a backslash goes on in the next line, and the lines
+        between two triple quotes are one message.
         """
         line = self._line(first=True)
         if line is None:
@@ -53,19 +52,14 @@ class Lines:
     def __enter__(self) -> Lines:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
 class Terminal(Lines):
-    """Messages that a person types. KeyboardInterrupt from `read` for Ctrl-C twice in a row.
+    """Messages that a person types. `read` raises KeyboardInterrupt for Ctrl-C twice in a row.
 
-    history: whether lines are kept in a file, for the next time.
+    history: whether lines are kept in a file for the next run.
     """
 
     is_terminal = True
@@ -75,7 +69,7 @@ class Terminal(Lines):
         self._n_before = 0
 
     def read(self) -> str | None:
-        """The next message, None for Ctrl-D."""
+        """The next message, or None for Ctrl-D."""
         is_again = False
         while True:
             try:
@@ -101,7 +95,7 @@ class Terminal(Lines):
         except EOFError:
             console.write("\n")
             return None
-        if sys.stderr is not None:  # the answers go elsewhere, the prompt has to be seen
+        if sys.stderr is not None:  # stdout goes elsewhere, but the prompt must be seen
             print(prompt, end="", file=sys.stderr, flush=True)
         line = super()._line(first)
         if line is None:
@@ -112,7 +106,7 @@ class Terminal(Lines):
         with contextlib.suppress(ImportError):
             import readline
 
-            # A paste of several lines then is one message. (Python turns it off for its own shell.)
+            # Makes a paste of several lines one message. (Python's own shell turns it off.)
             readline.parse_and_bind("set enable-bracketed-paste on")
             readline.set_auto_history(True)
             if self._history is not None:
@@ -122,23 +116,25 @@ class Terminal(Lines):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Keep what was typed, as far as there is a place for it."""
+        """Append the typed lines to the history file, if there is one."""
         if self._history is None:
             return
         with contextlib.suppress(ImportError, OSError):
             import readline
 
             self._history.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._history, os.O_CREAT | os.O_WRONLY, 0o600))  # others' eyes
+            os.close(
+                os.open(self._history, os.O_CREAT | os.O_WRONLY, 0o600)
+            )  # not readable for others
             readline.set_history_length(_N_HISTORY)
             n_new = readline.get_current_history_length() - self._n_before
             readline.append_history_file(n_new, self._history)
 
 
 def _history_path() -> Path | None:
-    """XDG's place for such files: https://specifications.freedesktop.org/basedir-spec/latest/"""
+    """The place of XDG for such files: https://specifications.freedesktop.org/basedir-spec/latest/"""
     state = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):
-        with contextlib.suppress(RuntimeError):  # nobody's home
+        with contextlib.suppress(RuntimeError):  # the user has no home
             state = str(Path.home() / ".local" / "state")
     return Path(state) / "lariat" / "chat_history" if state else None

@@ -1,4 +1,4 @@
-"""`lariat tokenize`: the token ids of a text, and the pieces they stand for."""
+"""`lariat tokenize`: the token ids of a text, and their pieces."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from lariat.cli import console, model_file, prompt
 
 _DESCRIPTION = """\
-Print the token ids of a text, one a line with its piece as the vocabulary writes it (spaces as ▁,
-odd characters escaped). A file that holds only a vocabulary will do."""
+Print the token ids of a text, one on each line with its piece as the vocabulary spells it (spaces
+as ▁, unprintable characters escaped). A file that has only a vocabulary is enough."""
 
 _EPILOG = """\
 example:
@@ -23,12 +23,12 @@ def register(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     prompt.add_arguments(parser)
-    parser.add_argument("--ids", action="store_true", help="only the ids, as [1, 2, 3]")
-    parser.add_argument("--no-bos", action="store_true", help="no begin (and end) token around it")
+    parser.add_argument("--ids", action="store_true", help="print only the ids, as [1, 2, 3]")
+    parser.add_argument("--no-bos", action="store_true", help="do not add the begin and end tokens")
     parser.add_argument(
         "--parse-special",
         action="store_true",
-        help="control tokens written in the text, such as </s>, count as those tokens",
+        help="take control tokens that are written in the text, such as </s>, for those tokens",
     )
 
 

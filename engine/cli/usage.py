@@ -1,4 +1,4 @@
-"""The parser, and how values of flags are checked: by the classes that will hold them."""
+"""The parser of the command line. The configuration classes check the values of flags."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _Config = TypeVar("_Config")
 
 
 class UsageError(Exception):
-    """The command line asks for something that makes no sense."""
+    """The command line asks for something that is not possible."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports errors as one sentence, and takes no abbreviated flags (nor does llama.cpp)."""
+    """Reports errors as one sentence. Flags cannot be abbreviated, as in llama.cpp."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -22,12 +22,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError instead of printing the usage and leaving."""
+        """Raise UsageError, instead of printing the usage and exiting."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 class Flag(NamedTuple):
-    """A flag that fills one field of a configuration class, whose default is its default."""
+    """A flag that fills one field of a configuration class, and has the default of that field."""
 
     names: tuple[str, ...]
     field: str
@@ -44,9 +44,9 @@ def add_flags(
     of_file: bool = False,
     **defaults: Any,
 ) -> None:
-    """Add flags whose defaults are those given by field name, else those of the class `config`.
+    """Add flags with the defaults of the class `config`, or with `defaults`, by field name.
 
-    With `of_file` a model's file may have others, so a flag that is not given is None.
+    With `of_file` the model's file may have other values, so a flag that is not given is None.
     """
     for flag in flags:
         default = defaults.get(flag.field, getattr(config, flag.field))
@@ -66,9 +66,10 @@ def add_flags(
 def checked(
     config: type[_Config], flags: tuple[Flag, ...], args: argparse.Namespace, **more: Any
 ) -> _Config:
-    """An instance of `config` from the flags and `more`. UsageError names the flag at fault.
+    """An instance of `config` with the values of the flags, and `more`.
 
-    A flag that is None was not given: the default of `config` holds.
+    A flag that is None was not given, so the default of `config` holds. Raises UsageError that
+    names the flag at fault.
     """
     values = {f.field: getattr(args, f.field) for f in flags if getattr(args, f.field) is not None}
     for flag in flags:

@@ -1,1 +1,14 @@
-"""Map to come."""
+"""Files: reading and checking them, and writing whole ones. Nothing of the engine is needed here.
+
+file_bytes      the bytes of a file, mapped or read
+block_formats   types of weights: blocks, decoding, rounding, in NumPy
+gguf            a GGUF file: metadata, tensors, views of their bytes
+gguf_split      a model of one GGUF file, or of several
+gguf_sampling   the sampling that a model's file asks for
+finite          looks for NaN and Inf in all weights of a file
+atomic          files that appear whole or not at all
+safetensors_io  header, version, checksum and signature of Lariat's own files
+segments        the tensor that says which slots of which blocks hold the tokens
+context_file    a context: tokens with their keys and values
+chunk_file      a chunk of a library, placed into the cache by mapping its file
+"""

@@ -1,7 +1,7 @@
-"""The bytes of a file: mapped into memory, or read from it when they are asked for.
+"""The bytes of a file: mapped into memory, or read from the file when they are asked for.
 
-A mapped file costs nothing until it is touched, but one that is cut short in place, or whose disk
-fails, ends the process with SIGBUS when it is touched then. Reading gives an error instead.
+A mapped file costs nothing until it is touched. But if it was cut short in place, or its disk
+fails, the next touch ends the process with SIGBUS. A file that is read gives an error instead.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from lariat.errors import GGUFError
 
-_READ_AT_ONCE = 1 << 30  # bytes; systems give no more than 2 GiB in one go
+_READ_AT_ONCE = 1 << 30  # bytes; systems give at most 2 GiB in one call
 
-_FILE_KINDS = {
+_FILE_TYPES = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a character device",
@@ -31,7 +31,7 @@ class MappedFile:
     """A file in memory, page by page as it is touched."""
 
     def __init__(self, file: int) -> None:
-        """Takes over the descriptor `file`."""
+        """Take over the descriptor `file`."""
         try:
             self._mapping = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
         finally:
@@ -39,11 +39,11 @@ class MappedFile:
         self.n_bytes = len(self._mapping)
 
     def head(self, n: int) -> mmap.mmap | bytes:
-        """The first `n` bytes, or more; all if there are fewer."""
+        """The first `n` bytes, or more; all bytes if there are fewer."""
         return self._mapping
 
     def view(self, start: int, n: int) -> npt.NDArray[np.uint8]:
-        """uint8 [n] in place, read-only; valid after `close`."""
+        """uint8 [n] in place, read-only. It stays valid after `close`."""
         return np.frombuffer(self._mapping, np.uint8, n, start)
 
     def release(self, start: int, n: int) -> None:
@@ -57,27 +57,27 @@ class MappedFile:
             self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def close(self) -> None:
-        """Give up the file; it is unmapped once the last view of it is gone."""
-        # Refused while views are in use; Python then unmaps the file with the last of them.
+        """Give up the file. It is unmapped when the last view of it is gone."""
+        # Python refuses while views are in use, and unmaps the file with the last of them.
         with contextlib.suppress(BufferError):
             self._mapping.close()
 
 
 class ReadFile:
-    """A file that stays on its disk; the same methods as `MappedFile`, each view a copy."""
+    """A file that stays on its disk. It has the methods of `MappedFile`; each view is a copy."""
 
     def __init__(self, path: Path, file: int) -> None:
-        """Takes over the descriptor `file`."""
+        """Take over the descriptor `file`."""
         self._path = path
         self._file = file
         self.n_bytes = os.fstat(file).st_size
 
     def head(self, n: int) -> bytes:
-        """The first `n` bytes; all if there are fewer."""
+        """The first `n` bytes; all bytes if there are fewer."""
         return self.view(0, min(n, self.n_bytes)).tobytes()
 
     def view(self, start: int, n: int) -> npt.NDArray[np.uint8]:
-        """uint8 [n], read-only. GGUFError where the file does not have them any more."""
+        """uint8 [n], read-only. Raises GGUFError if the file has become shorter."""
         out = np.empty(n, np.uint8)
         done = 0
         while done < n:
@@ -96,7 +96,7 @@ class ReadFile:
         return out
 
     def release(self, start: int, n: int) -> None:
-        """Nothing to do: the pages go with the view."""
+        """Do nothing: the memory goes with the view."""
 
     def close(self) -> None:
         """Give up the file."""
@@ -106,23 +106,22 @@ class ReadFile:
 def open_file(path: Path, use_mmap: bool) -> MappedFile | ReadFile:
     """Open a regular file that is not empty.
 
-    Raises `FileNotFoundError` and `PermissionError`, and `GGUFError` for everything else. It does
-    so before it reads anything from what is not a regular file, so it never waits on a pipe or a
-    device.
+    Raises `FileNotFoundError`, `PermissionError`, and `GGUFError` for everything else. It reads
+    nothing from other types of files, so it never waits for a pipe or a device.
     """
 
     def check(status: os.stat_result) -> None:
-        kind = stat.S_IFMT(status.st_mode)
-        if kind != stat.S_IFREG:
-            found = _FILE_KINDS.get(kind, "not a regular file")
+        file_type = stat.S_IFMT(status.st_mode)
+        if file_type != stat.S_IFREG:
+            found = _FILE_TYPES.get(file_type, "not a regular file")
             raise GGUFError(f"{path}: is {found}, expected a GGUF file")
         if status.st_size == 0:
             raise GGUFError(f"{path}: is empty, expected a GGUF file")
 
     try:
         check(os.stat(path))
-        # The name may stand for something else by now, so what was opened is looked at again;
-        # with O_NONBLOCK even a pipe opens at once.
+        # The name may belong to another file by now, so the open file is checked again. With
+        # O_NONBLOCK even a pipe opens at once.
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             check(os.fstat(file))

@@ -1,10 +1,10 @@
 """Whether all weights of a file are finite numbers.
 
-A file that was damaged on its way, or whose training or quantization went wrong, holds NaN or Inf
-in its weights or in the scales of its blocks. Nothing but reading all of them tells; the integers
-of a block can be anything. The work is NumPy's: bits are compared with those of infinity, in
-pieces that stay in the cache, by several threads. A file that is in the system's cache takes 9 GB/s
-here, most of which goes to mapping its pages.
+A file may have been damaged on its way, or its training or quantization may have gone wrong. Then
+weights, or the scales of their blocks, are NaN or Inf. The integers of a block can be anything.
+Only reading everything finds it. NumPy compares bits with those of infinity, in pieces that stay
+in the cache, with several threads: 9 GB/s for a file that the system has in its cache, most of
+which is the time to map its pages.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from lariat.errors import GGUFError
+from lariat.errors import GGUFError, quote
 from lariat.formats.block_formats import BLOCK, GGMLType
-from lariat.formats.gguf import GGUFFile, quote
+from lariat.formats.gguf import GGUFFile
 
 _PIECE = 1 << 24  # bytes of a task
-_STEP = 1 << 20  # bytes at a time, so that what NumPy writes in between stays in the cache
+_STEP = 1 << 20  # bytes at a time, so that NumPy's intermediate results stay in the cache
 
-# Of each format of a number: its unsigned integer, all bits but the sign, and infinity.
+# For each format of numbers: the unsigned integer of its bits, all bits but the sign, infinity.
 _F16, _BF16 = ("<u2", 0x7FFF, 0x7C00), ("<u2", 0x7FFF, 0x7F80)
 _F32 = ("<u4", 0x7FFF_FFFF, 0x7F80_0000)
-# Where the numbers of a block stand; the layouts are those of `quants.py`.
 NUMBERS: dict[GGMLType, tuple[tuple[str, int, int], tuple[int, ...]]] = {
     GGMLType.F32: (_F32, (0,)),
     GGMLType.F16: (_F16, (0,)),
@@ -42,15 +41,16 @@ NUMBERS: dict[GGMLType, tuple[tuple[str, int, int], tuple[int, ...]]] = {
     GGMLType.IQ4_NL: (_F16, (0,)),
     GGMLType.IQ4_XS: (_F16, (0,)),
 }
+"""Format and offsets of the numbers in a block of each type; `block_formats` has the layouts."""
 
 
 def check_tensors(
     gguf: GGUFFile, n_threads: int, progress: Callable[[float], None] | None = None
 ) -> None:
-    """Raise `GGUFError` that names the first tensor of the file with NaN or Inf in it.
+    """Raise a `GGUFError` that names the first tensor in the file with NaN or Inf in it.
 
-    Types that the engine does not know are left out: loading refuses them. `progress` gets the
-    share done, 0 to 1.
+    Types that the engine does not run are left out, because loading refuses them. `progress` is
+    called with the share that is done, 0 to 1.
     """
     todo = [info for info in gguf.tensors.values() if info.type in NUMBERS]
     total, done = max(1, sum(info.n_bytes for info in todo)), 0
@@ -75,7 +75,7 @@ def check_tensors(
 
 
 def _fault(blocks: npt.NDArray[np.uint8], type: GGMLType) -> str:
-    """What whole blocks hold that is not finite: "NaN", "Inf" or ""."""
+    """The first number in whole blocks that is not finite: "NaN", "Inf", or "" for none."""
     (bits, magnitude, infinity), offsets = NUMBERS[type]
     n_bytes = BLOCK[type][1]
     fields = [str(at) for at in offsets]
@@ -85,7 +85,7 @@ def _fault(blocks: npt.NDArray[np.uint8], type: GGMLType) -> str:
     step = _STEP // n_bytes
     for values in (blocks.view(dtype)[field] for field in fields):
         for at in range(0, len(values), step):
-            most = (values[at : at + step] & values.dtype.type(magnitude)).max()
-            if most >= infinity:
-                return "NaN" if most > infinity else "Inf"
+            largest = (values[at : at + step] & values.dtype.type(magnitude)).max()
+            if largest >= infinity:
+                return "NaN" if largest > infinity else "Inf"
     return ""

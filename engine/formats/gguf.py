@@ -1,9 +1,8 @@
 """Reader of GGUF files, versions 2 and 3: header, metadata, tensor table, zero-copy views.
 
-What the file says about itself is not believed: every count,
-length and offset is read as a Python int, which cannot overflow, and is compared with the bytes
-that remain before anything is allocated or a loop starts. So a file can cost at most the limits
-below in time and memory before it is refused.
+The file is not trusted. Every count, length and offset is read as a Python int, which cannot
+overflow, and is compared with the bytes that remain before anything is allocated or a loop starts.
+So the limits below bound the time and memory that a file can cost before it is refused.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
@@ -20,7 +19,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, NoReturn, overload
 
 import numpy as np
@@ -30,8 +29,8 @@ from lariat.errors import GGUFError, quote
 from lariat.formats.block_formats import BLOCK, REMOVED_TYPES, GGMLType, row_bytes
 from lariat.formats.file_bytes import MappedFile, ReadFile, open_file
 
-# Limits far above what real files hold (a vocabulary of 256k tokens with its merges takes 12 MiB),
-# and low enough that refusing a hostile file stays under 2 seconds and 300 MB.
+# Real files stay far below these limits: a vocabulary of 256k tokens with its merges takes 12 MiB.
+# They are low enough that a hostile file is refused within 2 seconds and 300 MB.
 MAX_HEADER_BYTES = 64 << 20  # everything before the tensor data
 _MAX_TEXT_BYTES = 24 << 20  # keys, names and single strings together; decoded they take up to 4x
 _MAX_STRINGS = 1 << 21  # elements of all string arrays together
@@ -55,12 +54,12 @@ _VALUE_TYPES = (
 _UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
 _FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f"}
 _FORMATS |= {10: "<Q", 11: "<q", 12: "<d"}
-_SCALARS = {kind: struct.Struct(text) for kind, text in _FORMATS.items()}
-_DTYPES = {kind: np.dtype(_VALUE_TYPES[kind]).newbyteorder("<") for kind in _FORMATS}
+_SCALARS = {number: struct.Struct(text) for number, text in _FORMATS.items()}
+_DTYPES = {number: np.dtype(_VALUE_TYPES[number]).newbyteorder("<") for number in _FORMATS}
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-# What people hand in by mistake, by how it begins.
+# Other files that people open by mistake, by their first bytes.
 _OTHER_FORMATS = (
     (b"FUGG", "a byte-swapped (big-endian) GGUF file"),
     (b"lmgg", "a GGML file, the format before GGUF"),
@@ -75,7 +74,7 @@ _OTHER_FORMATS = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in its file, and what it is."""
+    """Name, type, shape and place of a tensor in its file."""
 
     name: str
     shape: tuple[int, ...]  # row-major: the last is the length of a row (GGUF's ne, reversed)
@@ -95,17 +94,17 @@ class TensorInfo:
 
 
 class StringArray(Sequence[str]):
-    """Strings of a metadata array: kept as bytes, decoded when read.
+    """Strings of a metadata array, kept as bytes and decoded when they are read.
 
-    Bytes that are not UTF-8 decode to U+FFFD; `raw` gives them as they are.
+    Bytes that are not UTF-8 decode to U+FFFD; `raw` gives them unchanged.
     """
 
     __slots__ = ("_blob", "_bounds")
 
     def __init__(self, blob: bytes, bounds: npt.NDArray[np.int64]) -> None:
-        """blob: as in the file, each string after its uint64 length.
+        """blob: the strings as in the file, each after its uint64 length.
 
-        bounds: [n + 1], where in `blob` each string's length stands, and the end of the last.
+        bounds: [n + 1], the place in `blob` of each string's length, and the end of the last.
         """
         self._blob = blob
         self._bounds = bounds
@@ -135,13 +134,13 @@ class StringArray(Sequence[str]):
             yield text.decode("utf-8", "replace")
 
     def iter_raw(self) -> Iterator[bytes]:
-        """The bytes of each string, much faster than `raw` for each index."""
+        """The bytes of each string; much faster than to call `raw` for each index."""
         return iter(_strings.split(self._blob, self._bounds))
 
     def pairs(self) -> list[tuple[str, str]]:
         """The two texts around the first space of each string, in order, each pair once.
 
-        A space at the very beginning is part of the first text. Strings that are not two texts, or
+        A space at the very beginning belongs to the first text. Strings that are not two texts, or
         not UTF-8, are left out.
         """
         pairs = _strings.split_pairs(self._blob, self._bounds)
@@ -152,7 +151,7 @@ class StringArray(Sequence[str]):
 
     @property
     def longest(self) -> int:
-        """Bytes of the longest string, 0 where there is none."""
+        """Bytes of the longest string, 0 if there is none."""
         return int(np.diff(self._bounds).max(initial=8)) - 8
 
     @property
@@ -167,15 +166,15 @@ class StringArray(Sequence[str]):
 class GGUFFile:
     """An open GGUF file.
 
-    `metadata` holds str, int, float, bool; arrays of numbers as read-only NumPy arrays, arrays of
-    strings as `StringArray`, arrays of arrays as lists. It stays valid after `close`.
+    `metadata` holds str, int, float and bool, arrays of numbers as read-only NumPy arrays, arrays
+    of strings as `StringArray`, and arrays of arrays as lists. It stays valid after `close`.
 
-    Raises `FileNotFoundError` and `PermissionError`, and `GGUFError` for everything else that
-    keeps the file from being read.
+    `overrides` replace or add metadata (str, int, float or bool) after the file is read. They are
+    checked when they are used, like the file's own values. Without `use_mmap` the file is not
+    mapped; `data` reads it.
 
-    `overrides` replace or add metadata once the file is read: keys to str, int, float or bool. They
-    are checked where they are used, like the file's own values. Without `use_mmap` the file is not
-    mapped, but read when `data` is called.
+    Raises `FileNotFoundError`, `PermissionError`, and `GGUFError` for every other reason why the
+    file cannot be read.
     """
 
     path: Path
@@ -211,11 +210,11 @@ class GGUFFile:
         self.tensors = MappingProxyType(tensors)
 
     def data(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor, in place if mapped: uint8 [n_rows, row_bytes], read-only.
+        """The bytes of a tensor: uint8 [n_rows, row_bytes], read-only, in place if mapped.
 
-        n_rows is the tensor's, unless `start` and `stop` cut rows out as in a slice: without a
-        mapping only those are read. GGUFError if there is no such tensor, ValueError after `close`.
-        The view stays valid after `close`.
+        These are all rows of the tensor, or those from `start` to `stop` as in a slice. Without a
+        mapping only they are read. The view stays valid after `close`. Raises GGUFError if there
+        is no such tensor, ValueError after `close`.
         """
         info, file = self._find(name)
         rows = range(info.n_rows)[start:stop]
@@ -223,7 +222,7 @@ class GGUFFile:
         return file.view(first, len(rows) * info.row_bytes).reshape(len(rows), info.row_bytes)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
-        """Keys of the metadata, and the bytes of key, type and value as the open file has them."""
+        """Keys of the metadata, each with the bytes of key, type and value in the open file."""
         assert self._file is not None
         for key, (start, end) in self._entries.items():
             yield key, self._file.view(start, end - start).tobytes()
@@ -231,13 +230,13 @@ class GGUFFile:
     def release(self, name: str) -> None:
         """Let the system take back the pages that lie wholly inside a tensor.
 
-        The data stays readable: pages come back from the file when they are touched.
+        The data stays readable: the pages come back from the file when they are touched.
         """
         info, file = self._find(name)
         file.release(info.offset, info.n_bytes)
 
     def close(self) -> None:
-        """Give up the file; it is unmapped once the last view of it is gone. May be repeated."""
+        """Give up the file. It is unmapped when the last view of it is gone. May be repeated."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -245,12 +244,7 @@ class GGUFFile:
     def __enter__(self) -> GGUFFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _find(self, name: str) -> tuple[TensorInfo, MappedFile | ReadFile]:
@@ -270,8 +264,8 @@ class GGUFFile:
     ) -> int:
         """A whole number of the metadata.
 
-        Without the key: `default`, or GGUFError if that is None. GGUFError also for another type
-        or a value outside `minimum` to `maximum`, both included.
+        Without the key it is `default`, or a GGUFError if that is None. A value of another type, or
+        outside `minimum` to `maximum` (both included), is a GGUFError too.
         """
         value = self._get(key, int, "a whole number", default)
         self._check_range(key, value, minimum, maximum)
@@ -299,14 +293,14 @@ class GGUFFile:
         """A boolean of the metadata. Errors as in `get_int`."""
         return bool(self._get(key, bool, "true or false", default))
 
-    def _get(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any) -> Any:
+    def _get(self, key: str, types: type | tuple[type, ...], expected: str, default: Any) -> Any:
         if key not in self.metadata:
             if default is None:
                 raise GGUFError(f"{self.path}: metadata key {key} is missing, expected {expected}")
             return default
         value = self.metadata[key]
-        # Python counts True as a whole number; a GGUF bool is not one.
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        # True is an int to Python, but not to GGUF.
+        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             raise GGUFError(f"{self.path}: {key} is {_describe(value)}, expected {expected}")
         return value
 
@@ -334,16 +328,16 @@ def _describe(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return str(value)
-    kind = "string" if isinstance(value, StringArray) else getattr(value, "dtype", "array")
-    return f"an array of {len(value)} {kind}"
+    of = "string" if isinstance(value, StringArray) else getattr(value, "dtype", "array")
+    return f"an array of {len(value)} {of}"
 
 
 class _Cursor:
-    """Walks through the header; every step is checked against what remains."""
+    """Walks through the header. Every step is checked against the bytes that remain."""
 
     def __init__(self, path: Path, head: mmap.mmap | bytes, n_bytes: int) -> None:
         self.path = path
-        self.head = head  # at least what may stand before the tensor data
+        self.head = head  # at least everything that may stand before the tensor data
         self.n_bytes = n_bytes
         self.position = 0
         self.end = min(self.n_bytes, MAX_HEADER_BYTES)
@@ -355,7 +349,7 @@ class _Cursor:
         raise GGUFError(f"{self.path}: {problem}") from None
 
     def need(self, n: int, what: str) -> int:
-        """Step over `n` bytes; returns where they start."""
+        """Step over `n` bytes, and return where they start."""
         start = self.position
         if n > self.end - start:
             if n <= self.n_bytes - start:
@@ -404,31 +398,31 @@ class _Cursor:
         except UnicodeDecodeError:
             self.fail(f"{what}, {quote(raw.decode('utf-8', 'replace'))}, is not UTF-8, as expected")
 
-    def value(self, kind: int, what: str, depth: int = 0) -> Any:
-        """One metadata value of the type with number `kind`."""
-        scalar = _SCALARS.get(kind)
+    def value(self, value_type: int, what: str, depth: int = 0) -> Any:
+        """One metadata value of the type with this number."""
+        scalar = _SCALARS.get(value_type)
         if scalar is not None:
             return scalar.unpack_from(self.head, self.need(scalar.size, what))[0]
-        if kind == _STRING:
+        if value_type == _STRING:
             return self.text(what).decode("utf-8", "replace")
-        if kind == _BOOL:
+        if value_type == _BOOL:
             return bool(self.bools(1, what)[0])
-        if kind == _ARRAY:
+        if value_type == _ARRAY:
             return self.array(what, depth)
         last = len(_VALUE_TYPES) - 1
-        self.fail(f"{what} has value type {kind}, expected 0 to {last}; the file is damaged")
+        self.fail(f"{what} has value type {value_type}, expected 0 to {last}; the file is damaged")
 
     def array(self, what: str, depth: int) -> Any:
-        kind = self.u32(what)
+        value_type = self.u32(what)
         n = self.u64(what)
-        dtype = _DTYPES.get(kind)
+        dtype = _DTYPES.get(value_type)
         if dtype is not None:
             return np.frombuffer(self.take(n * dtype.itemsize, what), dtype)
-        if kind == _BOOL:
+        if value_type == _BOOL:
             return self.bools(n, what)
-        if kind == _STRING:
+        if value_type == _STRING:
             return self.strings(n, what)
-        if kind == _ARRAY:
+        if value_type == _ARRAY:
             if depth + 1 >= _MAX_DEPTH:
                 self.fail(f"{what} nests arrays deeper than the {_MAX_DEPTH} levels expected")
             self.n_inner_arrays += n
@@ -437,7 +431,7 @@ class _Cursor:
                     f"{what} holds {n} arrays, expected at most {_MAX_INNER_ARRAYS} in the file"
                 )
             return [self.array(what, depth + 1) for _ in range(n)]
-        return self.value(kind, what)  # an unknown type: says so
+        return self.value(value_type, what)  # raises the error for an unknown type
 
     def bools(self, n: int, what: str) -> npt.NDArray[np.bool_]:
         values = np.frombuffer(self.take(n, what), np.uint8)
@@ -470,20 +464,20 @@ def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     cursor.need(4, "the magic")
     version = cursor.u32("the version")
     if version not in _VERSIONS:
-        # A version is a small number; read the wrong way round its low 16 bits are 0.
+        # A version is a small number. With its bytes swapped, its low 16 bits are 0.
         if version and version & 0xFFFF == 0:
             cursor.fail("is a byte-swapped (big-endian) GGUF file, expected a little-endian one")
         cursor.fail(f"is GGUF version {version}, expected version 2 or 3")
     n_tensors = cursor.u64("the number of tensors")
     n_entries = cursor.u64("the number of metadata entries")
-    # The least an entry can take: a key of 1 byte with its length, a type, a value of 1 byte;
-    # the least of a tensor: a name of 1 byte with its length, n_dims, one dim, type, offset.
-    for n, least, what in ((n_entries, 14, "metadata entries"), (n_tensors, 33, "tensors")):
+    # The smallest entry has a key of 1 byte with its length, a type and a value of 1 byte. The
+    # smallest tensor has a name of 1 byte with its length, n_dims, one dim, type and offset.
+    for n, min_bytes, what in ((n_entries, 14, "metadata entries"), (n_tensors, 33, "tensors")):
         if n > _MAX_ENTRIES:
             cursor.fail(f"announces {n} {what}, expected at most {_MAX_ENTRIES}")
-        if n * least > cursor.n_bytes - cursor.position:
+        if n * min_bytes > cursor.n_bytes - cursor.position:
             cursor.fail(
-                f"announces {n} {what}, which take at least {n * least} bytes, "
+                f"announces {n} {what}, which take at least {n * min_bytes} bytes, "
                 f"found {cursor.n_bytes - cursor.position}; the file is truncated or damaged"
             )
     return version, n_tensors, n_entries
@@ -492,7 +486,7 @@ def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
 def _read_metadata(
     cursor: _Cursor, n_entries: int
 ) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-    """Values by key, and from where to where each entry stands in the file."""
+    """Values by key, and where each entry begins and ends in the file."""
     metadata: dict[str, Any] = {}
     entries: dict[str, tuple[int, int]] = {}
     for i in range(n_entries):
@@ -501,12 +495,13 @@ def _read_metadata(
         if key in metadata:
             cursor.fail(f"metadata key {quote(key)} is there twice, expected once")
         what = f"metadata entry {quote(key)}"
-        kind = cursor.u32(what)
-        metadata[key] = cursor.value(kind, what)
+        value_type = cursor.u32(what)
+        metadata[key] = cursor.value(value_type, what)
         entries[key] = (start, cursor.position)
-        # Checked here, where the type is still known: a wrong alignment would shift all tensors.
-        if key == "general.alignment" and kind != _UINT32:
-            cursor.fail(f"general.alignment is of type {_VALUE_TYPES[kind]}, expected uint32")
+        # Checked here, while the type is known: a wrong alignment would shift all tensors.
+        if key == "general.alignment" and value_type != _UINT32:
+            found = _VALUE_TYPES[value_type]
+            cursor.fail(f"general.alignment is of type {found}, expected uint32")
     return metadata, entries
 
 
@@ -547,7 +542,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, 
 
 
 def _read_tensor(cursor: _Cursor, name: str, alignment: int) -> TensorInfo:
-    """One line of the tensor table after its name; the offset is left as the file has it."""
+    """One line of the tensor table behind its name. The offset is still that of the file."""
     what = f"tensor {quote(name)}"
     n_dims = cursor.u32(what)
     if not 1 <= n_dims <= _MAX_DIMS:
@@ -560,19 +555,19 @@ def _read_tensor(cursor: _Cursor, name: str, alignment: int) -> TensorInfo:
     if math.prod(shape) > _MAX_ELEMENTS:
         cursor.fail(f"{what} has shape {shape}, expected at most 2^63 - 1 elements")
     try:
-        kind = GGMLType(number)
+        tensor_type = GGMLType(number)
     except ValueError:
         known = f" ({REMOVED_TYPES[number]}, no longer in use)" if number in REMOVED_TYPES else ""
         cursor.fail(
             f"{what} has type {number}{known}, expected a type of ggml from 0 to "
             f"{max(GGMLType).value}"
         )
-    if shape[-1] % BLOCK[kind][0]:
+    if shape[-1] % BLOCK[tensor_type][0]:
         cursor.fail(
             f"{what} has rows of {shape[-1]} weights, expected a multiple of "
-            f"{BLOCK[kind][0]} for type {kind.name}"
+            f"{BLOCK[tensor_type][0]} for type {tensor_type.name}"
         )
     if offset % alignment:
         cursor.fail(f"{what} has offset {offset}, expected a multiple of {alignment}")
-    n_bytes = math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
-    return TensorInfo(name, shape, kind, offset, n_bytes)
+    n_bytes = math.prod(shape[:-1]) * row_bytes(tensor_type, shape[-1])
+    return TensorInfo(name, shape, tensor_type, offset, n_bytes)

@@ -1,7 +1,7 @@
-"""How a model's file asks to be sampled: the keys general.sampling.*.
+"""The sampling that a model's file asks for: the keys general.sampling.*.
 
-Names and meaning are those of llama.cpp (common/common.cpp, src/llama-arch.cpp). What
-Lariat does not have, mirostat, XTC and another order of the stages, is left out and named.
+Names and meaning are those of llama.cpp (common/common.cpp, src/llama-arch.cpp). Lariat has no
+mirostat, no XTC and no other order of the stages. Wishes for these are ignored, and listed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REAL = {
 }
 _MISSING = ("mirostat", "xtc_probability")  # stages that do not exist here; 0: off
 
-# The stages of `sampler.py` in their order, and what a stage that a sequence leaves out is set to.
+# The stages of the sampler in their order, each with the values that switch it off.
 _STAGES: dict[str, dict[str, float]] = {
     "penalties": {"repeat_penalty": 1.0},
     "top_k": {"top_k": 0},
@@ -33,16 +33,16 @@ _STAGES: dict[str, dict[str, float]] = {
     "min_p": {"min_p": 0.0},
     "temperature": {"temperature": 1.0},
 }
-_IDLE = ("dry", "top_n_sigma", "xtc")  # stages that do nothing unless other settings ask for it
+_IDLE = ("dry", "top_n_sigma", "xtc")  # stages that do nothing unless other settings ask for them
 
 
 @dataclass(frozen=True)
 class FileSampling:
-    """What a file says of sampling."""
+    """The sampling that a file asks for."""
 
     params: SamplingParams  # llama.cpp's defaults, and the file's values over them
     asked: Mapping[str, Any]  # field of SamplingParams to the file's value
-    ignored: tuple[str, ...]  # keys whose wish is not met, without their prefix
+    ignored: tuple[str, ...]  # keys that are not supported, without their prefix
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> FileSampling:
@@ -52,7 +52,7 @@ class FileSampling:
             for key, field in names.items():
                 if _PREFIX + key in gguf.metadata:
                     asked[field] = get(_PREFIX + key)
-        # Below 0 both are as 0 is: all tokens, and the likeliest.
+        # Numbers below 0 mean the same as 0: all tokens, and the likeliest token.
         asked |= {f: max(asked[f], 0) for f in ("top_k", "temperature") if f in asked}
         ignored = [key for key in _MISSING if gguf.get_float(_PREFIX + key, default=0.0) > 0]
         left_out = _left_out(gguf.get_str(_PREFIX + "sequence", default=""))
@@ -66,9 +66,9 @@ class FileSampling:
 
 
 def _left_out(sequence: str) -> dict[str, float] | None:
-    """Values that switch off the stages that `sequence` does not name.
+    """The values that switch off the stages that `sequence` does not name.
 
-    None if it has them in another order, or stages that are not here. An empty one says nothing.
+    None if it names them in another order, or names others. An empty `sequence` switches off none.
     """
     names = [name for name in sequence.split(";") if name not in _IDLE]
     if not sequence:

@@ -1,4 +1,4 @@
-"""What a benchmark measures, what that costs at least, and what came out.
+"""Cases of a benchmark, the least that each must read and multiply, and results.
 
 Names and fields are those of llama-bench of llama.cpp where it has them.
 """
@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 from lariat import _kernels
-from lariat.architectures.weights import Linear, Weights
+from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS
 from lariat.cache.kv_cache import cache_bytes, check_types
 from lariat.config import ModelConfig, RopeConfig
 from lariat.errors import ContextError
 from lariat.formats.gguf import GGUFFile
+from lariat.measure.disturbance import Usage, add_up
 
-# What llama.cpp pull request 3234 reported for the cache that is rotated when it is read, as a
-# share of the speed of the rotated cache.
+# Speed of the cache that is rotated when it is read, divided by the speed of the one that is
+# rotated when it is written, as llama.cpp pull request 3234 reported it.
 PUBLISHED_RATIOS = {
     "pp512": 1.06,
     "tg128": 0.97,
@@ -37,11 +38,11 @@ PUBLISHED_RATIOS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure, on one model."""
+    """One test of one model."""
 
     n_prompt: int = 0  # tokens computed in batches ...
     n_gen: int = 0  # ... then decoded one by one
-    n_depth: int = 0  # tokens in the context before
+    n_depth: int = 0  # tokens in the cache before
     n_threads: int = 1  # of decoding
     n_threads_batch: int = 1  # of prompts
     n_batch: int = 2048
@@ -49,7 +50,7 @@ class Case:
     cache: str = "roped"
     type_k: str = "f16"
     type_v: str = "f16"
-    n_sequences: int = 1  # that do all this together, each in a context of its own
+    n_sequences: int = 1  # sequences that do all this in one batch
     rope: RopeConfig = field(default_factory=RopeConfig)
 
     @property
@@ -60,8 +61,8 @@ class Case:
         return "+".join(parts) + (f" @ d{self.n_depth}" if self.n_depth else "")
 
     @property
-    def kind(self) -> str:
-        """ "prompt", "decode", or "both": which ceiling bounds it."""
+    def phase(self) -> str:
+        """ "prompt", "decode", or "both". The ceiling that bounds a case depends on it."""
         return "both" if self.n_prompt and self.n_gen else "prompt" if self.n_prompt else "decode"
 
     @property
@@ -75,7 +76,7 @@ class Case:
         return self.n_depth + self.n_prompt + self.n_gen
 
 
-# From the slowest to the fastest, as llama-bench has them; the cache changes faster still.
+# From the outermost loop to the innermost, as in llama-bench. The cache changes faster still.
 _ORDER = (
     "n_batch",
     "n_ubatch",
@@ -95,8 +96,8 @@ def combinations(
 ) -> list[Case]:
     """Make a case of every combination: (n_prompt, n_gen) pairs with lists of the other fields.
 
-    Without `n_threads_batch`, prompts use the threads of decoding. Strategies of the cache come
-    next to each other, because they are there to be compared.
+    Without `n_threads_batch`, prompts use the threads of decoding. Cases that differ in the cache
+    alone stand next to each other, because they are there to be compared.
     """
     outer = [name for name in _ORDER if name in values]
     cases = []
@@ -110,8 +111,8 @@ def combinations(
 
 
 def check_fits(case: Case, config: ModelConfig, name: str) -> None:
-    """Raise ContextError if the case is longer than the context of the model `name`, and nothing
-    is said of its positions; ModelError if the model cannot have the case's cache types."""
+    """Raise ContextError if the case is longer than the trained context of the model `name` and no
+    RoPE scaling is asked for; ModelError if the model cannot have the case's cache types."""
     check_types(config, case.type_k, case.type_v)
     if case.n_positions > config.n_ctx_train and case.rope == RopeConfig():
         depth = f"at depth {case.n_depth} " if case.n_depth else ""
@@ -123,10 +124,10 @@ def check_fits(case: Case, config: ModelConfig, name: str) -> None:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a file holds, as a benchmark reports it."""
+    """Size and types of a model file, as a benchmark reports them."""
 
     path: str
-    type: str  # "llama 7B Q4_0": architecture, parameters, the type of most of them
+    type: str  # "llama 7B Q4_0": architecture, parameters, commonest type
     n_bytes: int  # of all tensors
     n_params: int
     use_mmap: bool = True  # the file was mapped, not read
@@ -158,7 +159,7 @@ def _short(n_params: int) -> str:
 
 @dataclass
 class Result:
-    """Times of one case, with what is needed to judge them."""
+    """Times of one case, and the figures that are needed to judge them."""
 
     case: Case
     model: ModelFacts
@@ -170,6 +171,8 @@ class Result:
     samples_ns: list[int] = field(default_factory=list)
     bandwidths: list[float] = field(default_factory=list)  # bytes/s, beside samples of decode
     int8_peaks: list[float] = field(default_factory=list)  # products/s, beside those of prompts
+    usages: list[Usage] = field(default_factory=list)  # of processors, during the repetitions
+    load_averages: list[float] = field(default_factory=list)  # before each repetition
     peak_memory: int = 0  # bytes of the process, up to the last repetition
 
     @property
@@ -199,32 +202,46 @@ class Result:
 
     @property
     def read_bandwidth(self) -> float | None:
-        """Bytes a second that as many threads read at the time; of decode only."""
+        """Bytes a second that as many threads can read, measured beside decode; else None."""
         return statistics.fmean(self.bandwidths) if self.bandwidths else None
 
     @property
     def int8_peak(self) -> float | None:
-        """Products of bytes a second that as many threads do at the time; of prompts only."""
+        """Products of bytes a second of as many threads, measured beside prompts; else None."""
         return statistics.fmean(self.int8_peaks) if self.int8_peaks else None
 
     @property
     def share_of_bandwidth(self) -> float | None:
-        """What decode reaches of the read bandwidth."""
+        """Share of the read bandwidth that decode reaches."""
         if self.read_bandwidth is None:
             return None
         return self.avg_ts * self.bytes_per_token / self.read_bandwidth
 
     @property
     def share_of_int8_peak(self) -> float | None:
-        """What a prompt's matrices reach of the int8 peak."""
+        """Share of the int8 peak that a prompt's matrices reach."""
         if self.int8_peak is None or self.macs_per_token is None:
             return None
         return self.avg_ts * self.macs_per_token / self.int8_peak
 
-    def add(self, ns: int) -> None:
-        """Book a repetition."""
+    @property
+    def load_average(self) -> float | None:
+        """Mean number of runnable threads, ours included; None where the system does not say."""
+        return statistics.fmean(self.load_averages) if self.load_averages else None
+
+    @property
+    def usage(self) -> Usage | None:
+        """Use of the processors over all repetitions; None where the system does not count it."""
+        return add_up(self.usages)
+
+    def add(self, ns: int, usage: Usage | None = None, load_average: float | None = None) -> None:
+        """Add a repetition, with the use of the processors meanwhile and the load before."""
         self.test_time = self.test_time or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.samples_ns.append(ns)
+        if usage is not None:
+            self.usages.append(usage)
+        if load_average is not None:
+            self.load_averages.append(load_average)
 
 
 def _deviation(samples: Sequence[float]) -> float:
@@ -232,16 +249,10 @@ def _deviation(samples: Sequence[float]) -> float:
 
 
 class Cost:
-    """What a case reads and multiplies at least."""
+    """The least that a case reads and multiplies."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        inner = [
-            value.weight
-            for layer in weights.layers
-            for value in vars(layer).values()
-            if isinstance(value, Linear)
-        ]
-        output = weights.output.weight
+        inner, output = list(weights.matrices()), weights.output.weight
         self._config = config
         # The embedding is left out: a token reads one row of it.
         self.weight_bytes = sum(
@@ -252,49 +263,51 @@ class Cost:
         self._int8_macs = sum(m.n_rows * m.n_cols for m in inner if m.quantized)
 
     def bytes_per_token(self, case: Case) -> float:
-        """Bytes that a token must bring from memory, on average over the case.
+        """Bytes that a token must read from memory, on average over the case.
 
-        Each forward pass reads all matrices (interleaved as they are in memory; not the embedding)
-        and the keys and values that its tokens see.
+        Each forward pass reads all matrices but the embedding, and the keys and values that its
+        tokens attend to.
         """
         c = self._config
         position = cache_bytes(c, SLOTS, case.type_k, case.type_v) / SLOTS
-        n_passes, n_seen = 0, 0.0
-        for sizes in _passes([case.n_prompt] * case.n_sequences, case):
+        n_passes, n_attended = 0, 0.0
+        for ends in _passes([case.n_prompt] * case.n_sequences, case):
             n_passes += 1
-            n_seen += sum(case.n_depth + end for end in sizes)
+            n_attended += sum(case.n_depth + end for end in ends)
         first = case.n_depth + case.n_prompt
-        passes_a_step = len(_passes([1] * case.n_sequences, case)) if case.n_gen else 0
-        n_passes += passes_a_step * case.n_gen
-        n_seen += case.n_sequences * case.n_gen * (first + (case.n_gen + 1) / 2)
-        return (n_passes * self.weight_bytes + n_seen * position) / max(case.n_tokens, 1)
+        n_passes_a_token = len(_passes([1] * case.n_sequences, case)) if case.n_gen else 0
+        n_passes += n_passes_a_token * case.n_gen
+        n_attended += case.n_sequences * case.n_gen * (first + (case.n_gen + 1) / 2)
+        return (n_passes * self.weight_bytes + n_attended * position) / max(case.n_tokens, 1)
 
     def macs_per_token(self, case: Case) -> float | None:
-        """Products with weights for a token of a prompt; None if most weights are floats.
+        """Products with weights for a token of a prompt; None where most weights are floats.
 
         The output matrix counts once a prompt, because only the last token's logits are wanted.
         """
-        if case.kind != "prompt" or 2 * self._int8_macs < self._inner_macs:
+        if case.phase != "prompt" or 2 * self._int8_macs < self._inner_macs:
             return None
         return self._inner_macs + self._output_macs / case.n_prompt
 
 
 def _passes(lengths: list[int], case: Case) -> list[list[int]]:
-    """Cut sequences of tokens into forward passes as `_Cache.prompt` does.
+    """Cut sequences of tokens into forward passes, as a benchmark does.
 
-    Returns for each pass where its pieces end, counted from the start of their sequence.
+    Returns the ends of the parts of each pass, counted from the start of their sequence.
     """
-    room_batch = room = 0
+    n_left_of_batch = n_left_of_pass = 0
     passes: list[list[int]] = []
     for length in lengths:
         at = 0
         while at < length:
-            if room_batch == 0:
-                room_batch, room = case.n_batch, 0
-            if room == 0:
-                room = min(case.n_ubatch, room_batch)
+            if n_left_of_batch == 0:
+                n_left_of_batch, n_left_of_pass = case.n_batch, 0
+            if n_left_of_pass == 0:
+                n_left_of_pass = min(case.n_ubatch, n_left_of_batch)
                 passes.append([])
-            take = min(room, length - at)
-            at, room, room_batch = at + take, room - take, room_batch - take
+            n = min(n_left_of_pass, length - at)
+            at += n
+            n_left_of_pass -= n
+            n_left_of_batch -= n
             passes[-1].append(at)
     return passes

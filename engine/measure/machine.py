@@ -1,8 +1,8 @@
-"""What this machine can do at best, and what a process takes of it: the ceilings of a benchmark.
+"""The best that this machine can do, and the memory of this process: the ceilings of a benchmark.
 
 Decoding is bounded by the rate at which memory is read, a prompt by the rate at which bytes are
-multiplied, its attention by that of floats. They drift with the neighbours of a virtual machine, so
-they are measured in the same run as what is compared with them.
+multiplied, and attention in it by the rate for floats. These rates drift with the neighbours of a
+virtual machine, so they are measured in the same run as the speeds that are compared with them.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from lariat import _kernels, _machine
 from lariat.errors import LariatError
 from lariat.os_memory import allocate
+from lariat.runtime import threads
 
 _READ_BYTES = 1 << 30  # well beyond any cache
-_LEAST_BYTES = 64 << 20
+_MIN_READ_BYTES = 64 << 20
 _READ_PASSES = 3  # long ones: neighbours share the memory, and decode reads all the time
-_MULTIPLY_PASSES = 20  # short ones, so that on a busy system some run undisturbed
+_MULTIPLY_PASSES = 20  # short ones, so that some run undisturbed on a busy system
 _PASS_SECONDS = 0.005
 
 
 class Probe:
     """Measures the ceilings with the instruction set in use.
 
-    Holds the memory that it reads, which counts as this process's: `n_bytes` of it.
+    It holds `n_bytes` of memory to read, which count as this process's.
     """
 
     def __init__(self, n_threads: int, n_bytes: int | None = None) -> None:
-        """`n_threads` threads touch the memory first, so that it lies where they run."""
+        """Let `n_threads` threads touch the memory first, so that it lies where they run."""
         if n_bytes is None:
-            n_bytes = max(_LEAST_BYTES, min(_READ_BYTES, _available_memory() // 8))
+            n_bytes = max(_MIN_READ_BYTES, min(_READ_BYTES, _available_memory() // 8))
         n_bytes = -(-n_bytes // _machine.STEP_BYTES) * _machine.STEP_BYTES
         self.n_bytes = n_bytes
         self._memory: np.ndarray = allocate(n_bytes)
@@ -45,7 +46,7 @@ class Probe:
         self._n_steps = 256
 
     def read_bandwidth(self, n_threads: int, n_passes: int = _READ_PASSES) -> float:
-        """Bytes a second that `n_threads` threads read, the best of `n_passes` passes."""
+        """Bytes a second that `n_threads` threads read: the best of `n_passes` passes."""
         isa = _kernels.isa()
         best = min(_seconds(_machine.read, self._memory, isa, n_threads) for _ in range(n_passes))
         return self.n_bytes / best
@@ -76,24 +77,27 @@ def _seconds(work: Callable[..., object], *args: object) -> float:
 
 
 class Pins:
-    """Keeps each thread of the kernels on a processor of its own, and lets go of them again.
+    """Keeps each thread of the kernels on a processor of its own; use it in a `with` statement.
 
-    The first threads get different cores; only when those run out do two share one. Use it in a
-    `with` statement. Raises LariatError where the system cannot do it.
+    Threads share a core only if there are more threads than cores. Raises LariatError if the system
+    cannot do it.
     """
 
     def __init__(self) -> None:
         if not hasattr(os, "sched_setaffinity") or not _machine.thread_ids(1):
             raise LariatError("this system cannot keep threads on processors")
         self._before = os.sched_getaffinity(0)
-        self._processors = processors()
-        self.n_processors = len(self._processors)  # a pinned thread asks the system in vain
+        self._processors = processors(threads.cores())
+        self.n_processors = len(self._processors)  # the system would tell a pinned thread 1
         self._placed: set[int] = set()
         self._n_threads = 0
 
     def place(self, n_threads: int) -> None:
-        """Pin a team of `n_threads`. Call it whenever the number of threads changes: OpenMP ends
-        threads that it does not need and starts others."""
+        """Pin a team of `n_threads`.
+
+        Call it whenever the number of threads changes: OpenMP ends threads that it does not need,
+        and starts others.
+        """
         if n_threads == self._n_threads:
             return
         self._n_threads = n_threads
@@ -124,25 +128,14 @@ def _set_affinity(thread: int, processors: Iterable[int]) -> None:
         raise LariatError(f"cannot keep threads on processors: {error.strerror}") from None
 
 
-def processors(topology: str = "/sys/devices/system/cpu") -> list[int]:
-    """Processors that this process may use: one of each core first, then their siblings."""
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range(os.cpu_count() or 1))
-    seen: dict[str, int] = {}
-    turns = []
-    for cpu in sorted(os.sched_getaffinity(0)):
-        try:
-            siblings = Path(topology, f"cpu{cpu}", "topology", "thread_siblings_list")
-            core = siblings.read_text().strip()
-        except OSError:
-            core = str(cpu)
-        seen[core] = seen.get(core, 0) + 1
-        turns.append((seen[core], cpu))
-    return [cpu for _, cpu in sorted(turns)]
+def processors(cores: Sequence[Sequence[int]]) -> list[int]:
+    """The processors of `cores` (see `threads.cores`): one of each core first, then the others."""
+    ranks = ((rank, cpu) for core in cores for rank, cpu in enumerate(core))
+    return [cpu for _, cpu in sorted(ranks)]
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process has held at once, since `reset_peak_memory`."""
+    """The peak of this process's memory in bytes, since its start or `reset_peak_memory`."""
     n_kib = _read_kib("/proc/self/status", "VmHWM")
     if n_kib is not None:
         return n_kib * 1024
@@ -151,7 +144,7 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Start counting anew, where the system allows it (Linux: proc(5), clear_refs)."""
+    """Forget the peak so far, if the system allows it (Linux: proc(5), clear_refs)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -174,7 +167,7 @@ def _available_memory() -> int:
 
 
 def _read_kib(path: str, key: str) -> int | None:
-    """Number behind `key` in a file of lines such as "VmHWM:   1234 kB"."""
+    """The number behind `key` in a file of lines such as "VmHWM:   1234 kB"."""
     try:
         for line in Path(path).read_text().splitlines():
             if line.startswith(f"{key}:"):

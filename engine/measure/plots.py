@@ -1,7 +1,7 @@
-"""Pictures of what `lariat bench` measured. Needs matplotlib, the extra `plot`.
+"""Pictures of the results of `lariat bench`. Needs matplotlib, the extra `plot`.
 
-Made to be read in print too: colours that differ for colour-blind eyes, a marker of its own for
-each curve and a line style for each cache beside them.
+They can be read in print and by the colour-blind: each curve has a marker of its own, each cache a
+line style, and the colours are those of Okabe and Ito.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: the seventh differs
 _LINES = {"roped": "-", "raw": "--"}
 _PANEL = (4.8, 3.8)  # inches
-_KINDS = {"prompt": "Reading a prompt", "decode": "Writing", "both": "A prompt, then writing"}
-# What may tell one curve from another, and how a label says it
+_PHASES = {"prompt": "Reading a prompt", "decode": "Writing", "both": "A prompt, then writing"}
+# Fields in which curves may differ, and the text of each in a label
 _TRAITS = {
     "cache": "{}",
     "n_prompt": "pp{}",
@@ -42,15 +42,15 @@ _TRAITS = {
 
 
 def has_axis(cases: Sequence[Case]) -> bool:
-    """Whether there is anything to draw a curve over: numbers of threads, or depths."""
+    """Return whether numbers of threads or depths vary, so that a curve can be drawn over them."""
     return any(_vary(cases, name) for name in ("n_threads", "n_depth"))
 
 
 class Picture:
-    """A file that will hold a picture; checked when this is made, so that no long run is in vain.
+    """A file that will hold a picture. It is opened at once, so that a bad path ends no long run.
 
-    In a `with` statement: a file that was made for nothing is removed again. Raises LariatError
-    without matplotlib or for a format that it does not know, OSError if the file cannot be written.
+    Use it in a `with` statement, which removes the new file again if nothing was drawn. Raises
+    LariatError without matplotlib or for an unknown format, OSError if the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -83,26 +83,26 @@ class Picture:
         A row of panels each, where several were measured; a column for prompts and for writing.
         """
         cases = [result.case for result in results]
-        kinds = [kind for kind in _KINDS if any(case.kind == kind for case in cases)]
+        phases = [phase for phase in _PHASES if any(case.phase == phase for case in cases)]
         axes = [name for name in ("n_threads", "n_depth") if _vary(cases, name)]
-        figure = self._figure(len(axes), len(kinds), results)
-        panels = figure.subplots(len(axes), len(kinds), squeeze=False)
+        figure = self._figure(len(axes), len(phases), results)
+        panels = figure.subplots(len(axes), len(phases), squeeze=False)
         for axis, row in zip(axes, panels, strict=True):
-            for kind, panel in zip(kinds, row, strict=True):
-                chosen = [result for result in results if result.case.kind == kind]
+            for phase, panel in zip(phases, row, strict=True):
+                chosen = [result for result in results if result.case.phase == phase]
                 if axis == "n_depth":  # at one number of threads: the row above has the others
-                    most = _most_threads(chosen, n_processors)
-                    chosen = [result for result in chosen if result.case.n_threads == most]
+                    n_max = _max_threads(chosen, n_processors)
+                    chosen = [result for result in chosen if result.case.n_threads == n_max]
                 curves = _curves(chosen, axis)
                 for i, (label, points) in enumerate(curves):
                     _draw_speed(panel, points, axis, i, label)
-                title = _KINDS[kind] + _test([result.case for result in chosen])
+                title = _PHASES[phase] + _test([result.case for result in chosen])
                 if axis == "n_threads":
                     _mark_threads(panel, curves, n_processors)
                     panel.set_xlabel("threads")
                 else:
-                    panel.set_xlabel("depth: tokens in the context before")
-                    title += f", {most} thread{'s' * (most > 1)}"
+                    panel.set_xlabel("depth: tokens in the cache before")
+                    title += f", {n_max} thread{'s' * (n_max > 1)}"
                 panel.set_title(title)
                 panel.set_ylabel("tokens per second")
                 panel.set_ylim(bottom=0)
@@ -110,7 +110,7 @@ class Picture:
         figure.savefig(self._path)
 
     def draw_table(self, results: Sequence[Result]) -> None:
-        """Draw the ratio of the raw to the roped cache, beside what llama.cpp's draft had, and the
+        """Draw the ratio of the raw to the roped cache, beside that of llama.cpp's draft, and the
         speed of both."""
         figure = self._figure(1, 2, results)
         ratio_panel, speed_panel = figure.subplots(1, 2)
@@ -137,7 +137,7 @@ class Picture:
         ratio_panel.axhline(1, color="0.6", linewidth=0.8, zorder=0)
         ratio_panel.set_ylim(0, max(1.2, ratio_panel.get_ylim()[1]))
         ratio_panel.set_ylabel("speed of the raw cache / roped")
-        ratio_panel.set_title("What rotating on read costs")
+        ratio_panel.set_title("Cost of rotating on read")
         speed_panel.set_yscale("log")
         speed_panel.set_ylabel("tokens per second")
         speed_panel.set_title("Speed of both caches")
@@ -159,20 +159,20 @@ def _vary(cases: Sequence[Case], name: str) -> bool:
     return len({getattr(case, name) for case in cases}) > 1
 
 
-def _most_threads(results: Sequence[Result], n_processors: int) -> int:
-    """The most that have a processor each; the fewest if none has."""
+def _max_threads(results: Sequence[Result], n_processors: int) -> int:
+    """Return the largest number that has a processor for each thread, or else the smallest."""
     counts = {result.case.n_threads for result in results}
     return max((n for n in counts if n <= n_processors), default=min(counts))
 
 
 def _test(cases: Sequence[Case]) -> str:
-    """What they measure, where it is the same."""
+    """Name of the test in brackets, where it is the same for all cases."""
     names = {replace(case, n_depth=0).name for case in cases}
     return f" ({names.pop()})" if len(names) == 1 else ""
 
 
 def _curves(results: Sequence[Result], axis: str) -> list[tuple[str, list[Result]]]:
-    """Results that differ in `axis` only make a curve; each with what tells it from the others."""
+    """Group results that differ in `axis` alone into curves. Returns a label and points of each."""
     curves: dict[tuple[object, ...], list[Result]] = {}
     for result in results:
         traits = (getattr(result.case, name) for name in _TRAITS if name != axis)
@@ -184,7 +184,7 @@ def _curves(results: Sequence[Result], axis: str) -> list[tuple[str, list[Result
 
 
 def _labels(results: Sequence[Result], leave_out: Sequence[str]) -> list[str]:
-    """What tells each of the results from the others; the cache in any case."""
+    """Make labels of the fields in which the results differ, and of the cache in any case."""
     names = [
         name
         for name in _TRAITS
@@ -201,7 +201,7 @@ def _labels(results: Sequence[Result], leave_out: Sequence[str]) -> list[str]:
 
 
 def _style(cache: str, i: int) -> dict[str, Any]:
-    """Of the i-th curve of a panel."""
+    """Colour, marker and line style of the i-th curve of a panel."""
     marker, colour = _MARKERS[i % len(_MARKERS)], _COLOURS[i % len(_COLOURS)]
     return {"color": colour, "marker": marker, "linestyle": _LINES[cache]}
 
@@ -219,7 +219,7 @@ def _draw_speed(panel: Axes, points: list[Result], axis: str, i: int, label: str
 
 
 def _mark_threads(panel: Axes, curves: list[tuple[str, list[Result]]], n_processors: int) -> None:
-    """The ideal line, from the best of the starts, and where threads have to share processors."""
+    """Draw the ideal line from the best start, and shade where threads must share processors."""
     counts = sorted({result.case.n_threads for _, points in curves for result in points})
     if not counts:
         return
@@ -244,17 +244,17 @@ def _mark_threads(panel: Axes, curves: list[tuple[str, list[Result]]], n_process
 def _draw_tests(
     panel: Axes, names: list[str], values: dict[str, float], style: dict[str, Any], label: str
 ) -> None:
-    """A line over the tests that write; those of prompts stand apart from it."""
-    for kind in ("tg", "pp"):
-        chosen = [name for name in values if name.startswith(kind)]
+    """Draw a line through the tests of decoding, and markers without a line for prompts."""
+    for phase in ("tg", "pp"):
+        chosen = [name for name in values if name.startswith(phase)]
         panel.plot(
             [names.index(name) for name in chosen],
             [values[name] for name in chosen],
             markersize=5,
             label=label,
-            **(style if kind == "tg" else style | {"linestyle": "none"}),
+            **(style if phase == "tg" else style | {"linestyle": "none"}),
         )
-        label = "_"  # said once in the legend
+        label = "_"  # a second entry in the legend would say the same
 
 
 def _finish(panel: Axes, legend_below: bool = False) -> None:

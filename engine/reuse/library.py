@@ -21,16 +21,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from lariat.cache.blocks import SLOTS
+from lariat.cache.kv_cache import FileBlocks
 from lariat.errors import ContextError, quote
-from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, save
-from lariat.formats.context_file import written_beside
-
-if TYPE_CHECKING:
-    from lariat.llm import LLM
+from lariat.formats.atomic import SUFFIX, written_beside
+from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, check_fits, save
+from lariat.runtime.context import Placement
+from lariat.runtime.runner import Runner
 
 _INDEX, _LOCK, _SUFFIX = "index.json", ".lock", ".safetensors"
 
@@ -59,6 +59,47 @@ class Entry:
             raise ValueError("an entry of another form than a library writes")
 
 
+class Engine(Protocol):
+    """The side of an `LLM` that computes a document."""
+
+    runner: Runner
+
+    def tokenize(self, text: str, add_bos: bool = True) -> list[int]:
+        """Token ids of `text`."""
+
+
+class Chunk(StoredChunk):
+    """A document of a library, for `Context.append` and `Context.insert`."""
+
+    def plan(
+        self, runner: Runner, before: list[int], is_empty: bool, recompute: int | None
+    ) -> Placement:
+        """Plan to put the document behind the tokens `before` of a context.
+
+        An empty context gets the sink too. Behind the sink alone the document stands where it was
+        computed; elsewhere its first `recompute` tokens (None: all) are recomputed. ValueError for
+        a bad number, ContextError for a cache of another signature and for a damaged file.
+        """
+        if recompute is not None and recompute < 0:
+            raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
+        self.check_signature(runner.signature(len(self.sink) + len(self)))
+        check_fits(self, *runner.cache.block_shape)
+        try:
+            whole = runner.check_ids([*self.sink, *self.tokens])
+        except ContextError:
+            raise
+        except ValueError as error:
+            raise ContextError(f"{self.path}: is damaged: {error}") from None
+        ids = whole if is_empty else whole[len(self.sink) :]
+        is_there = before in ([], self.sink)
+        n_recompute = len(ids) if recompute is None else 0 if is_there else min(recompute, len(ids))
+        blocks = FileBlocks(
+            self.segments, self.keys, self.values, self.file.fileno(),
+            self.offsets["keys"], self.offsets["values"], self.checksum,
+        )  # fmt: skip
+        return Placement(ids, blocks, n_recompute)
+
+
 class ChunkLibrary:
     """A folder of chunks; several processes may read and write it at once.
 
@@ -69,20 +110,20 @@ class ChunkLibrary:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Use `folder`; it is made when the first chunk is added."""
         self.folder = Path(folder)
-        self._open: dict[str, StoredChunk] = {}  # by content
+        self._open: dict[str, Chunk] = {}  # by content
 
     def entries(self) -> list[Entry]:
         """All chunks, by name."""
         return [entry for _, entry in sorted(self._read_index().items())]
 
-    def __getitem__(self, name: str) -> StoredChunk:
+    def __getitem__(self, name: str) -> Chunk:
         """Open a chunk, for `Context.append` and `Context.insert`."""
         entry = self._read_index().get(name)
         if entry is None:
             raise ContextError(f"{self.folder}: has no chunk named {quote(name)}")
         if entry.content not in self._open:
             try:
-                self._open[entry.content] = StoredChunk(self._path(entry.content))
+                self._open[entry.content] = Chunk(self._path(entry.content))
             except OSError as error:
                 if self._read_index().get(name) not in (None, entry):
                     return self[name]  # replaced just now
@@ -92,7 +133,7 @@ class ChunkLibrary:
                 ) from error
         return self._open[entry.content]
 
-    def add(self, llm: LLM, name: str, document: str | list[int]) -> StoredChunk:
+    def add(self, llm: Engine, name: str, document: str | list[int]) -> Chunk:
         """Compute a document (text or token ids), behind BOS if the model has one, and keep it.
 
         A chunk that has this name is replaced; a document that is there already is not computed
@@ -100,32 +141,35 @@ class ChunkLibrary:
         """
         if not name or not name.isprintable():
             raise ContextError(f"{name!r} is no name for a chunk: it is empty or not printable")
-        ids = llm.tokenize(document, add_bos=False) if isinstance(document, str) else document
-        ids, sink = list(ids), llm.tokenize("")
+        runner, sink = llm.runner, llm.tokenize("")
+        if isinstance(document, str):
+            ids = llm.tokenize(document, add_bos=False)
+        else:
+            ids = runner.token_ids(document)
         if not ids:
             raise ContextError(f"chunk {name!r}: the document is empty")
-        kind = llm.cache_kind(len(sink) + len(ids))
-        if kind["cache"] != "raw":
+        signature = runner.signature(len(sink) + len(ids))
+        if signature["cache"] != "raw":
             raise ContextError(ONLY_RAW)
-        if len(sink) + len(ids) > llm.n_ctx:
+        if len(sink) + len(ids) > runner.n_ctx:
             raise ContextError(
                 f"chunk {name!r} has {len(sink) + len(ids)} tokens with BOS, "
-                f"more than the context of {llm.n_ctx}"
+                f"more than the context of {runner.n_ctx}"
             )
-        described = repr((sorted(kind.items()), sink, ids)).encode()
+        described = repr((sorted(signature.items()), sink, ids)).encode()
         content = hashlib.blake2b(described, digest_size=16).hexdigest()
         path = self._path(content)
         chunk, computed = None, None
         while chunk is None:  # twice where there is something to compute
             with self._changing() as index:
                 if computed:
-                    save(path, kind, computed)
-                chunk = StoredChunk(path) if computed else _whole(path)
+                    save(path, signature, computed)
+                chunk = Chunk(path) if computed else _whole(path)
                 if chunk is not None:
-                    types = {key: kind[key] for key in ("model", "type_k", "type_v")}
+                    types = {key: signature[key] for key in ("model", "type_k", "type_v")}
                     index[name] = Entry(name, content, len(chunk), chunk.nbytes, **types)
             if chunk is None:
-                computed = _compute(llm, sink, ids)
+                computed = _compute(runner, sink, ids)
         self._open[content] = chunk
         return chunk
 
@@ -168,10 +212,10 @@ class ChunkLibrary:
             if index == before:
                 return
             entries = [asdict(entry) for entry in index.values()]
-            with written_beside(self.folder / _INDEX) as beside:
+            with written_beside(self.folder / _INDEX, ContextError) as beside:
                 beside.write_text(json.dumps(entries, indent=1), "utf-8")
             used = {self._path(entry.content) for entry in index.values()}
-            for path in {*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")} - used:
+            for path in {*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f".*{SUFFIX}")} - used:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -189,25 +233,29 @@ class ChunkLibrary:
             yield
 
 
-def _compute(llm: LLM, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:
-    """What `lariat.formats.chunk_file` writes, of a document computed behind `sink`."""
-    with llm.context() as context:
-        context.append(sink)
-        context.append(ids)
-        segments = context._segments.cut(0, len(context))[:, :3]
-        # The last block is filled, so that nothing of what it held before gets into the file.
-        with context._editing():
-            context._compute(context._segments, [ids[-1]] * (-len(context) % SLOTS))
-        blocks, segments[:, 0] = segments[:, 0].copy(), np.arange(len(segments))  # one for each
-        keys, values = llm._cache.read_blocks(blocks)
+def _compute(runner: Runner, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:
+    """Compute a document behind `sink`: the arrays that `lariat.formats.chunk_file` writes."""
+    with runner.exclusive:
+        runner.sweep()  # others may have given blocks up
+        table = runner.new_table()
+        try:
+            runner.compute(table, sink)
+            runner.compute(table, ids)
+            segments = table.cut(0, table.n_tokens)[:, :3]
+            # The last block is filled, so that none of its earlier contents get into the file.
+            runner.compute(table, [ids[-1]] * (-table.n_tokens % SLOTS))
+            blocks, segments[:, 0] = segments[:, 0].copy(), np.arange(len(segments))
+            keys, values = runner.cache.read_blocks(blocks)
+        finally:
+            table.clear()
     tokens, before = np.array(ids, np.int32), np.array(sink, np.int32)
     return {"keys": keys, "values": values, "tokens": tokens, "sink": before, "segments": segments}
 
 
-def _whole(path: Path) -> StoredChunk | None:
+def _whole(path: Path) -> Chunk | None:
     """The chunk in a file, if it is there and not damaged."""
     try:
-        return StoredChunk(path)
+        return Chunk(path)
     except (OSError, ContextError):
         return None
 

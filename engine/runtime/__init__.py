@@ -1,1 +1,10 @@
-"""Map to come."""
+"""From requests to steps of the model.
+
+runner     one loaded model with its cache and lock: schedule, run, sample
+scheduler  decides each step: what to compute, to evict, to preempt
+request    the state of one request, and the text that comes of it
+batch      parts of requests, laid out as the flat arrays of a forward pass
+sampler    chooses the next token from logits
+context    tokens in the cache that a user edits
+threads    how many threads, and on which processors
+"""

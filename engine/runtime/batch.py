@@ -1,58 +1,44 @@
-"""A flat batch: what one forward pass computes, whatever mixture of prompts and decoding."""
+"""A flat batch: the tokens of one forward pass, in any mixture of prompts and decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as List
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from lariat.cache.batch import Batch
 from lariat.cache.blocks import BlockTable
+
+if TYPE_CHECKING:
+    from lariat.runtime.request import Request
 
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of one sequence that follow what its context holds."""
+    """Tokens of one request, or of nobody's, to compute behind those of a table."""
 
-    context: BlockTable
+    table: BlockTable
     token_ids: List[int]
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
-    rope_stage: int = 0  # see `RopeTable.stage`: of the context with all that is known in it
+    rope_stage: int = 0  # see `RopeTable.stage`: for all tokens that are known
+    request: Request | None = None  # whose tokens they are
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Tokens of several sequences, one after the other. All arrays int32."""
-
-    token_ids: np.ndarray  # [n_tokens]
-    positions: np.ndarray  # [n_tokens]
-    slots: np.ndarray  # [n_tokens] block * 32 + slot
-    token_starts: np.ndarray  # [n_seqs + 1] where each sequence's tokens begin
-    n_past: np.ndarray  # [n_seqs] tokens in the context before these
-    segment_starts: np.ndarray  # [n_seqs + 1]
-    segments: np.ndarray  # [n_segments, 4], of all sequences, with the new tokens in them
-    logit_rows: np.ndarray  # [n_rows] tokens whose logits are wanted
-    rope_stage: int = 0  # of all chunks
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all sequences."""
-        return len(self.token_ids)
-
-
-def make_batch(chunks: List[Part]) -> Batch:
-    """Append each chunk to its context and lay out the batch. Each context occurs once."""
-    n_past = np.array([chunk.context.n_tokens for chunk in chunks], np.int32)
-    places = [chunk.context.append(len(chunk.token_ids)) for chunk in chunks]
-    tables = [chunk.context.segments for chunk in chunks]
-    token_starts = _starts([len(chunk.token_ids) for chunk in chunks])
+def make_batch(parts: List[Part]) -> Batch:
+    """Append each part to its table and lay out the batch. Each table occurs once."""
+    n_past = np.array([part.table.n_tokens for part in parts], np.int32)
+    places = [part.table.append(len(part.token_ids)) for part in parts]
+    tables = [part.table.segments for part in parts]
+    token_starts = _starts([len(part.token_ids) for part in parts])
     rows: list[int] = []
-    for start, stop, chunk in zip(token_starts, token_starts[1:], chunks, strict=False):
-        if chunk.logits == "all":
+    for start, stop, part in zip(token_starts, token_starts[1:], parts, strict=False):
+        if part.logits == "all":
             rows.extend(range(start, stop))
-        elif chunk.logits == "last":
+        elif part.logits == "last":
             rows.append(stop - 1)
     return Batch(
-        token_ids=np.concatenate([np.asarray(chunk.token_ids, np.int32) for chunk in chunks]),
+        token_ids=np.concatenate([np.asarray(part.token_ids, np.int32) for part in parts]),
         positions=np.concatenate([positions for _, positions in places]),
         slots=np.concatenate([slots for slots, _ in places]),
         token_starts=token_starts,
@@ -60,31 +46,30 @@ def make_batch(chunks: List[Part]) -> Batch:
         segment_starts=_starts([len(table) for table in tables]),
         segments=np.concatenate(tables),
         logit_rows=np.array(rows, np.int32),
-        rope_stage=max(chunk.rope_stage for chunk in chunks),
+        rope_stage=max(part.rope_stage for part in parts),
     )
 
 
-def split(chunks: List[Part], n_ubatch: int) -> list[list[Part]]:
-    """Cut chunks into groups of at most `n_ubatch` tokens, in order.
+def split(parts: List[Part], n_ubatch: int) -> list[list[Part]]:
+    """Cut parts into groups of at most `n_ubatch` tokens, in order.
 
-    Of a chunk that is cut, only the last piece keeps a wish for the "last" logits. Chunks of one
+    Of a part that is cut, only the last piece keeps a wish for the "last" logits. Parts of one
     group have the same RoPE stage.
     """
     groups: list[list[Part]] = [[]]
     room = n_ubatch
-    for chunk in sorted(chunks, key=lambda chunk: chunk.rope_stage):
-        if groups[-1] and groups[-1][-1].rope_stage != chunk.rope_stage:
+    for part in sorted(parts, key=lambda part: part.rope_stage):
+        if groups[-1] and groups[-1][-1].rope_stage != part.rope_stage:
             groups.append([])
             room = n_ubatch
-        at, n = 0, len(chunk.token_ids)
+        at, n = 0, len(part.token_ids)
         while at < n:
             if room == 0:
                 groups.append([])
                 room = n_ubatch
             take = min(room, n - at)
-            wish = chunk.logits if chunk.logits != "last" or at + take == n else "none"
-            piece = chunk.token_ids[at : at + take]
-            groups[-1].append(Part(chunk.context, piece, wish, chunk.rope_stage))
+            wish = part.logits if part.logits != "last" or at + take == n else "none"
+            groups[-1].append(replace(part, token_ids=part.token_ids[at : at + take], logits=wish))
             at += take
             room -= take
     return [group for group in groups if group]

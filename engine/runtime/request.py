@@ -1,4 +1,4 @@
-"""One request on its way: its tokens, its place in the cache, its text so far."""
+"""One request: its tokens, its place in the cache, its text so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lariat.cache.blocks import SLOTS, BlockTable
 from lariat.config import SamplingParams
 from lariat.errors import ContextError
 
-_NEVER = 1 << 31  # blocks that have their names: no more get one
+_NO_MORE_KEYS = 1 << 31  # as `n_keyed`: above every number of blocks
 
 
 @dataclass
@@ -39,14 +39,14 @@ class Timings:
 
 @dataclass
 class Completion:
-    """What a model wrote.
+    """The text that a model generated for one prompt.
 
     `token_ids` are the generated ones, without the end-of-generation token. `finish_reason` is
     "stop" (the model ended, or a stop text came), "length" (`max_tokens`), "context" (no room
     left) or None while it is not finished.
 
-    What is written without end (`context_shift` with `max_tokens` -1) would fill the memory:
-    `token_ids` and `text` then hold the last `n_ctx` tokens, and the stream has given out the rest.
+    Endless text (`context_shift` with `max_tokens` -1) would fill the memory: `token_ids` and
+    `text` then hold the last `n_ctx` tokens only. The stream has given out the rest.
     """
 
     prompt_ids: list[int]
@@ -57,14 +57,14 @@ class Completion:
 
 
 class StopText:
-    """Passes text on, but holds back what may be the start of a stop text."""
+    """Passes text on, but holds back an end that may begin a stop text."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Return what may be shown now, and whether a stop text was met."""
+        """Return the text to show now, and whether a stop text was met."""
         if not self._stops:
             return text, False
         self._held += text
@@ -78,12 +78,12 @@ class StopText:
         return shown, False
 
     def flush(self) -> str:
-        """Give up what is held back: no stop text came."""
+        """Return the text that is held back: no stop text came."""
         held, self._held = self._held, ""
         return held
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of what is held that begins `stop`."""
+        """Length of the longest end of the held text that begins `stop`."""
         for n in range(min(len(stop) - 1, len(self._held)), 0, -1):
             if stop.startswith(self._held[-n:]):
                 return n
@@ -97,76 +97,77 @@ class Decoder(Protocol):
         """Text that is complete with this token."""
 
     def flush(self) -> str:
-        """Text of what is left."""
+        """Text of the bytes that are left."""
 
 
 class Request:
-    """The state of one request: what is computed, and the text that comes of it.
+    """The state of one request: its tokens, how many are computed, and the text that they give.
 
-    `decoder` turns token ids into text, `eog_ids` end it, `n_ctx` is the most tokens it may have.
-    `delete` takes tokens from the first number to before the second out of a place in the cache,
-    for `context_shift`; IndexError where that needs more blocks than are free.
+    ids        all tokens: the prompt's and the generated ones
+    table      where the computed ones are in the cache: the first of `ids`
+    decoder    turns token ids into text
+    eog_ids    tokens that end it
+    n_ctx      max tokens that it may have
+    on_prompt  is called with prompt tokens done and their total
     """
 
     def __init__(
         self,
         prompt_ids: list[int],
         params: SamplingParams,
-        context: BlockTable,
+        table: BlockTable,
         rng: np.random.Generator,
         completion: Completion,
         *,
         decoder: Decoder,
         eog_ids: frozenset[int],
         n_ctx: int,
-        delete: Callable[[BlockTable, int, int], None] = BlockTable.delete,
         on_prompt: Callable[[int, int], None] | None = None,
     ) -> None:
         self.ids = list(prompt_ids)
         self.params = params
-        self.context = context
+        self.table = table
         self.rng = rng
         self.completion = completion
-        self.on_prompt = on_prompt
+        self.eog_ids = eog_ids
         self.pieces: deque[str] = deque()  # text that nobody has taken yet
         self.closed = False  # given up: nothing more will be computed
-        self.error: BaseException | None = None  # why, where it was no wish
-        self.block_keys: list[bytes] = []  # names of its full blocks, and how many blocks have
-        self.n_named = 0  # theirs; see `lariat.cache.prefix_cache`
+        self.error: BaseException | None = None  # why, unless the user gave it up
+        self.block_keys: list[bytes] = []  # of its full blocks, see `lariat.cache.prefix_cache`
+        self.n_keyed = 0  # blocks in the cache that have got their key
+        self._on_prompt = on_prompt
         self._take_back: Callable[[Request], None] | None = None
-        self._n_before = 0  # tokens of the context that it goes on from
+        self._n_before = 0  # tokens of the context that it continues
         self._decoder = decoder
-        self._eog_ids = eog_ids
         self._n_ctx = n_ctx
-        self._delete = delete
         self._stop = StopText(params.stop)
         self._n_shown: deque[int] = deque()  # characters of each of the last tokens
         self._keep_first()
 
-    def lend(
-        self, segments: BlockTable, ids: list[int], take_back: Callable[[Request], None]
-    ) -> None:
-        """Go on where a context ends, whose `segments` hold the first of all `ids`.
+    def lend(self, table: BlockTable, ids: list[int], take_back: Callable[[Request], None]) -> None:
+        """Continue a context, whose `table` holds the first of all `ids`.
 
-        `take_back` is called once, when the sequence is over; the segments stay the context's.
+        `take_back` is called once, when the request is over; the table stays the context's.
         """
         self._n_before = len(ids) - len(self.ids)
-        self.context, self.ids, self._take_back = segments, ids, take_back
+        self.table, self.ids, self._take_back = table, ids, take_back
         self._keep_first()
 
     @property
     def is_lent(self) -> bool:
-        """Whether its place in the cache is a context's, whose tokens cannot be computed anew."""
+        """Whether its table is a context's, whose tokens cannot be recomputed."""
         return self._take_back is not None
 
     def release(self) -> None:
-        """Give its place in the cache back: to the pool, or to the context it came from."""
+        """Give its table back: its blocks to the pool, or a lent table to its context."""
         if self._take_back is None:
-            self.context.clear()
+            self.table.clear()
         else:
             take_back, self._take_back = self._take_back, None
             take_back(self)
-            self.context = BlockTable(self.context.pool)
+            self.table = BlockTable(self.table.pool)
+
+    # ---- context shift ----
 
     @property
     def is_endless(self) -> bool:
@@ -175,50 +176,54 @@ class Request:
 
     @property
     def holds_oldest_alone(self) -> bool:
-        """Whether eviction can free blocks: nothing else holds that of the last token to go."""
+        """Whether eviction can free blocks: nobody else holds the block of the last token to go."""
         last = self._n_keep + SLOTS - 1
-        if last >= self.context.n_tokens:
+        if last >= self.table.n_tokens:
             return False
-        return self.context.pool.n_holders(int(self.context.cut(last, last + 1)[0, 0])) == 1
+        return self.table.pool.n_holders(int(self.table.cut(last, last + 1)[0, 0])) == 1
 
-    def shift(self) -> bool:
-        """Evict the oldest block's worth of tokens behind those that are kept, if there are so many
-        in the cache. StreamingLLM, arXiv 2309.17453: those behind them move up, and the first ones,
-        which attention gives what it has no other use for, stay."""
+    @property
+    def is_too_long(self) -> bool:
+        """Whether it has more tokens than n_ctx."""
+        return len(self.ids) > self._n_ctx
+
+    @property
+    def waits_for_recompute(self) -> bool:
+        """Whether it was preempted: it has written text, and none of its tokens is in the cache."""
+        return not self.table.n_tokens and bool(self.completion.token_ids)
+
+    def oldest(self) -> tuple[int, int] | None:
+        """Say which tokens a context shift would evict, as (start, stop); None: it cannot shift.
+
+        They are the oldest block's worth behind those that are kept. Those behind them move up, and
+        the first ones, the attention sinks, stay (StreamingLLM, arXiv 2309.17453).
+        """
         start, stop = self._n_keep, self._n_keep + SLOTS
-        # One that has given its blocks back is computed again, without what it would evict.
-        waits = not self.context.n_tokens and self.completion.token_ids
-        n = len(self.ids) if waits else self.context.n_tokens
+        n = len(self.ids) if self.waits_for_recompute else self.table.n_tokens
         if not self.params.context_shift or stop >= n or self.closed:
-            return False
-        try:
-            if not waits:
-                self._delete(self.context, start, stop)
-        except IndexError:  # rotated keys that another context holds too would have to be copied
-            self.fail(ContextError("the KV cache has no free blocks to move tokens up in"))
-            return False
+            return None
+        return start, stop
+
+    def evicted(self, start: int, stop: int) -> None:
+        """Forget the tokens from `start` to before `stop`, which are no longer in the table."""
         del self.ids[start:stop]
         self.hide_blocks()
-        return True
 
     def hide_blocks(self) -> None:
-        """Name no block of it until all is computed again: they do not hold what its ids give."""
-        self.block_keys, self.n_named = [], _NEVER
+        """Give no block a key any more: blocks do not hold what `ids` alone would give."""
+        self.block_keys, self.n_keyed = [], _NO_MORE_KEYS
 
-    def fit(self) -> None:
-        """Evict until all tokens have room."""
-        while len(self.ids) > self._n_ctx and self.shift():
-            pass
+    # ---- progress ----
 
     @property
     def n_pending(self) -> int:
         """Tokens that are known but not yet in the cache."""
-        return len(self.ids) - self.context.n_tokens
+        return len(self.ids) - self.table.n_tokens
 
     @property
     def n_prompt_done(self) -> int:
         """Tokens of the prompt that are in the cache."""
-        return min(self.context.n_tokens - self._n_before, len(self.completion.prompt_ids))
+        return min(self.table.n_tokens - self._n_before, len(self.completion.prompt_ids))
 
     @property
     def in_prompt(self) -> bool:
@@ -230,10 +235,15 @@ class Request:
         """Whether the completion has its finish reason."""
         return self.completion.finish_reason is not None
 
+    def report_prompt(self) -> None:
+        """Tell `on_prompt` how far the prompt is, until the first token is generated."""
+        if self._on_prompt and not self.completion.token_ids:
+            self._on_prompt(self.n_prompt_done, len(self.completion.prompt_ids))
+
     def append(self, token: int) -> None:
-        """Take a sampled token: its text, and whether it ends the sequence."""
+        """Take a sampled token: its text, and whether it ends the request."""
         done = self.completion
-        if token in self._eog_ids and not self.params.ignore_eos:
+        if token in self.eog_ids and not self.params.ignore_eos:
             self._finish("stop")
             return
         self.ids.append(token)
@@ -255,8 +265,8 @@ class Request:
         self.error = error
         self.closed = True
 
-    def book(self, n_tokens: int, seconds: float, in_prompt: bool) -> None:
-        """Count a step's tokens and time."""
+    def count(self, n_tokens: int, seconds: float, in_prompt: bool) -> None:
+        """Add a step's tokens and time to the timings."""
         t = self.completion.timings
         if in_prompt:
             t.n_prompt += n_tokens
@@ -265,15 +275,15 @@ class Request:
             t.n_decode += n_tokens
             t.decode_s += seconds
 
-    def book_reused(self) -> None:
-        """Count what the prompt found in the cache, before anything of it was computed."""
+    def count_reused(self) -> None:
+        """Count the prompt's tokens that are in the cache, before any of them is computed."""
         if not self.is_lent and not self.completion.timings.n_prompt:
-            self.completion.timings.n_reused = self.context.n_tokens
+            self.completion.timings.n_reused = self.table.n_tokens
 
     def _keep_first(self) -> None:
         p = self.params
         self._n_keep = len(self.ids) if p.n_keep < 0 else p.n_keep
-        n_pending = len(self.ids) - self.context.n_tokens
+        n_pending = len(self.ids) - self.table.n_tokens
         if not p.context_shift:
             return
         if self._n_keep + SLOTS >= self._n_ctx:
@@ -281,14 +291,12 @@ class Request:
                 f"keeping the first {self._n_keep} tokens of a context of {self._n_ctx} leaves no"
                 f" room to evict {SLOTS} of them"
             )
-        n_least = min(self.context.n_tokens, self._n_keep + SLOTS) + n_pending
-        if n_least > self._n_ctx:
-            raise ContextError(
-                f"that makes {n_least} tokens, more than the context of {self._n_ctx}"
-            )
+        n_min = min(self.table.n_tokens, self._n_keep + SLOTS) + n_pending
+        if n_min > self._n_ctx:
+            raise ContextError(f"that makes {n_min} tokens, more than the context of {self._n_ctx}")
 
     def _forget(self, n_shown: int) -> None:
-        """Drop what is older than a context of text."""
+        """Drop tokens and text that are older than n_ctx tokens."""
         done = self.completion
         self._n_shown.append(n_shown)
         if len(self._n_shown) > self._n_ctx:
@@ -296,7 +304,7 @@ class Request:
             done.text = done.text[self._n_shown.popleft() :]
 
     def _finish(self, reason: str) -> None:
-        """End, and show what the decoder and the stop texts still hold back."""
+        """End, and show the text that the decoder and the stop texts still hold back."""
         text, stopped = self._stop.feed(self._decoder.flush())
         self._show(text)
         if stopped:

@@ -1,11 +1,13 @@
-"""What to run next: mixes prompt chunks and decoding sequences into one step.
+"""What to run next: mixes prompts and decoding requests into one step.
 
-Knows tokens and free blocks, nothing of arrays or kernels.
+The scheduler decides and keeps the queues; the runner acts. It knows tokens and free blocks,
+nothing of arrays or kernels, and calls nobody back.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 
 from lariat.cache.blocks import BlockPool
 from lariat.cache.prefix_cache import PrefixCache
@@ -15,10 +17,39 @@ from lariat.runtime.request import Request
 _NO_BLOCK = "the KV cache is full: close contexts, or load with more n_ctx"
 
 
-class Scheduler:
-    """Sequences that run and sequences that wait for blocks of the cache.
+@dataclass
+class Step:
+    """One decision of the scheduler.
 
-    With `prefixes`, those that begin alike hold the same blocks.
+    compute  requests, and how many of their pending tokens to compute, oldest request first
+    evict    requests, and which of their tokens, (start, stop), to take out of the cache. They come
+             first and alone: a step that evicts computes nothing, and the next one finds the room.
+    """
+
+    compute: list[tuple[Request, int]] = field(default_factory=list)
+    evict: list[tuple[Request, tuple[int, int]]] = field(default_factory=list)
+    n_tokens_left: int = 0  # of `n_batch`
+    n_promised: int = 0  # blocks that `compute` will take
+
+    def add(self, request: Request, n_promised: int) -> None:
+        """Compute as many pending tokens as are left; `n_promised` blocks are kept for them."""
+        n = min(request.n_pending, self.n_tokens_left)
+        self.compute.append((request, n))
+        self.n_tokens_left -= n
+        self.n_promised += n_promised
+
+    def drop(self, request: Request) -> None:
+        """Compute nothing of a request that was preempted after it was chosen."""
+        for chosen, n in [one for one in self.compute if one[0] is request]:
+            self.compute.remove((chosen, n))
+            self.n_tokens_left += n
+            self.n_promised -= chosen.table.n_new_blocks(n)
+
+
+class Scheduler:
+    """Requests that run and requests that wait for blocks of the cache.
+
+    With `prefixes`, requests that begin alike hold the same blocks.
     """
 
     def __init__(self, pool: BlockPool, n_batch: int, prefixes: PrefixCache | None = None) -> None:
@@ -28,21 +59,21 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
 
-    def add(self, sequence: Request) -> None:
+    def add(self, request: Request) -> None:
         """Queue a request."""
-        self._waiting.append(sequence)
+        self._waiting.append(request)
 
-    def remove(self, sequence: Request) -> None:
+    def remove(self, request: Request) -> None:
         """Drop a request, finished or not; its blocks are free at once. Twice does no harm."""
-        self._remember(sequence)
-        sequence.release()
-        if sequence in self._running:
-            self._running.remove(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
+        self._key_blocks(request)
+        request.release()
+        if request in self._running:
+            self._running.remove(request)
+        elif request in self._waiting:
+            self._waiting.remove(request)
 
     @property
-    def sequences(self) -> list[Request]:
+    def requests(self) -> list[Request]:
         """All requests that run or wait."""
         return [*self._running, *self._waiting]
 
@@ -51,108 +82,164 @@ class Scheduler:
         """Requests that run or wait."""
         return len(self._running) + len(self._waiting)
 
-    def schedule(self) -> list[tuple[Request, int]]:
-        """Choose the next step: sequences, and how many of their pending tokens to compute.
+    def schedule(self) -> Step:
+        """Choose the next step.
 
-        Oldest first: decoding sequences, one token each, then what is left of `n_batch` goes to
-        prompts. When a sequence finds no block, an endless one evicts its oldest tokens; where none
-        can, the youngest one gives its blocks back and waits, to be computed again later. Never
-        more tokens than `n_batch`, nor more blocks than are free. Empty when nothing can run: those
-        that wait in vain have failed.
+        Decoding requests come first, oldest first, one token each; prompts share what is left of
+        `n_batch`. Where a request finds no block, an endless one evicts its oldest tokens; where
+        none can, the youngest is preempted, gives its blocks back and is recomputed later. Never
+        more tokens than `n_batch`, nor more blocks than are free. A step without anything to do
+        means that nothing can run: requests that wait in vain have failed.
         """
-        step: list[tuple[Request, int]] = []
-        room = self._n_batch
-        promised = 0  # blocks that this step's choices will take
-        for sequence in self._running:
-            self._remember(sequence)
-        for sequence in list(self._running):  # in order of age, so decoding ones come first
-            if sequence not in self._running or room == 0:
-                continue
-            sequence.fit()
-            n = min(sequence.n_pending, room)
-            while sequence.context.n_new_blocks(n) + promised > self._pool.n_free:
-                if self._evict():
-                    continue
-                # Never one that is chosen already: those are older.
-                victim = self._youngest(sequence)
-                if victim is None and sequence.shift():
-                    continue
-                if victim is None:
-                    sequence.fail(ContextError(_NO_BLOCK))
-                    break
-                self._preempt(victim)
-                if victim is sequence:
-                    break
-            else:
-                step.append((sequence, n))
-                room -= n
-                promised += sequence.context.n_new_blocks(n)
-        while self._waiting and room:
-            sequence = self._waiting[0]
-            sequence.fit()
-            if self.prefixes and not sequence.is_lent:
-                self.prefixes.reuse(sequence)
-                if self.prefixes.is_coming(sequence, self._running):
-                    sequence.context.clear()
-                    break
-            # Room for all it has, so that a prompt is not stuck half-way behind another.
-            while sequence.context.n_new_blocks(sequence.n_pending) + promised > self._pool.n_free:
-                if self._evict():
-                    continue
-                victim = None if sequence.is_endless else self._youngest_endless()
-                if victim is not None:
-                    for n in [n for chosen, n in step if chosen is victim]:
-                        step.remove((victim, n))
-                        room += n
-                        promised -= victim.context.n_new_blocks(n)
-                    self._preempt(victim)
-                    self._waiting.rotate(-1)  # behind all others
-                    continue
-                if not sequence.is_lent:
-                    sequence.context.clear()
-                if sequence.is_endless and sequence.shift():
-                    continue
-                # Contexts hold the rest, and nobody here will ever free it.
-                if all(other.is_endless for other in self._running):
-                    sequence.fail(ContextError(_NO_BLOCK))
-                return step
-            sequence.book_reused()
-            self._running.append(sequence)
-            self._waiting.popleft()
-            n = min(sequence.n_pending, room)
-            step.append((sequence, n))
-            room -= n
-            promised += sequence.context.n_new_blocks(sequence.n_pending)
+        step = Step(n_tokens_left=self._n_batch)
+        for request in self._running:
+            self._key_blocks(request)
+        self._continue_running(step)
+        if not step.evict:
+            self._admit_waiting(step)
+        if step.evict:
+            step.compute.clear()
         return step
 
-    def _youngest_endless(self) -> Request | None:
-        """Who is to wait so that one that has an end may run."""
-        endless = [s for s in self._running if s.is_endless and not s.is_lent]
-        return endless[-1] if endless else None
+    # ---- requests that run ----
 
-    def _evict(self) -> bool:
-        """Have the longest of the endless sequences evict tokens, if that can free a block."""
-        for sequence in sorted(self._running, key=lambda s: -s.context.n_tokens):
-            if sequence.is_endless and sequence.holds_oldest_alone and sequence.shift():
+    def _continue_running(self, step: Step) -> None:
+        """Choose among running requests. They are sorted by age, so decoding ones come first."""
+        for request in list(self._running):
+            if step.n_tokens_left == 0:
+                return
+            if request not in self._running:  # preempted for an older one
+                continue
+            if not self._shorten(request, step):
+                return
+            n = min(request.n_pending, step.n_tokens_left)
+            if self._find_room(request, n, step):
+                step.add(request, request.table.n_new_blocks(n))
+            if step.evict:
+                return
+
+    def _find_room(self, request: Request, n: int, step: Step) -> bool:
+        """Make room for `n` tokens of a running request; False: it must not run in this step."""
+        while not self._has_room(request, n, step):
+            if self._evict_from_longest(step):
+                return False
+            # Never one that is chosen already: those are older.
+            victim = self._youngest(request)
+            if victim is None and self._evict_from(request, step):
+                if step.evict:
+                    return False
+                continue
+            if victim is None:
+                request.fail(ContextError(_NO_BLOCK))
+                return False
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    # ---- requests that wait ----
+
+    def _admit_waiting(self, step: Step) -> None:
+        """Let waiting requests run, the oldest first, as long as the next one has room."""
+        while self._waiting and step.n_tokens_left:
+            request = self._waiting[0]
+            if not self._shorten(request, step):
+                return
+            if self.prefixes and not request.is_lent:
+                self.prefixes.reuse(request)
+                if self.prefixes.is_coming(request, self._running):
+                    request.table.clear()
+                    return
+            if not self._find_room_for_all(request, step):
+                if step.evict and not request.is_lent:
+                    request.table.clear()  # the next step looks for its prefix again
+                return
+            request.count_reused()
+            self._running.append(request)
+            self._waiting.popleft()
+            step.add(request, request.table.n_new_blocks(request.n_pending))
+
+    def _find_room_for_all(self, request: Request, step: Step) -> bool:
+        """Make room for all pending tokens: a prompt must not get stuck half-way behind another."""
+        while not self._has_room(request, request.n_pending, step):
+            if self._evict_from_longest(step):
+                return False
+            victim = None if request.is_endless else self._youngest_endless()
+            if victim is not None:
+                step.drop(victim)
+                self._preempt(victim)
+                self._waiting.rotate(-1)  # behind all others
+                continue
+            if not request.is_lent:
+                request.table.clear()
+            if request.is_endless and self._evict_from(request, step):
+                if step.evict:
+                    return False
+                continue
+            # Contexts hold the rest, and endless requests never give theirs back.
+            if all(other.is_endless for other in self._running):
+                request.fail(ContextError(_NO_BLOCK))
+            return False
+        return True
+
+    # ---- below: one decision each ----
+
+    def _has_room(self, request: Request, n: int, step: Step) -> bool:
+        return request.table.n_new_blocks(n) + step.n_promised <= self._pool.n_free
+
+    def _shorten(self, request: Request, step: Step) -> bool:
+        """Evict until a request has no more tokens than n_ctx; False: the step evicts first."""
+        while request.is_too_long and self._evict_from(request, step):
+            if step.evict:
+                return False
+        return True
+
+    def _evict_from(self, request: Request, step: Step) -> bool:
+        """Have a request evict its oldest tokens; False: it cannot shift.
+
+        A preempted request has none in the cache, so it forgets them at once.
+        """
+        oldest = request.oldest()
+        if oldest is None:
+            return False
+        if request.waits_for_recompute:
+            request.evicted(*oldest)
+        else:
+            step.evict.append((request, oldest))
+        return True
+
+    def _evict_from_longest(self, step: Step) -> bool:
+        """Have the longest of the endless requests evict tokens, if that can free a block."""
+        for request in sorted(self._running, key=lambda r: -r.table.n_tokens):
+            if (
+                request.is_endless
+                and request.holds_oldest_alone
+                and self._evict_from(request, step)
+            ):
                 return True
         return False
 
-    def _youngest(self, sequence: Request) -> Request | None:
-        """Who is to give its blocks back for `sequence`, if not an older one: the youngest that can
-        be computed again."""
+    def _youngest_endless(self) -> Request | None:
+        """The request to wait so that one that has an end may run."""
+        endless = [r for r in self._running if r.is_endless and not r.is_lent]
+        return endless[-1] if endless else None
+
+    def _youngest(self, request: Request) -> Request | None:
+        """The youngest request that can be recomputed, down to `request` itself; None: an older one
+        would have to go."""
         for victim in reversed(self._running):
             if not victim.is_lent:
                 return victim
-            if victim is sequence:
+            if victim is request:
                 break
         return None
 
-    def _remember(self, sequence: Request) -> None:
+    def _key_blocks(self, request: Request) -> None:
         if self.prefixes:
-            self.prefixes.remember(sequence)
+            self.prefixes.key_blocks(request)
 
     def _preempt(self, victim: Request) -> None:
         self._running.remove(victim)
-        self._remember(victim)
-        victim.context.clear()
+        self._key_blocks(victim)
+        victim.table.clear()
         self._waiting.appendleft(victim)

@@ -1,4 +1,4 @@
-"""How many threads, on which processors: the one place that decides."""
+"""Threads: how many there are, on which cores, and what holds while they run."""
 
 from __future__ import annotations
 
@@ -9,36 +9,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lariat.checks import check_whole
 from threadpoolctl import ThreadpoolController
 
 MAX_THREADS = 512
+_TOPOLOGY = "/sys/devices/system/cpu"
 
 _blas: ThreadpoolController | None = None
 _owner_pid: int | None = None
 
 
 def available() -> int:
-    """Physical cores this process may use: those of its affinity mask, at most its CPU quota."""
-    quota = _cgroup_quota()
-    cores = _physical_cores()
-    return max(1, min(cores, math.floor(quota))) if quota is not None else cores
+    """Physical cores that this process may use: those of its affinity mask, at most its quota."""
+    quota, n_cores = _cgroup_quota(), max(1, len(cores()))
+    return n_cores if quota is None else max(1, min(n_cores, math.floor(quota)))
+
+
+def cores(topology: str = _TOPOLOGY) -> list[list[int]]:
+    """The physical cores that this process may use: of each, its processors (hyper-threads).
+
+    Without a topology every processor counts as a core. Source: the kernel's cputopology.rst.
+    """
+    found: dict[str, list[int]] = {}
+    for cpu in _affinity():
+        try:
+            siblings = Path(topology, f"cpu{cpu}", "topology", "thread_siblings_list")
+            core = siblings.read_text().strip()
+        except OSError:
+            core = str(cpu)
+        found.setdefault(core, []).append(cpu)
+    return list(found.values())
 
 
 def resolve(n: int | None, name: str = "n_threads") -> int:
-    """Return `n`, or the available cores if it is None. Raises ValueError outside 1 to 512."""
+    """`n`, or the available cores if it is None. Raises ValueError outside 1 to 512."""
     if n is None:
         return min(available(), MAX_THREADS)
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise ValueError(f"{name} is {n!r}, expected a whole number")
-    if not 1 <= n.__index__() <= MAX_THREADS:
-        raise ValueError(f"{name} is {n}, expected 1 to {MAX_THREADS}")
-    return n.__index__()
+    return check_whole(name, n, 1, MAX_THREADS)
 
 
 def check_startable(n_threads: int) -> None:
-    """MemoryError unless the system lets so many threads run at once.
+    """Raise MemoryError if the system does not let this many threads run at once.
 
-    OpenMP ends the process where it cannot start one.
+    OpenMP would end the process if it could not start one.
     """
     end = threading.Event()
     started: list[threading.Thread] = []
@@ -56,12 +69,12 @@ def check_startable(n_threads: int) -> None:
 
 
 def is_forked() -> bool:
-    """Whether the kernels' threads were started by a process that this one was forked from."""
+    """Whether this process was forked from the one that started the threads of the kernels."""
     return _owner_pid is not None and _owner_pid != os.getpid()
 
 
 def check_not_forked() -> None:
-    """RuntimeError in a forked process: OpenMP would wait for threads that do not exist there."""
+    """Raise RuntimeError in a forked process: OpenMP would wait for threads that do not exist."""
     if is_forked():
         raise RuntimeError(
             "this process was forked after Lariat's threads had started and cannot use them; "
@@ -71,7 +84,7 @@ def check_not_forked() -> None:
 
 @contextmanager
 def forward_pass() -> Iterator[None]:
-    """Hold NumPy's BLAS to one thread, so that two pools do not fight for the cores.
+    """Hold NumPy's BLAS to one thread, so that two pools of threads do not fight for the cores.
 
     Raises RuntimeError as `check_not_forked` does.
     """
@@ -89,18 +102,6 @@ def _affinity() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def _physical_cores(topology: str = "/sys/devices/system/cpu") -> int:
-    """Count the cores behind the processors we may run on; hyper-threads share one."""
-    cores = set()
-    for cpu in _affinity():
-        folder = Path(topology, f"cpu{cpu}", "topology")
-        try:
-            cores.add((folder / "thread_siblings_list").read_text().strip())
-        except OSError:  # no such file system: count processors
-            cores.add(str(cpu))
-    return max(1, len(cores))
 
 
 def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:

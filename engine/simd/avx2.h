@@ -5,10 +5,7 @@
 #include "attention_avx2.h"
 #include "cache_q_avx2.h"
 #include "matmul_wide_avx2.h"
-#include "use_attention.h"
 #include "vector_avx2.h"
-
-USE_ATTENTION(avx2)
 
 static void use_avx2(kernels_t *k) {
     use_matmul_avx2(k);

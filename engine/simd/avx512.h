@@ -5,11 +5,7 @@
 #include "attention_avx512.h"
 #include "cache_q_avx512.h"
 #include "matmul_super_avx512.h"
-#include "use_attention.h"
 #include "vector_avx512.h"
-
-USE_ATTENTION(avx512)
-USE_ATTENTION_INTEL(avx512)
 
 static void use_avx512(kernels_t *k) {
     use_matmul_avx512(k);

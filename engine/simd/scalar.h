@@ -5,10 +5,7 @@
 #include "attention_scalar.h"
 #include "cache_q_scalar.h"
 #include "matmul_scalar.h"
-#include "use_attention.h"
 #include "vector_scalar.h"
-
-USE_ATTENTION(scalar)
 
 static void use_scalar(kernels_t *k) {
     use_matmul_scalar(k);

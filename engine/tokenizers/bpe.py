@@ -1,17 +1,16 @@
 """Merging for vocabularies of `tokenizer.ggml.model` = gpt2: byte-level BPE.
 
-Text is cut into words by regular expressions, which ones `tokenizer.ggml.pre` says; each byte of a
-word is written as a printable character; pairs are merged in the order of the file's merges. The
-`tokenizers` library does all three. The ids are llama.cpp's, with one difference that is meant:
+Regular expressions cut text into words; `tokenizer.ggml.pre` names them. Each byte of a word is
+written as a printable character. Pairs are merged in the order of the file's merges. The
+`tokenizers` library does all three. The ids are those of llama.cpp, with one difference on purpose:
 text cannot be merged into a control, unknown or byte token.
 
-llama.cpp gives merging more room than `tokenizers`: a merge may lead to a text that is no token,
-and a byte may have no token. Such texts become tokens past the vocabulary, which are taken apart
-again afterwards.
+llama.cpp allows more than `tokenizers`: a merge may give a text that is not a token, and a byte may
+have no token. Here such texts become tokens past the vocabulary, which are replaced afterwards.
 
 Sources: https://github.com/huggingface/tokenizers (tokenizers/src/models/bpe),
 https://github.com/ggml-org/llama.cpp (src/llama-vocab.cpp and src/unicode.cpp; the expressions
-below do what its hand-written splitters do).
+below are equal to its hand-written splitters).
 """
 
 from __future__ import annotations
@@ -33,21 +32,22 @@ from lariat.tokenizers.vocabulary import (
     Defaults,
     Vocabulary,
     decode_or_empty,
-    of_kinds,
+    of_types,
 )
 from tokenizers import Regex
 from tokenizers import Tokenizer as Pipeline
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-_MAX_MERGES = 1 << 20  # more than twice the most in use; bounds time and memory
+_MAX_MERGES = 1 << 20  # more than twice the largest number in use; bounds time and memory
 
-# Text is handed to `tokenizers` in parts, because it needs some hundred bytes for each of text.
-# Every expression begins a word at a single space or newline between letters of ASCII.
+# `tokenizers` needs some hundred bytes of memory for each byte of text, so it gets a long text in
+# parts. They are cut at a single space or newline between ASCII letters, where every expression
+# begins a word.
 _PART = 1 << 20  # characters
 _SEAM = re.compile(r"(?<=[A-Za-z])[ \n](?=[A-Za-z])")
 
-# ---- how text is cut into words ----
+# ---- cutting text into words ----
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -70,7 +70,7 @@ def _by_case(suffix: str, digits: str) -> str:
     return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANKS}"
 
 
-# Letters of the scripts with capitals, as DeepSeek's expression lists them.
+# Letters of scripts that have capitals, as DeepSeek's expression lists them.
 _CASED_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293"
     "\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c"
@@ -86,16 +86,16 @@ _CASED_LETTERS = (
     "\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
     "\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-# Nearly all that follows in Unicode. Blanks of those ranges are not meant.
+# Most other scripts, without the blanks in these ranges.
 _UNCASED = "[[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]&&[^\\s]]+"
 
 
 class _Scheme(NamedTuple):
-    """How one kind of file cuts text into words, one expression after the other."""
+    """Expressions that cut text into words, used one after the other."""
 
     expressions: tuple[str, ...]
     add_bos: bool = False
-    ignore_merges: bool = False  # a word that is a token as a whole is not merged
+    ignore_merges: bool = False  # a word that is a token is not merged
 
 
 def _named(names: str, scheme: _Scheme) -> dict[str, _Scheme]:
@@ -146,7 +146,7 @@ _SCHEMES = {
 
 
 def _scheme(gguf: GGUFFile) -> _Scheme:
-    """What `tokenizer.ggml.pre` names; files from before it was there get the default."""
+    """The scheme that `tokenizer.ggml.pre` names; older files without the key get the default."""
     name = gguf.get_str("tokenizer.ggml.pre", default="default")
     if name not in _SCHEMES:
         raise ModelError(
@@ -183,12 +183,12 @@ class ByteLevelMerger:
     def __init__(self, gguf: GGUFFile) -> None:
         """Raises ModelError for a pre-tokenizer that is unknown, GGUFError for bad metadata."""
         scheme = _scheme(gguf)
-        merges = _merge_strings(gguf)  # counted before the vocabulary is read, which takes longer
-        # Id 11 is where GPT-2's kin had its only special token when files did not say.
+        merges = _merge_strings(gguf)  # checked first, because reading the vocabulary takes longer
+        # Id 11 was the only special token of models like GPT-2 when files did not say.
         self.vocabulary = Vocabulary(gguf, Defaults(11, 11, None, scheme.add_bos))
-        self._visible: dict[int, bytes] = {}
-        for i in of_kinds(self.vocabulary.kinds, (BYTE,)):
-            self._visible[i] = _byte_of(gguf, i, self.vocabulary.tokens[i])
+        self._texts: dict[int, bytes] = {}
+        for i in of_types(self.vocabulary.types, (BYTE,)):
+            self._texts[i] = _byte_of(gguf, i, self.vocabulary.tokens[i])
         with _no_collection():
             model, self._stand_ins = _model(self.vocabulary, merges, scheme.ignore_merges)
         self._pipeline = Pipeline(model)
@@ -196,17 +196,17 @@ class ByteLevelMerger:
         by_bytes = ByteLevel(add_prefix_space=False, use_regex=False)
         self._pipeline.pre_tokenizer = Sequence([*splits, by_bytes])
 
-    def visible(self, token_id: int) -> bytes:
-        """What a token adds to the text.
+    def text_of(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text.
 
-        A character that stands for no byte is shown as it is (llama.cpp puts a marker there).
+        A character that stands for no byte is kept as it is (llama.cpp writes a marker).
         """
-        shown = self._visible.get(token_id)
-        if shown is None:
-            shown = self._visible[token_id] = _visible_bytes(
-                self.vocabulary.tokens[token_id], self.vocabulary.kinds[token_id]
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = _text_of(
+                self.vocabulary.tokens[token_id], self.vocabulary.types[token_id]
             )
-        return shown
+        return text
 
     def merge(self, text: str) -> list[int]:
         """Ids of text without special tokens."""
@@ -230,17 +230,17 @@ def _parts(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _visible_bytes(token: bytes, kind: int) -> bytes:
-    """What a token shows in decoded text. Unused and undefined tokens show nothing."""
-    if kind == USER_DEFINED:
+def _text_of(token: bytes, token_type: int) -> bytes:
+    """The bytes of a token in decoded text. Unused and undefined tokens have none."""
+    if token_type == USER_DEFINED:
         return token
-    if kind != NORMAL:
+    if token_type != NORMAL:
         return b""
-    shown = bytearray()
+    text = bytearray()
     for character in token.decode("utf-8", "replace"):
         byte = _BYTES.get(ord(character))
-        shown += character.encode() if byte is None else bytes((byte,))
-    return bytes(shown)
+        text += character.encode() if byte is None else bytes((byte,))
+    return bytes(text)
 
 
 def _byte_of(gguf: GGUFFile, token_id: int, token: bytes) -> bytes:
@@ -265,7 +265,7 @@ def _merge_strings(gguf: GGUFFile) -> StringArray:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Python's search for cycles looks at hundreds of thousands of new pairs again and again."""
+    """Turn off Python's search for cycles, which would visit all new pairs again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -278,7 +278,7 @@ def _no_collection() -> Iterator[None]:
 def _model(
     vocabulary: Vocabulary, merges: StringArray, ignore_merges: bool
 ) -> tuple[BPE, Mapping[int, tuple[int, ...]]]:
-    """The merging model, and what its ids past the vocabulary stand for."""
+    """The merging model, and the tokens that replace its ids past the vocabulary."""
     pairs = merges.pairs()
     tokens = vocabulary.tokens
     try:
@@ -287,17 +287,17 @@ def _model(
         texts = [decode_or_empty(token) for token in tokens]
     ids = dict(zip(texts, range(len(texts)), strict=True))
     hidden = set()
-    for i in of_kinds(vocabulary.kinds, (CONTROL, UNKNOWN, BYTE)):
+    for i in of_types(vocabulary.types, (CONTROL, UNKNOWN, BYTE)):
         text = texts[i]
         if ids.get(text) == i:
             hidden.add(text)
             del ids[text]
-    # A merge that makes or uses what is no token is an error to `tokenizers`; one that makes
-    # something longer than every token even panics in some of its versions.
+    # `tokenizers` fails on a merge that gives or uses a text that is not a token. In some versions
+    # it even panics if the text is longer than every token.
     longest = max(map(len, map(tokens.__getitem__, ids.values())), default=0)
     of_merges = merges.longest - 1  # without the space between the two texts
     if of_merges <= longest and all(character in ids for character in _CHARACTERS):
-        # It has no exception class of its own.
+        # `tokenizers` raises plain Exceptions.
         with contextlib.suppress(Exception):
             return BPE(ids, pairs, ignore_merges=ignore_merges), {}
     return _model_with_stand_ins(ids, len(vocabulary), hidden, pairs, ignore_merges)
@@ -310,10 +310,11 @@ def _model_with_stand_ins(
     merges: list[tuple[str, str]],
     ignore_merges: bool,
 ) -> tuple[BPE, Mapping[int, tuple[int, ...]]]:
-    """The model of a vocabulary that lacks texts which merging passes through.
+    """The model of a vocabulary in which some texts of the merges are not tokens.
 
-    What stays one of them at the end is given as its ASCII characters, those that are tokens, as
-    in llama.cpp. Hidden texts are none of them: merges that lead to one are left out.
+    Such a text gets a stand-in, an id past the vocabulary. If one is left at the end, it is
+    replaced by the tokens of its ASCII characters, as in llama.cpp. Merges that give a hidden text
+    are left out.
     """
     pairs = [(a, b) for a, b in merges if a + b not in hidden]
     missing = [c for c in _CHARACTERS if c not in ids]

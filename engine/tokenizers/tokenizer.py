@@ -1,8 +1,8 @@
 """Text to token ids and back, exactly as llama.cpp does it.
 
-Special tokens are cut out of the text first (`vocabulary.py`); what stands between them is merged
-by the library that knows how: sentencepiece for `tokenizer.ggml.model` = llama, `tokenizers` for
-gpt2. Only the one that a file needs is imported.
+Special tokens are cut out of the text first (`vocabulary`). A library merges the text between them:
+sentencepiece if `tokenizer.ggml.model` is llama, `tokenizers` if it is gpt2. Only the one that a
+file needs is imported.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from lariat.errors import ModelError, quote
 from lariat.formats.gguf import GGUFFile
 from lariat.tokenizers.vocabulary import BYTE, NORMAL, Vocabulary
 
-# Noncharacters, which no text has that is meant for others, around the code of a character.
+# A marked character is written as its code between two noncharacters of Unicode, which texts that
+# are meant for others do not have.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _NO_MARKS = {ord(_OPEN): "\ufffd", ord(_CLOSE): "\ufffd"}
 _MARKED = re.compile(f"{_OPEN}([0-9a-f]{{1,6}}){_CLOSE}")
 
 
 class Merger(Protocol):
-    """What differs between kinds of tokenizers."""
+    """The part that differs between the types of tokenizers."""
 
     vocabulary: Vocabulary
     add_space_prefix: bool
@@ -33,12 +34,13 @@ class Merger(Protocol):
     def merge(self, text: str) -> list[int]:
         """Ids of text without special tokens."""
 
-    def visible(self, token_id: int) -> bytes:
-        """What a token adds to the text: maybe a part of a character, b"" for control tokens."""
+    def text_of(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text, maybe a part of a character; b"" for control
+        tokens."""
 
 
 class Tokenizer:
-    """A vocabulary, and the two directions through it. Made by `from_gguf`; never changes."""
+    """Turns text into token ids and back. Made by `from_gguf`; it never changes."""
 
     n_vocab: int
     bos_id: int | None
@@ -53,8 +55,8 @@ class Tokenizer:
     def from_gguf(cls, gguf: GGUFFile) -> Tokenizer:
         """The tokenizer of a file; its tensors are not looked at.
 
-        Raises `ModelError` for another kind of tokenizer, `GGUFError` for metadata that is
-        missing or does not fit together.
+        Raises `ModelError` for another type of tokenizer, `GGUFError` for metadata that is missing
+        or does not fit together.
         """
         return cls(_merger(gguf))
 
@@ -74,9 +76,10 @@ class Tokenizer:
     def encode(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """Ids of a text.
 
-        add_bos: put the begin token in front and the end token behind, each only if the metadata
-        asks for it. parse_special: control tokens written in the text (`<s>`) become those
-        tokens; otherwise they are ordinary text. ValueError if the text is not valid Unicode.
+        add_bos: add the begin token in front and the end token behind, each only if the metadata
+        asks for it. parse_special: control tokens that are written in the text (`<s>`) become those
+        tokens; otherwise they are ordinary text. Raises ValueError if the text is not valid
+        Unicode.
         """
         _check_text(text)
         ids: list[int] = []
@@ -92,28 +95,29 @@ class Tokenizer:
         return ids
 
     def mark(self, text: str, also: Collection[int] = ()) -> str:
-        """Text whose special tokens are ordinary text to `encode_marked`.
+        """Mark the special tokens in a text, so that `encode_marked` takes them for ordinary text.
 
-        Somebody's words go through this before they stand in a text whose special tokens count.
-        Control tokens lose their power, and user-defined ones in `also`; the others are found
-        wherever they stand, as in `encode`. ValueError if the text is not valid Unicode.
+        A user's words are marked before they are put into a text whose special tokens count. All
+        control tokens are marked, and the user-defined tokens in `also`. Other user-defined tokens
+        are found wherever they stand, as in `encode`. Raises ValueError if the text is not valid
+        Unicode.
         """
         _check_text(text)
         text = text.translate(_NO_MARKS)
         starts = self._vocabulary.special_starts(text, also)
         if not starts:
             return text
-        # Another first character, so that no token is found; Unicode keeps these for such use.
+        # Without its first character, no token is found.
         marked = (f"{_OPEN}{ord(c):x}{_CLOSE}" if i in starts else c for i, c in enumerate(text))
         return "".join(marked)
 
     def encode_marked(
         self, text: str, known: Mapping[str, Sequence[int]] = MappingProxyType({})
     ) -> list[int]:
-        """Ids of a text whose special tokens count, but for those in what was marked.
+        """Ids of a text whose special tokens count, unless they were marked.
 
-        It gets no begin and end tokens. Ordinary text that reaches from one special token to the
-        next and is in `known` gets those ids. ValueError if the text is not valid Unicode.
+        No begin or end token is added. If the ordinary text between two special tokens is in
+        `known`, it gets the ids there. Raises ValueError if the text is not valid Unicode.
         """
         _check_text(text)
         ids: list[int] = []
@@ -127,40 +131,41 @@ class Tokenizer:
         return ids
 
     def ordinary_end(self, text: str) -> str:
-        """What stands behind the last special token that counts to `encode_marked`."""
+        """The text behind the last special token that `encode_marked` finds."""
         parts = self._vocabulary.split(text, parse_special=True)
         return parts[-1] if parts and isinstance(parts[-1], str) else ""
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of ids. Control tokens are invisible; bytes that are not UTF-8 become U+FFFD.
 
-        The space that `add_space_prefix` put in front is taken away again. Generated ids that
-        continue a text lose nothing in `decoder()`, which keeps that space. ValueError for an id
-        outside the vocabulary.
+        The space that `add_space_prefix` puts in front is removed. Use `decoder()` for ids that
+        continue a text: it keeps that space. Raises ValueError for an id outside the vocabulary.
         """
-        tokens = [self._check_id(i) for i in ids]
-        visible = self._merger.visible
-        data = b"".join([visible(i) for i in tokens])
+        tokens = [self.check_id(i) for i in ids]
+        text_of = self._merger.text_of
+        data = b"".join([text_of(i) for i in tokens])
         if self.add_space_prefix and data.startswith(b" "):
-            first = next(i for i in tokens if visible(i))
-            # A special token has no space put before it.
-            if self._vocabulary.kinds[first] in (NORMAL, BYTE):
+            first = next(i for i in tokens if text_of(i))
+            # No space is put before a special token.
+            if self._vocabulary.types[first] in (NORMAL, BYTE):
                 data = data[1:]
         return data.decode("utf-8", "replace")
 
     def decode_token(self, token_id: SupportsIndex) -> bytes:
-        """What a token adds to the text: maybe a part of a character, b"" for control tokens."""
-        return self._merger.visible(self._check_id(token_id))
+        """The bytes that a token adds to a text, maybe a part of a character; b"" for control
+        tokens."""
+        return self._merger.text_of(self.check_id(token_id))
 
     def piece(self, token_id: SupportsIndex) -> str:
-        """The token as the vocabulary writes it, such as `▁the`, `Ġthe`, `<0x0A>` or `</s>`."""
-        return self._vocabulary.tokens[self._check_id(token_id)].decode("utf-8", "replace")
+        """The token as the vocabulary spells it, such as `▁the`, `Ġthe`, `<0x0A>` or `</s>`."""
+        return self._vocabulary.tokens[self.check_id(token_id)].decode("utf-8", "replace")
 
     def decoder(self) -> StreamDecoder:
-        """A fresh decoder for ids that come one at a time."""
+        """A new decoder for ids that come one at a time."""
         return StreamDecoder(self)
 
-    def _check_id(self, token_id: SupportsIndex) -> int:
+    def check_id(self, token_id: SupportsIndex) -> int:
+        """The id as an int. Raises ValueError if it is not one of the vocabulary."""
         try:
             i = operator.index(token_id)
         except TypeError:
@@ -190,9 +195,9 @@ def _unmarked(match: re.Match[str]) -> str:
 
 
 class StreamDecoder:
-    """Text of ids that come one at a time, in whole characters.
+    """Turns ids that come one at a time into text, in whole characters.
 
-    What all calls return together is the bytes of the ids, decoded with errors="replace".
+    All results together are the bytes of the ids, decoded with errors="replace".
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -200,16 +205,16 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token_id: SupportsIndex) -> str:
-        """The characters that this token completes; "" while one waits for more bytes."""
+        """The characters that this token completes; "" while a character is incomplete."""
         return self._utf8.decode(self._tokenizer.decode_token(token_id))
 
     def flush(self) -> str:
-        """U+FFFD for a character left incomplete, else "". The decoder may be used again."""
+        """U+FFFD for a character that is still incomplete, else "". The decoder is new again."""
         return self._utf8.decode(b"", final=True)
 
 
 def _merger(gguf: GGUFFile) -> Merger:
-    """The merger for `tokenizer.ggml.model`."""
+    """The merger that `tokenizer.ggml.model` asks for."""
     model = gguf.get_str("tokenizer.ggml.model")
     if model == "llama":
         from lariat.tokenizers.sentencepiece import SentencePieceMerger

@@ -1,8 +1,8 @@
 """The tokens of a file, their types, and the special ones among them.
 
-What is here holds for every kind of tokenizer: which tokens begin and end a text, which of them end
-generation, and how special tokens are cut out of a text before the rest of it is merged. The rules
-are llama.cpp's, the many texts by which it knows a token included.
+This holds for every type of tokenizer: which tokens begin and end a text, which tokens end
+generation, and how special tokens are cut out of a text before the rest is merged. The rules are
+those of llama.cpp, including the many texts by which it recognizes tokens.
 
 Sources: https://github.com/ggml-org/llama.cpp (src/llama-vocab.cpp),
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (the keys).
@@ -19,11 +19,10 @@ import numpy as np
 from lariat.errors import GGUFError
 from lariat.formats.gguf import GGUFFile, StringArray
 
-MAX_TOKENS = 1 << 19  # twice the largest in use; bounds the time a hostile file can take
+MAX_TOKENS = 1 << 19  # twice the largest in use; bounds the time that a hostile file can take
 
 # Token types of GGUF.
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
-
 
 # Texts that end generation in the models that use them, whatever type the file gives the token.
 _END_TEXTS = (
@@ -32,8 +31,9 @@ _END_TEXTS = (
     "<eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~["
 )
 
-# Marks of fill-in-the-middle, by the middle of their metadata key: texts to look for when the file
-# has no such key. What is found is a control token. Those in _ENDING_MARKS end generation too.
+# Marks of fill-in-the-middle: the middle of their metadata key, and the texts to look for if the
+# file has no such key. A token that is found becomes a control token. Those in _ENDING_MARKS also
+# end generation.
 _MARK_TEXTS = {
     "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> "
     "<|code_prefix|> <|prefix|>",
@@ -48,7 +48,7 @@ _MARK_TEXTS = {
 _OLD_MARK_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
 _ENDING_MARKS = ("fim_pad", "fim_rep", "fim_sep")
 
-# Marks of the harmony format that are always shown and found in text.
+# Marks of the harmony format that are always shown, and always found in text.
 _SHOWN_TEXTS = (b"<|channel|>", b"<|message|>", b"<|start|>", b"<|constrain|>")
 
 _BLANKS = " \t\n\v\f\r"  # isspace() of C
@@ -56,17 +56,17 @@ _BLANKS = " \t\n\v\f\r"  # isspace() of C
 
 @dataclass(frozen=True)
 class _Special:
-    """A token that is looked for in the text before sentencepiece sees it."""
+    """A token that is looked for in a text before the rest is merged."""
 
     text: str
     id: int
-    forgeable: bool  # user-defined: found even where special tokens are not asked for
-    eats_blanks: bool  # the blanks after it are dropped
+    is_user_defined: bool  # found even if special tokens are not asked for
+    eats_blanks: bool  # the blanks behind it are dropped
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds where the metadata is silent; it depends on the kind of tokenizer."""
+    """The values that a type of tokenizer has where the metadata says nothing."""
 
     bos: int | None
     eos: int | None
@@ -77,9 +77,9 @@ class Defaults:
 class Vocabulary:
     """Tokens, types and special tokens of a file. Never changes.
 
-    tokens [n_vocab]: as the file writes them. kinds [n_vocab]: token types, control where the text
-    of a token says so. id_of: where a text stands twice, it belongs to its last token, as in
-    llama.cpp's table. eog_ids: tokens that end generation, eos among them.
+    tokens [n_vocab]: as the file spells them. types [n_vocab]: token types of the file; control for
+    tokens with the text of one. id_of: a text that is there twice belongs to its last token, as in
+    llama.cpp. eog_ids: tokens that end generation, eos among them.
 
     Raises GGUFError for metadata that is missing or does not fit together.
     """
@@ -88,7 +88,7 @@ class Vocabulary:
         tokens = _read_tokens(gguf)
         n_vocab = len(tokens)
         self.tokens = tokens
-        self.kinds: list[int] = read_numbers(gguf, "token_type", n_vocab, default=NORMAL)
+        self.types: list[int] = read_numbers(gguf, "token_type", n_vocab, default=NORMAL)
         self.bos_id = _read_id(gguf, "bos", n_vocab, defaults.bos)
         self.eos_id = _read_id(gguf, "eos", n_vocab, defaults.eos)
         self.unk_id = _read_id(gguf, "unknown", n_vocab, defaults.unk)
@@ -104,32 +104,32 @@ class Vocabulary:
                     f"but the vocabulary of {n_vocab} tokens has no {name} token"
                 )
         self.id_of = dict(zip(tokens, range(n_vocab), strict=True))
-        self.eog_ids = _mark_control(gguf, self.id_of, self.kinds, self.eos_id)
-        specials = _special_tokens(gguf, tokens, self.id_of, self.kinds)
+        self.eog_ids = _mark_control(gguf, self.id_of, self.types, self.eos_id)
+        specials = _special_tokens(gguf, tokens, self.id_of, self.types)
         self._specials = _by_beginning(specials)
-        self._user_defined = _by_beginning(s for s in specials if s.forgeable)
+        self._user_defined = _by_beginning(s for s in specials if s.is_user_defined)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def split(self, text: str, parse_special: bool) -> Sequence[str | int]:
-        """Text cut at its special tokens: their ids, and the text between them, never empty.
+        """Cut a text at its special tokens: their ids, and the texts between them, never empty.
 
-        User-defined tokens are always looked for, control tokens only with `parse_special`.
+        User-defined tokens are always found, control tokens only with `parse_special`.
         """
         return _split(text, self._specials if parse_special else self._user_defined)
 
     def special_starts(self, text: str, also: Collection[int] = ()) -> set[int]:
-        """Where special tokens begin in a text, overlapping ones too.
+        """The places where special tokens begin in a text, overlapping ones included.
 
-        Of the user-defined ones only those in `also`.
+        Of the user-defined tokens only those in `also` are looked for.
         """
         starts = set()
         for beginning, group in self._specials.items():
             if beginning not in text:
                 continue
             for _, special in group:
-                if special.forgeable and special.id not in also:
+                if special.is_user_defined and special.id not in also:
                     continue
                 at = text.find(special.text)
                 while at >= 0:
@@ -175,7 +175,7 @@ def read_numbers(gguf: GGUFFile, name: str, n_vocab: int, default: int) -> list[
 
 
 def _read_id(gguf: GGUFFile, name: str, n_vocab: int, default: int | None) -> int | None:
-    """A token id of the metadata; the default only where it lies within the vocabulary."""
+    """A token id of the metadata, or the default if it lies within the vocabulary."""
     key = f"tokenizer.ggml.{name}_token_id"
     if key in gguf.metadata:
         return gguf.get_int(key, minimum=0, maximum=n_vocab - 1)
@@ -183,43 +183,43 @@ def _read_id(gguf: GGUFFile, name: str, n_vocab: int, default: int | None) -> in
 
 
 def _mark_control(
-    gguf: GGUFFile, id_of: Mapping[bytes, int], kinds: list[int], eos_id: int | None
+    gguf: GGUFFile, id_of: Mapping[bytes, int], types: list[int], eos_id: int | None
 ) -> frozenset[int]:
-    """The ids that end generation. Makes tokens control tokens where their text says they are.
+    """The ids that end generation. Tokens with the text of a control token become control tokens.
 
-    kinds: [n_vocab], changed in place.
+    types: [n_vocab], changed in place.
     """
-    found = {eos_id, *(_read_id(gguf, name, len(kinds), None) for name in ("eot", "eom"))}
+    found = {eos_id, *(_read_id(gguf, name, len(types), None) for name in ("eot", "eom"))}
     for text in _END_TEXTS.encode().split():
         token = id_of.get(text)
         if token is not None:
             found.add(token)
-            kinds[token] = CONTROL
+            types[token] = CONTROL
     for mark, texts in _MARK_TEXTS.items():
         token = None
         for name in (mark, _OLD_MARK_KEYS.get(mark, mark)):
-            token = _read_id(gguf, name, len(kinds), token)
+            token = _read_id(gguf, name, len(types), token)
         if token is None:
             named = [id_of[text] for text in texts.encode().split() if text in id_of]
             if not named:
                 continue
             token = min(named)
-            kinds[token] = CONTROL
+            types[token] = CONTROL
         if mark in _ENDING_MARKS:
             found.add(token)
     for text in _SHOWN_TEXTS:
         if text in id_of:
-            kinds[id_of[text]] = USER_DEFINED
-    for text, kind in _mid_texts(id_of, found):
+            types[id_of[text]] = USER_DEFINED
+    for text, token_type in _mid_texts(id_of, found):
         found.discard(id_of[text])
-        kinds[id_of[text]] = kind
+        types[id_of[text]] = token_type
     return frozenset(token for token in found if token is not None)
 
 
 def _mid_texts(id_of: Mapping[bytes, int], found: set[int | None]) -> list[tuple[bytes, int]]:
     """End texts that do not end generation in this vocabulary, and the types that they get.
 
-    Known by their company: in the harmony format <|end|> closes one message of several.
+    Other texts tell them apart: in the harmony format <|end|> closes one message of several.
     """
 
     def ends(*texts: bytes) -> bool:
@@ -234,9 +234,9 @@ def _mid_texts(id_of: Mapping[bytes, int], found: set[int | None]) -> list[tuple
     return mid
 
 
-def of_kinds(kinds: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
+def of_types(types: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
     """The ids of the tokens of some types."""
-    found: list[int] = np.flatnonzero(np.isin(np.array(kinds, np.int8), wanted)).tolist()
+    found: list[int] = np.flatnonzero(np.isin(np.array(types, np.int8), wanted)).tolist()
     return found
 
 
@@ -249,27 +249,27 @@ def decode_or_empty(raw: bytes) -> str:
 
 
 def _special_tokens(
-    gguf: GGUFFile, raw: Sequence[bytes], id_of: Mapping[bytes, int], kinds: Sequence[int]
+    gguf: GGUFFile, tokens: Sequence[bytes], id_of: Mapping[bytes, int], types: Sequence[int]
 ) -> list[_Special]:
-    """Tokens to look for in text, in the order in which they take their part of it."""
-    # The only model whose special tokens swallow blanks, known by its name alone.
+    """Tokens to look for in a text, in the order in which they are cut out."""
+    # Phi-3 is the only model whose special tokens drop the blanks behind them.
     name = gguf.metadata.get("general.name")
     is_phi3 = isinstance(name, str) and any(mark in name.lower() for mark in ("phi-3", "phi3"))
     specials = []
-    for i in of_kinds(kinds, (CONTROL, UNKNOWN, USER_DEFINED)):
-        if id_of[raw[i]] == i:
-            text = decode_or_empty(raw[i])
+    for i in of_types(types, (CONTROL, UNKNOWN, USER_DEFINED)):
+        if id_of[tokens[i]] == i:
+            text = decode_or_empty(tokens[i])
             if text:
                 eats = is_phi3 and text not in ("<unk>", "<s>", "<|endoftext|>")
-                specials.append(_Special(text, i, kinds[i] == USER_DEFINED, eats))
-    specials.sort(key=lambda special: -len(raw[special.id]))  # longest first, then by id
+                specials.append(_Special(text, i, types[i] == USER_DEFINED, eats))
+    specials.sort(key=lambda special: -len(tokens[special.id]))  # longest first, then by id
     return specials
 
 
 def _by_beginning(specials: Iterable[_Special]) -> dict[str, list[tuple[int, _Special]]]:
-    """Special tokens and their ranks by their first three characters.
+    """Special tokens and their ranks, by their first three characters.
 
-    A vocabulary may have thousands, most of which begin alike (`<unused7>`), and few beginnings
+    A vocabulary may have thousands of them. Most begin alike (`<unused7>`), and few beginnings
     occur in a text.
     """
     groups: dict[str, list[tuple[int, _Special]]] = {}
@@ -281,10 +281,10 @@ def _by_beginning(specials: Iterable[_Special]) -> dict[str, list[tuple[int, _Sp
 def _split(
     text: str, specials: Mapping[str, Sequence[tuple[int, _Special]]]
 ) -> Sequence[str | int]:
-    """Text cut at its special tokens: their ids, and the text between them, never empty.
+    """Cut a text at its special tokens: their ids, and the texts between them, never empty.
 
-    The longest token takes its places first, from left to right; the next one looks only at what
-    is left. (Not the leftmost token first, so one regular expression could not do it.)
+    The longest token is cut out first, from left to right. The next token is looked for only in
+    the rest. (One regular expression would cut out the leftmost token first.)
     """
     present = [
         ranked
@@ -311,8 +311,8 @@ def _split(
                 taken[start:end] = b"\1" * (end - start)
                 places.append((start, end, special.id))
             else:
-                # Every match that starts up to `clash` would clash too, and so would all within
-                # this run of taken characters.
+                # All matches that start up to `clash`, or in this run of taken characters, would
+                # clash too.
                 end = taken.find(0, clash)
                 if end < 0:
                     break

@@ -137,10 +137,10 @@ def test_long_context_in_several_spans(tmp_path, cache, n_kv_heads, isa):
     )
     ids = ids_of(1203)
     with load(path, cache=cache) as llm:
-        context = llm.new_table()
+        context = llm.runner.new_table()
         for start in range(0, 1200, 400):
-            llm.forward([Part(context, ids[start : start + 400])])
-        got = [llm.forward([Part(context, [i], "all")])[0].copy() for i in ids[1200:]]
+            llm.runner.forward([Part(context, ids[start : start + 400])])
+        got = [llm.runner.forward([Part(context, [i], "all")])[0].copy() for i in ids[1200:]]
     assert relative_error(np.array(got), Reference(path).logits(ids)[1200:]) < F32_BOUND
 
 
@@ -241,14 +241,14 @@ def test_chunk_size_agnosticism(tmp_path, cache, weight_type):
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_batch_agnosticism(tmp_path, cache, temperature):
-    """Eight sequences together write what each writes alone."""
+    """Eight requests together write the same texts as each alone."""
     path = write_llama(tmp_path / "m.gguf", weight_type="Q4_0", n_ctx=1024)
     prompts = [ids_of(n, seed=n) for n in (1, 5, 31, 32, 33, 64, 100, 7)]
     params = SamplingParams(temperature=temperature, max_tokens=30, seed=5, ignore_eos=True)
     with load(path, cache=cache) as llm:
         together = llm.generate(prompts, params)
         alone = [llm.generate(prompt, params) for prompt in prompts]
-        assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+        assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert all(len(c.token_ids) == 30 for c in alone)
 
@@ -270,18 +270,18 @@ def test_decoding_allocates_no_buffers(tmp_path, cache):
     widest = 4096 * 4  # bytes of a row of logits, and of the feed-forward
     path = write_llama(tmp_path / "m.gguf", n_vocab=4096, n_ff=4096, n_ctx=8192)
     with load(path, cache=cache) as llm:
-        context = llm.new_table()
-        llm.forward([Part(context, ids_of(300), "last")])
+        context = llm.runner.new_table()
+        llm.runner.forward([Part(context, ids_of(300), "last")])
         tracemalloc.start()
         try:
             for token in ids_of(20):
-                llm.forward([Part(context, [token], "last")])
+                llm.runner.forward([Part(context, [token], "last")])
             gc.collect()  # threadpoolctl's limits refer to each other, so they wait for it
             before, peaks = tracemalloc.get_traced_memory()[0], []
             for token in ids_of(150):
                 tracemalloc.reset_peak()
                 start = tracemalloc.get_traced_memory()[0]
-                llm.forward([Part(context, [token], "last")])
+                llm.runner.forward([Part(context, [token], "last")])
                 peaks.append(tracemalloc.get_traced_memory()[1] - start)
             gc.collect()
             stays = tracemalloc.get_traced_memory()[0] - before
@@ -364,7 +364,7 @@ def test_a_prompt_is_computed_anew_after_a_change(tmp_path):
         stream = llm.stream(ids, params)
         next(stream)
         llm.set_rope(rope)
-        for _ in stream:  # its blocks are of both kinds, and nobody's to share
+        for _ in stream:  # no block is shared that holds tokens of both settings
             pass
         got = llm.generate(ids, params)
         assert got.token_ids == expected.token_ids

@@ -56,7 +56,7 @@ def test_a_seed_repeats_the_shapes_and_what_is_wrong_is_named(capsys, monkeypatc
 
 @pytest.mark.parametrize("of_scalar", [1e-4, 5e-3])
 def test_levels_may_not_part(of_scalar):
-    """A quantized cache is far from what was stored; two levels are not far from each other."""
+    """A quantized cache is far from the stored numbers; two levels are near each other."""
     case = next(check_kernels.caches(np.random.default_rng(0)))
     row = check_kernels.Row(replace(case, bound=0.01), "avx2", 5e-3, of_scalar, 1.0)
     assert row.is_right == (of_scalar < 1e-3)

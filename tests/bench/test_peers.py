@@ -1,6 +1,6 @@
-"""bench/peers.py: the protocol, our own worker, the table, and what it says when a peer is missing.
+"""bench/peers.py: the protocol, our own worker, the table, and the message for a missing peer.
 
-How fast anything is is not looked at.
+No test looks at how fast anything is.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def test_our_worker_computes_what_it_says(model: str, cache: str) -> None:
         assert 10e6 < memory["now"] <= memory["peak"] < 10e9
     ids = protocol.tokens(8, 400, 5)
     with LLM(model, cache=cache) as llm:
-        context = llm.new_table()
+        context = llm.runner.new_table()
         for token in found:
-            assert int(llm.forward([Part(context, ids, "last")])[0].argmax()) == token
+            assert int(llm.runner.forward([Part(context, ids, "last")])[0].argmax()) == token
             ids = [token]
 
 

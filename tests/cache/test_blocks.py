@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lariat.cache.blocks import SLOTS, BlockPool, BlockTable, within_blocks
+from lariat.cache.blocks import SLOTS, BlockPool, BlockTable
 
 N_CONTEXTS = 3
 operations = st.lists(
@@ -236,21 +236,6 @@ def test_truncating_at_a_block_border_gives_the_next_block_back():
     assert pool.n_free == 0
     context.truncate(32)
     assert (pool.n_free, len(context.segments), context.n_tokens) == (1, 1, 32)
-
-
-MOST = 2**31 - 1
-
-
-@pytest.mark.parametrize(
-    "row",
-    [(3, 0, 1), (MOST, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 0, 0), (0, 0, -1), (0, 0, 33), (0, 31, 2),
-     (0, MOST, 1), (0, MOST, MOST), (0, 1, MOST), (0, -MOST - 1, MOST)],
-)  # fmt: skip
-def test_segments_beyond_the_blocks_are_seen(row):
-    within = np.int32([(0, 0, 32), (2, 31, 1), (1, 5, 27)])
-    assert within_blocks(within, 3)
-    assert within_blocks(within[:0], 0)
-    assert not within_blocks(np.concatenate([within, np.int32([row])]), 3)
 
 
 def test_the_pool_hands_out_each_block_once_lowest_first():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from lariat import LLM, ContextError, SamplingParams
 from lariat.cache.blocks import SLOTS, BlockPool, BlockTable
+from lariat.runtime import runner
 
 from tests.support.contexts import CACHES, GREEDY, ids_of, n_held
 from tests.support.model_files import write_llama
@@ -29,13 +30,13 @@ def load(path: Path, cache: str = "raw", **options) -> LLM:
 def first_logits(llm: LLM, prompts: list[list[int]], monkeypatch) -> list[np.ndarray]:
     """The logits that the first token of each prompt was drawn from."""
     found: dict[int, np.ndarray] = {}
-    sample = LLM._sample
+    sample = runner._sample
 
-    def kept(self, sequence, logits):
-        found.setdefault(id(sequence.completion), logits.copy())
-        return sample(self, sequence, logits)
+    def kept(logits, request):
+        found.setdefault(id(request.completion), logits.copy())
+        return sample(logits, request)
 
-    monkeypatch.setattr(LLM, "_sample", kept)
+    monkeypatch.setattr(runner, "_sample", kept)
     done = llm.generate(prompts, ONE)
     monkeypatch.undo()
     return [found[id(completion)] for completion in done]
@@ -104,7 +105,7 @@ def test_sequences_that_run_together_hold_the_same_blocks(path, cache):
         streams = [llm.stream(common + ids_of(20, i), GREEDY) for i in range(1, 4)]
         for stream in streams:
             next(stream)
-        firsts = [s._sequence.context.segments[:3, 0].tolist() for s in streams]
+        firsts = [s._request.table.segments[:3, 0].tolist() for s in streams]
         assert firsts[0] == firsts[1] == firsts[2]
         assert n_held(llm) == 3 + 3
         assert [s.completion.timings.n_reused for s in streams] == [0, 96, 96]
@@ -140,7 +141,7 @@ def test_it_can_be_switched_off(path):
     with load(path, prefix_sharing=False) as llm:
         for _ in range(2):
             assert llm.generate(ids_of(70), GREEDY).timings.n_reused == 0
-        assert not llm._cache.pool._kept
+        assert not llm.runner.cache.pool._kept
 
 
 # ---- that nothing else changes -----------------------------------------------------------
@@ -172,8 +173,8 @@ def test_a_preempted_sequence_finds_what_it_had(path, cache):
         alone = [llm.generate(prompt, params).token_ids for prompt in prompts]
     with load(path, cache, n_ctx=160) as llm:
         preempted = []
-        preempt = llm._scheduler._preempt
-        llm._scheduler._preempt = lambda victim: (preempted.append(victim), preempt(victim))
+        preempt = llm.runner.scheduler._preempt
+        llm.runner.scheduler._preempt = lambda victim: (preempted.append(victim), preempt(victim))
         assert [done.token_ids for done in llm.generate(prompts, params)] == alone
         assert preempted
         assert n_held(llm) == 0
@@ -201,7 +202,7 @@ def test_an_interrupted_step_leaves_no_half_written_block(path, monkeypatch):
         def interrupted(*args):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(llm._model, "forward", interrupted)
+        monkeypatch.setattr(llm.runner.model, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(other, GREEDY)
         monkeypatch.undo()

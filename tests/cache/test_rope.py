@@ -61,7 +61,7 @@ def test_factors_divide_each_frequency():
     np.testing.assert_allclose(got * factors * 2.0, frequencies(config()), rtol=1e-15)
 
 
-def test_pairs_beyond_the_rotated_dims_do_not_turn():
+def test_pairs_beyond_the_rotated_dims_do_not_rotate():
     theta = frequencies(config(head_dim=16, rope_dim=6))
     np.testing.assert_allclose(theta[:3], [10000 ** (-2 * i / 6) for i in range(3)], rtol=1e-14)
     assert theta.shape == (8,)
@@ -101,7 +101,7 @@ def test_step_keeps_its_precision_for_slow_pairs():
 
 
 def test_stepping_reproduces_the_rows():
-    """What kernels do with `step`: add the change, and change the change."""
+    """As kernels use `step`: they add the change, and change the change."""
     table = RopeTable(config(head_dim=64), 64)
     d, s = table.step.astype(np.float64)
     rows = table.rows.astype(np.float64)
@@ -154,7 +154,8 @@ def test_a_short_table_has_the_rows_of_a_whole_block():
     assert len(RopeTable(config(), 5).rows) == 32
 
 
-def turns(theta: np.ndarray, n: int) -> np.ndarray:
+def rotations(theta: np.ndarray, n: int) -> np.ndarray:
+    """Within n positions."""
     return theta * n / (2 * math.pi)
 
 
@@ -163,7 +164,7 @@ def test_yarn_leaves_fast_pairs_alone_and_divides_slow_ones():
     plain = frequencies(config(128))
     got = frequencies(config(128), rope=rope)
     share = got / plain
-    fast, slow = turns(plain, 4096) > 40, turns(plain, 4096) < 0.8
+    fast, slow = rotations(plain, 4096) > 40, rotations(plain, 4096) < 0.8
     assert fast.sum() > 15
     assert slow.sum() > 10
     np.testing.assert_allclose(share[fast], 1, rtol=1e-15)
@@ -187,7 +188,7 @@ def test_yarn_s_parameters():
     assert (share(yarn_beta_slow=4.0) <= share()).all()
     assert not np.array_equal(share(yarn_beta_slow=4.0), share())
     assert (share(yarn_orig_ctx=512) <= share()).all()
-    # What divides by zero if nobody looks: a base of 1, a length of less than a turn
+    # A base of 1 and a length of less than one rotation must not divide by zero.
     assert np.isfinite(share(freq_base=1.0)).all()
     assert np.isfinite(share(yarn_orig_ctx=1)).all()
 
@@ -227,7 +228,7 @@ def test_the_dynamic_table_is_made_anew_as_the_context_grows():
     assert [table.stage(n) for n in (1, 64, 65, 72, 73, 128)] == [0, 0, 72, 72, 80, 128]
     table.reach(63)
     assert np.array_equal(table.rows[:64], plain)
-    for n in (65, 100, 2000, 200, 101, 64, 3000):  # contexts take turns
+    for n in (65, 100, 2000, 200, 101, 64, 3000):  # of several contexts
         table.reach(n - 1, n)
         theta = frequencies(config(), rope=rope, n_tokens=table.stage(n))
         angle = (n - 1) * theta
@@ -235,7 +236,7 @@ def test_the_dynamic_table_is_made_anew_as_the_context_grows():
         np.testing.assert_allclose(table.rows[n - 1], expected, atol=1e-6)
         np.testing.assert_allclose(table.step[1], np.sin(theta), atol=1e-7)
     assert table.kernel is kernel
-    table.reach(10, 2000)  # what a prompt will have goes before what is reached so far
+    table.reach(10, 2000)  # the length that a prompt will have decides
     assert not np.allclose(table.rows[:64], plain)
 
 

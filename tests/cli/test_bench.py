@@ -1,6 +1,6 @@
-"""`lariat bench`: what the flags mean, every kind of bad input, signals and terminals.
+"""`lariat bench`: meaning of the flags, bad input of every type, signals and terminals.
 
-What it prints is in test_cli_bench_output.py, its pictures in test_plots.py.
+Its output is tested in test_bench_output.py, its pictures in tests/measure/test_plots.py.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_positions(run, model):
         assert {row["rope"] for row in json.loads(out)} == {given}
     check_refused(run(*deep), 1, "needs 106 positions at depth 100")
     both = (*SMALL, "-m", model, "--cache", "raw,roped")
-    check_refused(run(*both, "-gan", "4"), 2, "--cache: group attention turns keys again")
+    check_refused(run(*both, "-gan", "4"), 2, "--cache: group attention rotates keys anew")
     check_refused(run(*both, "--rope-scale", "0"), 2, "--rope-scale")
 
 

@@ -1,6 +1,6 @@
-"""What `lariat bench` prints: every format, the table of the published ratios, and the scaling.
+"""Output of `lariat bench`: every format, the table of the published ratios, and the scaling.
 
-Nothing here looks at how fast anything is.
+No test looks at how fast anything is.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from lariat.cli import bench
 from lariat.cli.bench_output import FIELDS
-from lariat.measure.cases import Result
+from lariat.measure.cases import Case, Result
+from lariat.measure.disturbance import Usage
 
 from tests.support.bench_runs import (
     SMALL,
+    fake_results,
     parsed,
     quick_runner,
     scaling_results,
@@ -99,6 +101,10 @@ def test_fields_begin_with_those_of_llama_bench(run, model):
     )
     assert entry["share_of_int8_peak"] is None
     assert entry["peak_memory"] > 0
+    assert entry["load_average"] is None or entry["load_average"] >= 0
+    for name in ("steal", "foreign_load"):
+        assert entry[name] is None or 0 <= entry[name] <= 1
+    assert entry["disturbed"] in (True, False, None)
 
 
 def test_jsonl_csv_and_sql_say_the_same(run, model):
@@ -133,7 +139,7 @@ def test_markdown_is_llama_benchs_table_with_our_columns(run, model):
     lines = out.splitlines()
     head = columns(lines[0])
     assert " ".join(head[:9]) == "model size params backend threads cache isa test t/s"
-    assert head[9:] == ["of ceiling", "MB/token", "peak memory"]
+    assert head[9:] == ["of ceiling", "MB/token", "peak memory", "others"]
     assert all(re.fullmatch(r"-+:?", cell) for cell in columns(lines[1]))
     rows = [dict(zip(head, columns(line), strict=True)) for line in lines[2:6]]
     assert [(row["threads"], row["test"]) for row in rows] == [
@@ -144,6 +150,7 @@ def test_markdown_is_llama_benchs_table_with_our_columns(run, model):
         assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", row["t/s"])
         assert row["backend"] == "CPU"
         assert re.fullmatch(r"\d+% read" if row["test"] == "tg3" else "", row["of ceiling"])
+        assert re.fullmatch(r"(\d+%( !)?)?", row["others"])
     assert re.search(r"^build: lariat", out, re.M)
     assert re.search(
         r"^read bandwidth: [\d.]+ GB/s with 1 thread, [\d.]+ GB/s with 2 th", out, re.M
@@ -166,6 +173,53 @@ def test_several_models_and_a_second_output(run, model, tmp_path):
     assert [e["model_filename"] for e in json.loads(err)] == [model, model, other, other]
 
 
+# ---- the load of others ------------------------------------------------------------------
+
+
+def with_load(steal: float, foreign: float) -> Result:
+    """A result during which others took these seconds of 20."""
+    (result,) = fake_results([Case(n_gen=8)], lambda case: 10.0)
+    result.usages, result.load_averages = [Usage(20.0, steal, foreign)], [1.25]
+    return result
+
+
+def test_rows_that_others_disturbed_are_marked():
+    quiet, disturbed, unknown = with_load(0.1, 0.1), with_load(0.5, 7.5), with_load(0, 0)
+    unknown.usages, unknown.load_averages = [], []
+    results = [quiet, disturbed, unknown]
+    assert [row[-1] for row in printed(results, "-n", "8")] == ["1%", "40% !", ""]
+    lines = written(results, "-n", "8")
+    assert "load average: 1.25 to 1.25" in lines
+    assert "! others took more than 5% of processor time: measure again" in lines
+    assert not [line for line in written([quiet], "-n", "8") if line.startswith("!")]
+    assert not [line for line in written([unknown], "-n", "8") if line.startswith("load")]
+    entries = json.loads("\n".join(written(results, "-n", "8", name="json")))
+    assert [[e[name] for name in LOAD] for e in entries] == [
+        [1.25, 0.005, 0.005, False],
+        [1.25, 0.025, 0.375, True],
+        [None] * 4,
+    ]
+    rows = list(csv.DictReader(written(results, "-n", "8", name="csv")))
+    assert [[row[name] for name in LOAD] for row in rows] == [
+        ["1.25", "0.005", "0.005", "0"],
+        ["1.25", "0.025", "0.375", "1"],
+        [""] * 4,
+    ]
+
+
+LOAD = ("load_average", "steal", "foreign_load", "disturbed")
+
+
+def test_the_other_tables_mark_them_too():
+    results = table_results()
+    results[1].usages = [Usage(10.0, 2.0, 0.0)]
+    rows = printed(results, "--table", "rope-on-read")
+    assert [row[-1] for row in rows] == ["20% !"] + [""] * 7
+    curve = scaling_results("-t", "1,2", "-p", "0", "-n", "8", "--cache", "raw")
+    curve[1].usages = [Usage(10.0, 0.0, 0.3)]
+    assert [row[-1] for row in printed(curve, "--scaling")] == ["", "3%"]
+
+
 # ---- the table and the scaling -----------------------------------------------------------
 
 
@@ -176,7 +230,9 @@ def test_rope_on_read_table(run, model):
     lines = out.splitlines()
     assert sum(", keys f16, values f16, " in line for line in lines) == 2
     tables = [line for line in lines if line.startswith("|")]
-    assert columns(tables[0]) == ["test", "roped t/s", "raw t/s", "raw / roped", "llama.cpp #3234"]
+    assert columns(tables[0]) == [
+        "test", "roped t/s", "raw t/s", "raw / roped", "llama.cpp #3234", "others",
+    ]  # fmt: skip
     for at in (2, 7):
         assert [columns(line)[0] for line in tables[at : at + 3]] == ["pp16", "tg8", "tg16"]
         for line in tables[at : at + 3]:
@@ -186,17 +242,25 @@ def test_rope_on_read_table(run, model):
             assert cells[4] == ""
 
 
-def printed(results: list[Result], *flags: str, n_processors: int = 2) -> list[list[str]]:
-    """Rows of the Markdown table that these flags make of these results."""
+def written(
+    results: list[Result], *flags: str, name: str = "md", n_processors: int = 2
+) -> list[str]:
+    """Lines of the format `name` that these flags make of these results."""
     text: list[str] = []
     args = parsed(*flags)
     cases = [r.case for r in results]
     setting = bench.bench_output.Setting(cases, False, n_processors)
-    printer = bench._printer(args, "md", setting, text.append)
+    printer = bench._printer(args, name, setting, text.append)
     printer.start()
     printer.model(results)
     printer.end()
-    return [columns(line) for line in "".join(text).splitlines() if line.startswith("|")][2:]
+    return "".join(text).splitlines()
+
+
+def printed(results: list[Result], *flags: str, n_processors: int = 2) -> list[list[str]]:
+    """Rows of the Markdown table that these flags make of these results."""
+    lines = written(results, *flags, n_processors=n_processors)
+    return [columns(line) for line in lines if line.startswith("|")][2:]
 
 
 def test_published_column_stands_beside_ours():

@@ -48,7 +48,7 @@ def test_the_command(capfd, deep, tmp_path):
     for argv, code, sentence in (
         ((*generate, *cut), 2, "--chunk: needs --cache raw"),
         ((*generate, *place, "--prompt-cache", "x"), 2, "not allowed with argument --prompt-cache"),
-        ((*generate, *place, "--recompute", "some"), 2, "'some' is not a number, nor 'all'"),
+        ((*generate, *place, "--recompute", "some"), 2, "'some' is neither a number nor 'all'"),
         ((*generate, *place[:4]), 2, "one needs the other"),
         ((*generate, *place, "--chunk", "cat"), 1, "has no chunk named 'cat'"),
         ((*generate, *place, "-ctk", "f32"), 1, "another type of keys: 'f16', expected 'f32'"),

@@ -1,4 +1,4 @@
-"""`lariat perplexity`: what it prints, and every kind of bad input."""
+"""`lariat perplexity`: the output, and every type of bad input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_last_line_is_the_estimate(run: Run, model: str, text: str, cache: s
         found = measure(llm, cut(llm, TEXT.rstrip("\n"), 40, 4))
     assert (code, out) == (0, f"Final estimate: PPL = {found.value:.4f} +/- {found.error:.5f}\n")
     assert err.startswith("lariat: ")
-    assert "4 chunks of 40" in err
+    assert "4 windows of 40" in err
     assert f"{cache} cache (keys f32, values f16)" in err
     assert run("-f", text, "-c", "40", "--cache", cache, "-ctk", "f32", "--chunks", "4", "-q") == (
         0,
@@ -52,9 +52,9 @@ def test_json(run: Run, text: str) -> None:
     code, out, err = run("-f", text, "-c", "40", "-o", "json")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    assert len(found["running"]) == found["n_chunks"]
+    assert len(found["running"]) == found["n_windows"]
     assert found["running"][-1] == found["ppl"]
-    assert found["n_tokens"] == 19 * found["n_chunks"]
+    assert found["n_tokens"] == 19 * found["n_windows"]
     assert found["n_ctx"] == 40
 
 

@@ -1,6 +1,6 @@
-"""What a benchmark runs, in which order, from which contexts, and what it makes of the times.
+"""Forward passes of a benchmark, their order, the tables that they start from, and the results.
 
-Nothing here looks at how long anything takes.
+No test looks at how long anything takes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from lariat import LLM, GGUFFile
+from lariat.architectures.loading import read_config
 from lariat.architectures.model import Model
-from lariat.config import ModelConfig
 from lariat.errors import ContextError, GGUFError
 from lariat.measure import benchmark
 from lariat.measure.benchmark import Benchmark
 from lariat.measure.cases import Case, ModelFacts, Result, check_fits, combinations
+from lariat.measure.disturbance import Usage
 from lariat.measure.machine import Pins
-from lariat.runtime.batch import Batch, Part, make_batch
+from lariat.runtime.batch import Batch
 
 from tests.reference import relative_error
 from tests.support.model_files import write_llama
@@ -69,7 +70,7 @@ class FixedProbe:
 
 
 @pytest.mark.parametrize(
-    ("values", "name", "kind", "n_tokens", "n_positions"),
+    ("values", "name", "phase", "n_tokens", "n_positions"),
     [
         ({"n_prompt": 512}, "pp512", "prompt", 512, 512),
         ({"n_gen": 128}, "tg128", "decode", 128, 128),
@@ -77,9 +78,9 @@ class FixedProbe:
         ({"n_prompt": 5, "n_gen": 7, "n_sequences": 3}, "pp5+tg7", "both", 36, 12),
     ],
 )
-def test_names_are_those_of_llama_bench(values, name, kind, n_tokens, n_positions):
+def test_names_are_those_of_llama_bench(values, name, phase, n_tokens, n_positions):
     case = Case(**values)
-    assert (case.name, case.kind) == (name, kind)
+    assert (case.name, case.phase) == (name, phase)
     assert (case.n_tokens, case.n_positions) == (n_tokens, n_positions)
 
 
@@ -117,7 +118,7 @@ def test_prompt_threads_of_their_own():
 
 def test_case_beyond_the_context_is_refused(model):
     with GGUFFile(model) as gguf:
-        config = ModelConfig.from_gguf(gguf)
+        config = read_config(gguf)
     check_fits(Case(n_gen=200, n_depth=200), config, "x")
     for case in (Case(n_gen=201, n_depth=200), Case(n_prompt=401)):
         with pytest.raises(ContextError, match=f"{case.n_positions} positions.*400"):
@@ -186,7 +187,7 @@ def test_depth_is_computed_once_for_all_that_need_it(model, passes):
     with Benchmark(model, cases) as b:
         b.run(3, warm_up=False)
         timed = 3 * sum(case.n_tokens for case in cases)
-        # The deepest in whole blocks, and what each depth has beyond its own: 26 and 8 tokens.
+        # The deepest in whole blocks, and the tokens of each depth beyond its own: 26 and 8.
         filled = 2 * 2 * (192 + 26 + 8)
         assert sum(sum(new) for new, _, _, _ in passes) == timed + filled
     for case in cases:
@@ -203,14 +204,14 @@ def test_every_depth_holds_the_tokens_it_says(model, cache):
     with Benchmark(model, cases) as b, LLM(model, type_k="f32", type_v="f32") as llm:
         b.run(2)
         for case in reversed(cases):
-            inner = b._cache(case)
-            (context,) = b._contexts(case)
-            assert context.n_tokens == case.n_depth
-            _, ids = inner._trunks[0]
-            got = inner._model.forward(make_batch([Part(context, [7], "last")]), 1)
+            filled = b._filled_for(case)
+            (table,) = b._tables(case)
+            assert table.n_tokens == case.n_depth
+            ids = filled.token_ids(0)
+            got = filled.runner.forward([filled.runner.part(table, [7], "last")], 1)
             expected = llm.logits([*ids[: case.n_depth].tolist(), 7])[-1]
             assert relative_error(got[0], expected) < 1e-5
-            context.truncate(case.n_depth)
+            table.truncate(case.n_depth)
 
 
 def test_repetitions_take_turns(model, monkeypatch):
@@ -226,18 +227,18 @@ def test_blocks_come_back(model):
     cases = [Case(n_prompt=100, n_gen=50), Case(n_gen=70, n_depth=65, n_sequences=2)]
     with Benchmark(model, cases) as b:
         b.run(1)
-        pool = b._cache(cases[0])._cache.pool
+        pool = b._filled_for(cases[0]).runner.cache.pool
         n_free = pool.n_free
         b.run(2)
         assert pool.n_free == n_free
 
 
-def test_contexts_of_several_depths_share_the_blocks_of_the_deepest(model):
+def test_tables_of_several_depths_share_the_blocks_of_the_deepest(model):
     cases = [Case(n_gen=1, n_depth=depth) for depth in (70, 130)]
     with Benchmark(model, cases) as b:
-        (short,), (deep,) = b._contexts(cases[0]), b._contexts(cases[1])
+        (short,), (deep,) = b._tables(cases[0]), b._tables(cases[1])
         assert short.segments[:2].tolist() == deep.segments[:2].tolist()
-        short.truncate(63)  # only its own hold of the second block gets shorter
+        short.truncate(63)  # shortens its own segment of the second block, not the other's
         assert (short.n_tokens, deep.n_tokens) == (63, 130)
 
 
@@ -288,6 +289,35 @@ def test_interrupted_run_keeps_what_it_has(model, monkeypatch):
         assert [r.samples_ns for r in b.results] == [[5, 5], [5]]
 
 
+def fake_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take half a second of ten whenever something is measured."""
+
+    class FakeMeter:
+        def usage(self) -> Usage:
+            return Usage(10.0, 0.0, 0.5)
+
+    monkeypatch.setattr(benchmark, "Meter", FakeMeter)
+    monkeypatch.setattr(benchmark, "load_average", lambda: 1.5)
+
+
+def test_load_of_others_stands_beside_each_repetition(model, monkeypatch):
+    fake_meter(monkeypatch)
+    with Benchmark(model, [Case(n_prompt=4), Case(n_gen=2)]) as b:
+        b.run(3)
+        for result in b.results:
+            assert result.usages == [Usage(10.0, 0.0, 0.5)] * 3
+            assert result.load_averages == [1.5] * 3
+            assert result.usage == Usage(30.0, 0.0, 1.5)
+
+
+def test_load_of_others_adds_up_while_caches_grow_in_turns(model, monkeypatch):
+    fake_meter(monkeypatch)
+    results = grown(model, [64, 128], [])
+    # a meter for each turn of 64 tokens, and for each prompt
+    assert [r.usages[0].total for r in results] == [10, 10, 10, 10, 20, 20]
+    assert {len(r.usages) for r in results} == {len(r.samples_ns) for r in results} == {2}
+
+
 # ---- growing together ----
 
 
@@ -323,7 +353,7 @@ def test_caches_may_grow_to_different_lengths(model, passes):
     assert sum(new == [1] for new, _, _, _ in passes) == 30
 
 
-# ---- what a token costs ----
+# ---- the cost of a token ----
 
 
 SHAPES = [
@@ -338,9 +368,9 @@ SHAPES = [
 
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_bytes_are_those_of_the_passes_that_run(model, passes, case):
-    """All matrices but the embedding each pass, and the keys and values that each sequence sees."""
+    """Each pass reads all matrices but the embedding, and the keys and values of each sequence."""
     with Benchmark(model, [case]) as b:
-        b._contexts(case)
+        b._tables(case)
         passes.clear()
         b.run(1, warm_up=False)
         (result,) = b.results

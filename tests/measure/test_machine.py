@@ -1,4 +1,4 @@
-"""Probes of the machine: their sums at every level, what they are told, pins, memory."""
+"""Probes of the machine: their sums at every level, their arguments, pins, memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lariat import _kernels, _machine
 from lariat.errors import LariatError
 from lariat.measure import machine
 from lariat.os_memory import allocate
+from lariat.runtime import threads
 
 ISAS = _kernels.supported_isas()
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not this system's way")
@@ -132,7 +133,7 @@ def test_probe_measures_with_the_level_in_use(monkeypatch):
 
 
 def test_probe_counts_bytes_and_products(monkeypatch):
-    """With a clock that moves by one second a look, every pass takes one second."""
+    """With a clock that moves by one second each time it is read, every pass takes a second."""
     ticks = iter(range(1000))
     monkeypatch.setattr(machine.time, "perf_counter", lambda: float(next(ticks)))
     probe = machine.Probe(1, 4096)
@@ -176,7 +177,7 @@ def test_cores_come_before_their_siblings(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 4, 1, 0, 9})
-    assert machine.processors(str(tmp_path)) == [0, 1, 9, 4, 5]
+    assert machine.processors(threads.cores(str(tmp_path))) == [0, 1, 9, 4, 5]
 
 
 def test_systems_without_pins_say_so(monkeypatch):
@@ -197,7 +198,7 @@ def test_peak_memory_rises_and_starts_anew():
     high = machine.peak_memory()
     assert high - low > 50 << 20
     del block
-    assert machine.peak_memory() > high - (8 << 20)  # Linux counts in batches
+    assert machine.peak_memory() > high - (8 << 20)  # Linux counts pages in batches
     machine.reset_peak_memory()
     assert machine.peak_memory() < high - (50 << 20)
 

@@ -1,4 +1,4 @@
-"""The pictures of `lariat bench`: what is drawn, and that none is left half done."""
+"""The pictures of `lariat bench`: their curves and labels, and that none is left half done."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_plot_of_scaling_has_axes_units_legend_and_the_ideal_line(figures, tmp_p
     ]
     assert [p.get_xlabel() for p in panels[1:3]] == [
         "threads",
-        "depth: tokens in the context before",
+        "depth: tokens in the cache before",
     ]
     assert {p.get_ylabel() for p in panels} == {"tokens per second"}
     assert set(legend(panels[0])) == {

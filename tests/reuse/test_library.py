@@ -16,7 +16,7 @@ from lariat.config import RopeConfig
 from lariat.runtime.context import Context
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import QUANTIZED
+from tests.support.cache_blocks import QUANTIZED
 from tests.support.contexts import GREEDY, MAPPED, ids_of, load, n_held, write_mapped
 from tests.support.model_files import write_llama
 
@@ -120,7 +120,7 @@ def test_quantized_chunks_are_what_was_computed_wherever_they_stand(
         once = ids_of(7, 5)[:3] + B + ids_of(7, 5)[3:] + B + A + A
         assert context.tokens == once
         got = context.logits([9, 10, 11])
-        n_blocks = context.nbytes // llm._cache.block_bytes
+        n_blocks = context.nbytes // llm.runner.cache.block_bytes
         assert n_blocks == 1 + 2 + 1 + 2, "7 tokens, B, 11 of A anew, A: each once"
         wanted = Reference(path).logits([*once, 9, 10, 11])[-3:]
         assert relative_error(got, wanted) < (0.3 if types.startswith("q4") else 3e-2)
@@ -229,7 +229,7 @@ def test_a_chunk_stands_in_the_pool_once(deep, shelf):
             other.append(chunk)
             assert n_held(llm) == held + 2  # the two blocks of C
             context.append([4])  # behind the chunk's end: into a copy of its last block
-            assert context.nbytes == once + llm._cache.block_bytes
+            assert context.nbytes == once + llm.runner.cache.block_bytes
         assert n_held(llm) == 0
 
 
@@ -303,7 +303,7 @@ def test_random_edits_forks_chunks_and_shared_prefixes_leak_no_block(paths, shel
             assert [c.tokens for c in contexts] == model
         assert min(n_failed, n_streams) > 10
         for context, ids in zip(contexts, model, strict=True):
-            if ids and len(ids) < 190 and llm._cache.pool.n_free > 2:
+            if ids and len(ids) < 190 and llm.runner.cache.pool.n_free > 2:
                 wanted = Reference(paths["mapped"]).logits([*ids, 4])[-1:]
                 assert relative_error(context.logits([4]), wanted) < 2e-3
         for context in contexts:

@@ -27,10 +27,10 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_names_contents_and_files(deep, shelf):
     with load(deep) as llm:
         first = shelf.add(llm, "a", A)
-        computed = llm._model.forward
-        llm._model.forward = None  # the same document is not computed again
+        computed = llm.runner.model.forward
+        llm.runner.model.forward = None  # the same document is not computed again
         assert shelf.add(llm, "b", A).path == first.path
-        llm._model.forward = computed
+        llm.runner.model.forward = computed
         shelf.add(llm, "c", "the man and the hat")
         assert [(e.name, e.n_tokens) for e in shelf.entries()] == [
             ("a", 50), ("b", 50), ("c", len(llm.tokenize("the man and the hat", add_bos=False)))
@@ -69,23 +69,23 @@ def test_damaged_files_are_refused(deep, shelf, tmp_path, monkeypatch):
             *(rng.randrange(n_header, len(whole)) for _ in "12345"),
         ]:
             refused(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :], "checksum")
-        refused(whole.replace(b"lariat-chunk", b"lariat-other"), "no lariat-chunk")
+        refused(whole.replace(b"lariat-chunk", b"lariat-other"), "not a lariat-chunk")
         refused(whole.replace(b'"version": "2"', b'"version": "1"'), "another format version: '1'")
         header = b'{"\\u001b[2J":{"dtype":"U8","shape":[1],"data_offsets":[0,9]}}'
-        refused(len(header).to_bytes(8, "little") + header, r"or no chunk: '[ -~]+'$")
+        refused(len(header).to_bytes(8, "little") + header, r"or not a chunk: '[ -~]+'$")
         path.unlink()
         path.write_bytes(whole)
         chunk = ChunkLibrary(shelf.folder)["a"]
         for forged in (-1, llm.n_vocab):  # the checksum is right
             arrays = {n: getattr(chunk, n) for n in ("keys", "values", "segments")}
             tokens = {"tokens": np.int32([*chunk.tokens[1:], forged]), "sink": np.int32(chunk.sink)}
-            chunk_file.save(tmp_path / "forged", llm.cache_kind(99), arrays | tokens)
+            chunk_file.save(tmp_path / "forged", llm.signature(99), arrays | tokens)
             refused((tmp_path / "forged").read_bytes(), "damaged: token id .* out of range")
         arrays = {n: getattr(chunk, n) for n in ("keys", "values")}
         arrays |= {"tokens": np.int32(chunk.tokens), "sink": np.int32(chunk.sink)}
         segments = chunk.segments.copy()
         segments[-1, 1] = 2**31 - 1  # and its length: less than 0 in 32 bits
-        chunk_file.save(tmp_path / "forged", llm.cache_kind(99), arrays | {"segments": segments})
+        chunk_file.save(tmp_path / "forged", llm.signature(99), arrays | {"segments": segments})
         refused((tmp_path / "forged").read_bytes(), "damaged: its parts do not fit")
         refused(whole + b"x")
         # It is computed again when it is added again.

@@ -191,13 +191,13 @@ def test_shift_moves_what_stays_up(path, cache, new, n_computed, n_kept, monkeyp
     with load(path, cache) as llm, llm.context() as context:
         context.append(ids)
         with monkeypatch.context() as patch:
-            counts, forward = [], llm.forward
+            counts, forward = [], llm.runner.forward
 
-            def counting(chunks):
-                counts.extend(len(chunk.token_ids) for chunk in chunks)
-                return forward(chunks)
+            def counting(parts):
+                counts.extend(len(part.token_ids) for part in parts)
+                return forward(parts)
 
-            patch.setattr(llm, "forward", counting)
+            patch.setattr(llm.runner, "forward", counting)
             prompt_reuse.shift(context, wanted, 100)
         assert context.tokens == wanted[:n_kept]
         assert sum(counts) == n_computed

@@ -17,7 +17,7 @@ from lariat.errors import ContextError
 from lariat.runtime.context import Context
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import CHANNEL_TYPES
+from tests.support.cache_blocks import CHANNEL_TYPES
 from tests.support.contexts import CACHES, GREEDY, ids_of, load, n_free, write_deep, write_shallow
 from tests.support.model_files import write_llama
 
@@ -132,13 +132,13 @@ def test_a_context_put_into_itself(path, cache):
 def test_raw_edits_touch_no_key(deep):
     with load(deep, "raw") as llm, llm.context() as context:
         context.append(ids_of(100))
-        before = [side.memory.copy() for side in llm._cache._memory._sides]
+        before = [array.memory.copy() for array in llm.runner.cache._memory.arrays]
         context.delete(10, 20)
         context.move(30, 60, 0)
         with context.fork() as other:
             context.insert(7, other)
-        for side, memory in zip(llm._cache._memory._sides, before, strict=True):
-            assert np.array_equal(side.memory, memory)
+        for array, memory in zip(llm.runner.cache._memory.arrays, before, strict=True):
+            assert np.array_equal(array.memory, memory)
 
 
 # ---- isolation ---------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def test_a_fork_and_its_parent_never_affect_each_other(deep, cache):
             expected = plain.logits([5])
         parent = llm.context()
         parent.append(ids)
-        held = llm._cache.pool.n_blocks - n_free(llm)
+        held = llm.runner.cache.pool.n_blocks - n_free(llm)
         child = parent.fork()
-        assert llm._cache.pool.n_blocks - n_free(llm) == held  # by reference
+        assert llm.runner.cache.pool.n_blocks - n_free(llm) == held  # by reference
         child.append(ids_of(9, 3))
         child.delete(0, 33)
         assert np.array_equal(parent.logits([5]), expected)
@@ -167,7 +167,7 @@ def test_a_fork_and_its_parent_never_affect_each_other(deep, cache):
         parent.close()
         assert np.array_equal(child.logits([6]), grown)
         child.close()
-        assert n_free(llm) == llm._cache.pool.n_blocks
+        assert n_free(llm) == llm.runner.cache.pool.n_blocks
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -224,7 +224,7 @@ def test_thousands_of_random_edits_leak_no_block(path, cache):
                 assert relative_error(context.logits([4]), wanted) < 1e-4
         for context in contexts:
             context.close()
-        assert n_free(llm) == llm._cache.pool.n_blocks
+        assert n_free(llm) == llm.runner.cache.pool.n_blocks
 
 
 # ---- with streams ------------------------------------------------------------------------
@@ -288,13 +288,13 @@ def test_an_interrupted_step_leaves_the_context_as_it_was(deep, monkeypatch):
     with load(deep, "raw") as llm, llm.context() as context:
         context.append(ids_of(40))
         expected = context.logits([3])
-        forward = llm._model.forward
+        forward = llm.runner.model.forward
 
         def interrupted(*args):
             forward(*args)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(llm._model, "forward", interrupted)
+        monkeypatch.setattr(llm.runner.model, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate([5, 6], GREEDY, context=context)
         monkeypatch.undo()
@@ -338,8 +338,8 @@ def test_what_it_says_of_itself(path):
         assert len(context) == context.nbytes == 0
         context.append(ids_of(33))
         assert repr(context) == "<Context of 33 tokens in 2 segments>"
-        assert context.nbytes == 2 * llm._cache.block_bytes
+        assert context.nbytes == 2 * llm.runner.cache.block_bytes
         with context.fork() as other:
             context.append(other)  # by reference: the chunk's blocks, twice in one context
-            assert context.nbytes == 2 * llm._cache.block_bytes
+            assert context.nbytes == 2 * llm.runner.cache.block_bytes
         assert len(context) == 66

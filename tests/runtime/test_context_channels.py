@@ -11,7 +11,7 @@ from lariat.errors import ContextError
 from lariat.runtime.context import Context
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import CHANNEL_TYPES
+from tests.support.cache_blocks import CHANNEL_TYPES
 from tests.support.contexts import CACHES, ids_of, load, n_free, write_shallow
 
 
@@ -21,7 +21,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blocks_of(context: Context) -> list[int]:
-    return context._segments.segments[:, 0].tolist()
+    return context._table.segments[:, 0].tolist()
 
 
 @pytest.mark.parametrize("types", CHANNEL_TYPES)
@@ -30,23 +30,23 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
     """What follows stands in a fresh block, and the old one keeps its bytes."""
     with load(path, cache, type_k=types, type_v=types) as llm, llm.context() as context:
         context.append(ids_of(70))
-        pool, memory = llm._cache.pool, llm._cache._memory
+        pool, memory = llm.runner.cache.pool, llm.runner.cache._memory
         sealed = [pool.is_sealed(block) for block in blocks_of(context)]
         assert sealed == [True, True, False]
         first, second, _ = blocks_of(context)
-        units = memory._k.units[:, [first, second]].copy()
+        sealed = memory.keys.blocks[:, [first, second]].copy()
         with context.fork() as other:
             context.truncate(40)
             context.append(ids_of(9, 1))
             assert blocks_of(context)[:2] == [first, second]
-            assert len(context._segments.segments) == 3
+            assert len(context._table.segments) == 3
             context.append(ids_of(60, 2))
             expected = context.logits([3])
             other.append(ids_of(60, 3))
             other.truncate(10)
             other.append(ids_of(60, 4))
         assert np.array_equal(context.logits([3]), expected)
-        assert np.array_equal(memory._k.units[:, [first, second]], units)
+        assert np.array_equal(memory.keys.blocks[:, [first, second]], sealed)
         n = 40 + 9 + 60
         assert context.compact() == 0
         assert len(context) == n
@@ -57,15 +57,15 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
 def test_raw_edits_quantize_nothing_anew(path, types):
     with load(path, "raw", type_k=types, type_v=types) as llm, llm.context() as context:
         context.append(ids_of(128))
-        memory = llm._cache._memory
-        before = [side.units.copy() for side in memory._sides]
+        memory = llm.runner.cache._memory
+        before = [array.blocks.copy() for array in memory.arrays]
         context.delete(10, 20)
         context.move(30, 60, 0)
         with context.fork() as other:
             context.insert(7, other)
         assert (memory.open_at == -1).all()
-        for side, units in zip(memory._sides, before, strict=True):
-            assert np.array_equal(side.units, units)
+        for array, blocks in zip(memory.arrays, before, strict=True):
+            assert np.array_equal(array.blocks, blocks)
 
 
 @pytest.mark.parametrize("types", CHANNEL_TYPES)
@@ -150,6 +150,6 @@ def test_random_edits_of_quantized_contexts(path, types):
                 assert relative_error(got, wanted) < (0.3 if types == "q4_ch" else 3e-2)
         for context in contexts:
             context.close()
-        assert n_free(llm) == llm._cache.pool.n_blocks
-        llm._cache._memory.open(np.zeros(0, np.int32), llm._cache.pool)
-        assert (llm._cache._memory.open_at == -1).all()
+        assert n_free(llm) == llm.runner.cache.pool.n_blocks
+        llm.runner.cache._memory.open(np.zeros(0, np.int32), llm.runner.cache.pool)
+        assert (llm.runner.cache._memory.open_at == -1).all()

@@ -15,8 +15,8 @@ from lariat.runtime.request import Completion, Request
 from lariat.runtime.scheduler import Scheduler
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import CHANNEL_TYPES, QUANTIZED
-from tests.support.contexts import CACHES, ids_of
+from tests.support.cache_blocks import CHANNEL_TYPES, QUANTIZED
+from tests.support.contexts import CACHES, ids_of, next_step
 from tests.support.model_files import write_llama
 
 N_CTX = 96
@@ -76,7 +76,7 @@ def test_positions_are_counted_within_the_cache(path, cache, n_keep):
         expected = Reference(path).logits([*context.tokens, 7, 8])[-2:]
         if len(context) + 2 <= N_CTX:
             assert relative_error(context.logits([7, 8]), expected) < 1e-5
-        assert context.nbytes <= (N_CTX // SLOTS + SPARE) * llm._cache.block_bytes
+        assert context.nbytes <= (N_CTX // SLOTS + SPARE) * llm.runner.cache.block_bytes
 
 
 @pytest.mark.parametrize("types", ["f16", *QUANTIZED])
@@ -88,7 +88,7 @@ def test_each_type_is_evicted_from_as_an_edit_does_it(wide, cache, types):
         if cache == "roped" and types in CHANNEL_TYPES:
             with pytest.raises(ContextError, match="cannot change their positions: use the raw"):
                 llm.generate(prompt, shifting(n, n_keep=n_keep))
-            assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+            assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
             return
         last = prompt[-1]
         context.append(prompt[:-1])
@@ -158,15 +158,17 @@ def test_nothing_grows(path):
                 text += piece
                 n_pieces += 1
                 if n_pieces % 300 == 0:
-                    done, sequence = stream.completion, stream._sequence
+                    done, request = stream.completion, stream._request
                     assert text.endswith(done.text)
-                    sizes.append((len(done.token_ids), len(sequence.ids), llm._cache.pool.n_free))
+                    sizes.append(
+                        (len(done.token_ids), len(request.ids), llm.runner.cache.pool.n_free)
+                    )
                     assert len(done.text) < 20 * N_CTX
                 if n_pieces == 1200:
                     break
         assert all(n_tokens == N_CTX and n_ids <= N_CTX + 1 for n_tokens, n_ids, _ in sizes)
         assert min(n_free for *_, n_free in sizes) >= 0
-        assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+        assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
         whole = llm.generate(ids_of(20), shifting(300))
         assert len(whole.token_ids) == 300, "what has an end is there from its beginning"
 
@@ -186,7 +188,7 @@ def test_several_at_once_share_what_there_is(path, cache):
                 next(stream)
         for stream in endless:
             stream.close()
-        assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+        assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
 
 
 def test_where_nothing_can_be_evicted_an_endless_one_waits(path):
@@ -237,7 +239,7 @@ def test_what_leaves_no_room(path, n_prompt, n_keep, words):
                 llm.stream(ids_of(80), shifting(), context=context)
             assert context.tokens == ids_of(60)
             assert context.logits([3]).shape == (1, 288)
-        assert llm._cache.pool.n_free == llm._cache.pool.n_blocks
+        assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
     with pytest.raises(ValueError, match="n_keep is -2"):
         shifting(n_keep=-2)
 
@@ -253,7 +255,7 @@ class SilentDecoder:
         return ""
 
 
-def sequence_in(pool: BlockPool, n_prompt: int, n_ctx: int, **params) -> Request:
+def request_in(pool: BlockPool, n_prompt: int, n_ctx: int, **params) -> Request:
     prompt = list(range(n_prompt))
     return Request(
         prompt,
@@ -270,27 +272,27 @@ def sequence_in(pool: BlockPool, n_prompt: int, n_ctx: int, **params) -> Request
 @pytest.mark.parametrize("n_ctx", [96, 100, 256])
 @pytest.mark.parametrize("n_keep", [0, 1, 4, 31, 32, 33, 37, 63])
 def test_the_spare_blocks_are_enough(n_ctx, n_keep):
-    """Alone, a sequence keeps its whole window for ever."""
+    """Alone, a request keeps its whole window for ever."""
     pool = BlockPool(-(-n_ctx // SLOTS) + SPARE)
-    scheduler, sequence = Scheduler(pool, 64), sequence_in(pool, 50, n_ctx, n_keep=n_keep)
-    scheduler.add(sequence)
+    scheduler, request = Scheduler(pool, 64), request_in(pool, 50, n_ctx, n_keep=n_keep)
+    scheduler.add(request)
     n_windows, longest = 0, 0
     for i in range(3000):
-        step = scheduler.schedule()
-        assert [s for s, _ in step] == [sequence]
-        before = sequence.context.n_tokens
-        sequence.context.append(step[0][1])
-        if sequence.n_pending == 0:
-            sequence.append(i)
-        longest = max(longest, sequence.context.n_tokens)
-        n_windows += sequence.context.n_tokens == n_ctx
-        assert sequence.context.n_tokens >= min(before, n_ctx - SLOTS)
+        step = next_step(scheduler)
+        assert [s for s, _ in step] == [request]
+        before = request.table.n_tokens
+        request.table.append(step[0][1])
+        if request.n_pending == 0:
+            request.append(i)
+        longest = max(longest, request.table.n_tokens)
+        n_windows += request.table.n_tokens == n_ctx
+        assert request.table.n_tokens >= min(before, n_ctx - SLOTS)
     assert longest == n_ctx
     assert n_windows > 70, "it is evicted from only where it is full"
-    assert sequence.ids[:n_keep] == list(range(50))[:n_keep] or n_keep > 50
-    rows = sequence.context.segments
-    assert rows[:, 2].sum() == sequence.context.n_tokens
-    scheduler.remove(sequence)
+    assert request.ids[:n_keep] == list(range(50))[:n_keep] or n_keep > 50
+    rows = request.table.segments
+    assert rows[:, 2].sum() == request.table.n_tokens
+    scheduler.remove(request)
     assert pool.n_free == pool.n_blocks
 
 
@@ -298,20 +300,51 @@ def test_the_spare_blocks_are_enough(n_ctx, n_keep):
 def test_thousands_of_evictions_of_several_at_once(keeps):
     pool = BlockPool(16)
     scheduler = Scheduler(pool, 64)
-    sequences = [sequence_in(pool, 20 + i, 448, n_keep=k) for i, k in enumerate(keeps)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    n_steps = dict.fromkeys(sequences, 0)
+    requests = [request_in(pool, 20 + i, 448, n_keep=k) for i, k in enumerate(keeps)]
+    for request in requests:
+        scheduler.add(request)
+    n_steps = dict.fromkeys(requests, 0)
     for i in range(4000):
-        for sequence, n in scheduler.schedule():
-            sequence.context.append(n)
-            if sequence.n_pending == 0:
-                sequence.append(i)
-            n_steps[sequence] += 1
-        assert not any(s.closed for s in sequences)
+        for request, n in next_step(scheduler):
+            request.table.append(n)
+            if request.n_pending == 0:
+                request.append(i)
+            n_steps[request] += 1
+        assert not any(s.closed for s in requests)
     assert min(n_steps.values()) > 3900, "none waits for another"
-    shares = [len(sequence.ids) for sequence in sequences]
+    shares = [len(request.ids) for request in requests]
     assert min(shares) > 448 / len(keeps) / 3, shares
-    for sequence in sequences:
-        scheduler.remove(sequence)
+    for request in requests:
+        scheduler.remove(request)
+    assert pool.n_free == pool.n_blocks
+
+
+def test_an_eviction_is_a_decision_that_touches_nothing():
+    """The scheduler says which tokens are to go; who acts on it moves the others up."""
+    pool = BlockPool(4 + SPARE)
+    scheduler, request = Scheduler(pool, 64), request_in(pool, 50, 96, n_keep=4)
+    scheduler.add(request)
+    while len(request.ids) <= 96:
+        step = scheduler.schedule()
+        assert not step.evict
+        request.table.append(step.compute[0][1])
+        request.ids.append(7)
+    ids, segments = list(request.ids), request.table.segments.copy()
+    for _ in range(2):  # asked again before anybody acted, it decides the same
+        step = scheduler.schedule()
+        assert step.compute == []
+        assert step.evict == [(request, (4, 4 + SLOTS))]
+        assert request.ids == ids
+        assert np.array_equal(request.table.segments, segments)
+
+
+def test_a_request_that_cannot_evict_fails_alone():
+    """Shared roped keys need blocks to be copied to; without them the request ends."""
+    pool = BlockPool(4 + SPARE)
+    scheduler, request = Scheduler(pool, 64), request_in(pool, 50, 96, n_keep=4)
+    scheduler.add(request)
+    next_step(scheduler)
+    request.fail(ContextError("no blocks"))
+    scheduler.remove(request)
+    assert scheduler.schedule().compute == []
     assert pool.n_free == pool.n_blocks

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from lariat.cache.blocks import SLOTS, BlockPool, BlockTable
 from lariat.config import SamplingParams
 from lariat.runtime.request import Completion, Request
-from lariat.runtime.scheduler import Scheduler
+from lariat.runtime.scheduler import Scheduler, Step
+
+from tests.support.contexts import next_step
 
 
 class SilentDecoder:
@@ -36,7 +38,7 @@ class Simulation:
 
     def add(self, n_prompt: int, max_tokens: int, first: int = 0) -> Request:
         prompt = list(range(first, first + n_prompt))
-        sequence = Request(
+        request = Request(
             prompt,
             SamplingParams(max_tokens=max_tokens),
             BlockTable(self.pool),
@@ -46,31 +48,31 @@ class Simulation:
             eog_ids=frozenset(),
             n_ctx=1 << 20,
         )
-        self.scheduler.add(sequence)
-        self.open.append(sequence)
-        return sequence
+        self.scheduler.add(request)
+        self.open.append(request)
+        return request
 
-    def remove(self, sequence: Request) -> None:
-        held, n_free = len(sequence.context.segments), self.pool.n_free
-        self.scheduler.remove(sequence)
-        self.open.remove(sequence)
+    def remove(self, request: Request) -> None:
+        held, n_free = len(request.table.segments), self.pool.n_free
+        self.scheduler.remove(request)
+        self.open.remove(request)
         assert self.pool.n_free == n_free + held, "its blocks are free at once"
         assert self.scheduler.n_unfinished == len(self.open)
 
     def step(self) -> list[tuple[Request, int]]:
-        held = {s: s.context.n_tokens for s in self.open}
-        step = self.scheduler.schedule()
+        held = {s: s.table.n_tokens for s in self.open}
+        step = next_step(self.scheduler)
         self._check(step, held)
-        for sequence, n in step:
-            wants_logits = n == sequence.n_pending
-            sequence.context.append(n)  # IndexError if the pool has too few
+        for request, n in step:
+            wants_logits = n == request.n_pending
+            request.table.append(n)  # IndexError if the pool has too few
             if wants_logits:
-                token = next_token(sequence.ids)
-                sequence.ids.append(token)
-                sequence.completion.token_ids.append(token)
-                if len(sequence.completion.token_ids) == sequence.params.max_tokens:
-                    sequence.completion.finish_reason = "length"
-                    self.remove(sequence)
+                token = next_token(request.ids)
+                request.ids.append(token)
+                request.completion.token_ids.append(token)
+                if len(request.completion.token_ids) == request.params.max_tokens:
+                    request.completion.finish_reason = "length"
+                    self.remove(request)
         assert self.pool.n_free == self.pool.n_blocks - self._blocks_held()
         return step
 
@@ -83,28 +85,28 @@ class Simulation:
         raise AssertionError(f"not done after {limit} steps")
 
     def _blocks_held(self) -> int:
-        return sum(len(s.context.segments) for s in self.open)
+        return sum(len(s.table.segments) for s in self.open)
 
     def _check(self, step: list[tuple[Request, int]], held: dict[Request, int]) -> None:
         chosen = [s for s, _ in step]
         assert step or not self.open, "there is work, and nothing was chosen"
-        assert len(set(chosen)) == len(chosen), "a sequence stands twice in a step"
+        assert len(set(chosen)) == len(chosen), "a request stands twice in a step"
         assert all(s in self.open and 1 <= n <= s.n_pending for s, n in step)
         assert sum(n for _, n in step) <= self.n_batch
-        needed = sum(s.context.n_new_blocks(n) for s, n in step)
+        needed = sum(s.table.n_new_blocks(n) for s, n in step)
         assert needed <= self.pool.n_free, "more blocks than are free"
 
-        preempted = [s for s in self.open if s.context.n_tokens < held[s]]
-        assert all(s.context.n_tokens == 0 and s not in chosen for s in preempted)
+        preempted = [s for s in self.open if s.table.n_tokens < held[s]]
+        assert all(s.table.n_tokens == 0 and s not in chosen for s in preempted)
         self.n_preempted += len(preempted)
         for s in self.open:
-            assert s in preempted or s.context.n_tokens == held[s]
+            assert s in preempted or s.table.n_tokens == held[s]
 
-        decoding = [s for s in self.open if not s.in_prompt and s.context.n_tokens]
+        decoding = [s for s in self.open if not s.in_prompt and s.table.n_tokens]
         if any(s.in_prompt for s in chosen):
             assert all(s in chosen for s in decoding), "a prompt was served before a decoding one"
         order = [s.in_prompt for s in chosen]
-        assert order == sorted(order), "decoding sequences come first"
+        assert order == sorted(order), "decoding requests come first"
         assert all(n == 1 for s, n in step if not s.in_prompt)
 
         new = [s for s in chosen if s not in self._started]
@@ -144,34 +146,34 @@ def test_any_load_is_finished_with_the_tokens_of_each_alone(n_blocks, n_batch, l
     room = n_blocks * SLOTS
     load = [(min(p, room), min(m, room + 1 - min(p, room)), at, drop) for p, m, at, drop in load]
     simulation = Simulation(n_blocks, n_batch)
-    sequences: dict[int, Request] = {}
-    # Each sequence is preempted only for an older one, so the work stays bounded; this is ample.
+    requests: dict[int, Request] = {}
+    # Each request is preempted only for an older one, so the work stays bounded; this is ample.
     limit = 100 + 20 * sum(p + m for p, m, _, _ in load)
     n_steps = 0
-    while len(sequences) < len(load) or simulation.scheduler.n_unfinished:
+    while len(requests) < len(load) or simulation.scheduler.n_unfinished:
         for i, (n_prompt, max_tokens, at, _) in enumerate(load):
-            if i not in sequences and at <= n_steps:
-                sequences[i] = simulation.add(n_prompt, max_tokens, first=1000 * i)
+            if i not in requests and at <= n_steps:
+                requests[i] = simulation.add(n_prompt, max_tokens, first=1000 * i)
         for i, (_, _, at, drop) in enumerate(load):
-            if drop is not None and drop >= at and drop == n_steps and not sequences[i].finished:
-                simulation.remove(sequences[i])
+            if drop is not None and drop >= at and drop == n_steps and not requests[i].finished:
+                simulation.remove(requests[i])
         if simulation.scheduler.n_unfinished:
             simulation.step()
         n_steps += 1
         assert n_steps < limit, "no end in sight"
     assert simulation.pool.n_free == n_blocks
     for i, (n_prompt, max_tokens, _, drop) in enumerate(load):
-        if sequences[i].finished:
-            assert sequences[i].ids == alone(n_prompt, max_tokens, first=1000 * i)
+        if requests[i].finished:
+            assert requests[i].ids == alone(n_prompt, max_tokens, first=1000 * i)
         else:
             assert drop is not None, "only a dropped request may stay unfinished"
 
 
 def test_a_prompt_is_cut_to_n_batch():
     simulation = Simulation(8, 50)
-    sequence = simulation.add(120, 1)
+    request = simulation.add(120, 1)
     assert [simulation.step()[0][1] for _ in range(3)] == [50, 50, 20]
-    assert sequence.finished
+    assert request.finished
 
 
 def test_decoding_comes_first_and_prompts_take_the_rest_oldest_first():
@@ -202,7 +204,7 @@ def test_the_prompt_is_admitted_only_if_all_of_it_fits_although_a_chunk_would():
     simulation.step()
     for _ in range(4):
         assert [s for s, _ in simulation.step()] == [a]
-    assert b.context.n_tokens == 0
+    assert b.table.n_tokens == 0
 
 
 def test_a_small_request_does_not_overtake_a_large_one_that_waits():
@@ -231,8 +233,8 @@ def test_the_oldest_is_never_preempted():
     n_before = 0
     while not a.finished:
         simulation.step()
-        assert a.finished or a.context.n_tokens == n_before + (20 if n_before == 0 else 1)
-        n_before = a.context.n_tokens
+        assert a.finished or a.table.n_tokens == n_before + (20 if n_before == 0 else 1)
+        n_before = a.table.n_tokens
     assert simulation.n_preempted > 0
     simulation.run(2000)
     assert all(other.finished for other in others)
@@ -246,7 +248,7 @@ def test_a_preempted_request_comes_back_before_those_that_wait():
     while not a.finished:
         simulation.step()
     assert simulation.n_preempted == 1
-    assert late.context.n_tokens == b.context.n_tokens == 0
+    assert late.table.n_tokens == b.table.n_tokens == 0
     assert [s for s, _ in simulation.step()] == [b]
     simulation.run(100)
     assert late.finished
@@ -298,13 +300,13 @@ def test_a_long_request_is_not_starved_by_an_endless_stream_of_short_ones(n_batc
 
 def test_one_sequence_may_fill_the_whole_pool():
     simulation = Simulation(3, 7)
-    sequence = simulation.add(90, 7)
+    request = simulation.add(90, 7)
     simulation.run(30)
-    assert sequence.finished
-    assert sequence.ids == alone(90, 7)
+    assert request.finished
+    assert request.ids == alone(90, 7)
 
 
 def test_an_idle_scheduler_chooses_nothing():
     simulation = Simulation(2, 8)
-    assert simulation.scheduler.schedule() == []
+    assert simulation.scheduler.schedule() == Step(n_tokens_left=8)
     assert simulation.scheduler.n_unfinished == 0

@@ -1,4 +1,4 @@
-"""How many threads: affinity, quota, limits; BLAS held to one; a fork that is refused."""
+"""Number of threads: affinity, quota, limits; BLAS held to one; a fork that is refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_none_is_what_is_available(monkeypatch):
     [(8, None, 8), (8, 4.0, 4), (8, 2.9, 2), (8, 0.5, 1), (2, 16.0, 2), (1, 0.01, 1)],
 )
 def test_available_is_the_smaller_of_cores_and_quota(monkeypatch, cores, quota, expected):
-    monkeypatch.setattr(threads, "_physical_cores", lambda: cores)
+    monkeypatch.setattr(threads, "cores", lambda: [[cpu] for cpu in range(cores)])
     monkeypatch.setattr(threads, "_cgroup_quota", lambda: quota)
     assert threads.available() == expected
 
@@ -92,17 +92,26 @@ def topology(folder: Path, siblings: dict[int, str]) -> str:
 
 @pytest.mark.parametrize(
     ("allowed", "expected"),
-    [([0, 1, 2, 3], 2), ([0, 2], 1), ([0, 1], 2), ([3], 1), ([0, 1, 2], 2)],
+    [
+        ([0, 1, 2, 3], [[0, 2], [1, 3]]),
+        ([0, 2], [[0, 2]]),
+        ([0, 1], [[0], [1]]),
+        ([3], [[3]]),
+        ([0, 1, 2], [[0, 2], [1]]),
+    ],
 )
 def test_hyper_threads_of_one_core_count_once(tmp_path, monkeypatch, allowed, expected):
     monkeypatch.setattr(threads, "_affinity", lambda: allowed)
     folder = topology(tmp_path, {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"})
-    assert threads._physical_cores(folder) == expected
+    assert threads.cores(folder) == expected
+    monkeypatch.setattr(threads, "cores", lambda read=threads.cores: read(folder))
+    monkeypatch.setattr(threads, "_cgroup_quota", lambda: None)
+    assert threads.available() == len(expected)
 
 
 def test_without_a_topology_processors_count(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "_affinity", lambda: [0, 1, 5])
-    assert threads._physical_cores(str(tmp_path)) == 3
+    assert threads.cores(str(tmp_path)) == [[0], [1], [5]]
 
 
 # ---- control groups ----
@@ -218,7 +227,7 @@ def test_blas_gets_its_threads_back_after_an_error():
 
 
 def run_script(text: str, *args: object) -> str:
-    """Run Python in a process of its own, from the repository; its output, or a failure."""
+    """Run Python in a process of its own; returns its output, or fails."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(text), *map(str, args)],
         cwd=ROOT,
@@ -239,7 +248,7 @@ IN_CHILD = """
     path, params = sys.argv[1], SamplingParams(max_tokens=4, temperature=0)
 
     def in_child(work):
-        # What `work` does in a forked child: its exit code, or -1 where it hangs.
+        # Run `work` in a forked child: its exit code, or -1 if it hangs.
         pid = os.fork()
         if pid == 0:
             code = 99

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from lariat import LLM, SamplingParams
+from lariat.runtime.request import Request
+from lariat.runtime.scheduler import Scheduler
 
 from tests.support.model_files import write_llama
 
@@ -40,8 +42,18 @@ def load(path: Path, cache: str = "raw", **options) -> LLM:
 
 
 def n_free(llm: LLM) -> int:
-    return llm._cache.pool.n_free
+    return llm.runner.cache.pool.n_free
 
 
 def n_held(llm: LLM) -> int:
-    return llm._cache.pool.n_blocks - llm._cache.pool.n_free
+    return llm.runner.cache.pool.n_blocks - llm.runner.cache.pool.n_free
+
+
+def next_step(scheduler: Scheduler) -> list[tuple[Request, int]]:
+    """What a scheduler wants computed, after the evictions that it wants first, in numbers only."""
+    while (step := scheduler.schedule()).evict:
+        assert not step.compute
+        for request, (start, stop) in step.evict:
+            request.table.delete(start, stop)
+            request.evicted(start, stop)
+    return step.compute

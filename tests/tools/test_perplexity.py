@@ -51,10 +51,10 @@ def reference_log_probs(path: Path, ids: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("n_ubatch", [512, 7])
 def test_perplexity_is_the_reference_s(path, cache, n_ctx, n_ubatch):
     with LLM(path, n_ctx=n_ctx, n_ubatch=n_ubatch, cache=cache, type_k="f32", type_v="f32") as llm:
-        chunks = cut(llm, TEXT, n_ctx, 3)
-        found = measure(llm, chunks)
+        windows = cut(llm, TEXT, n_ctx, 3)
+        found = measure(llm, windows)
     values = []
-    for ids in chunks.tolist():
+    for ids in windows.tolist():
         log_probs = reference_log_probs(path, ids)
         values += [-log_probs[t, ids[t + 1]] for t in range(n_ctx // 2, n_ctx - 1)]
     assert found.nll.n == len(values) == 3 * n_scored(n_ctx)
@@ -65,12 +65,12 @@ def test_perplexity_is_the_reference_s(path, cache, n_ctx, n_ubatch):
 
 def test_text_is_cut_as_llama_perplexity_cuts_it(llm):
     ids = llm.tokenize(TEXT)
-    chunks = cut(llm, TEXT, N_CTX)
-    assert chunks.shape == (len(ids) // N_CTX, N_CTX)
-    assert set(chunks[:, 0]) == {llm.tokenizer.bos_id}
-    assert np.array_equal(chunks[1, 1:], ids[N_CTX + 1 : 2 * N_CTX])
+    windows = cut(llm, TEXT, N_CTX)
+    assert windows.shape == (len(ids) // N_CTX, N_CTX)
+    assert set(windows[:, 0]) == {llm.tokenizer.bos_id}
+    assert np.array_equal(windows[1, 1:], ids[N_CTX + 1 : 2 * N_CTX])
     assert len(cut(llm, TEXT, N_CTX, 2)) == 2
-    assert len(cut(llm, TEXT, N_CTX, 10**6)) == len(chunks)
+    assert len(cut(llm, TEXT, N_CTX, 10**6)) == len(windows)
 
 
 def test_a_short_text_is_refused_with_both_numbers(llm):
@@ -81,12 +81,12 @@ def test_a_short_text_is_refused_with_both_numbers(llm):
 def test_few_logits_at_a_time_give_the_same(llm, monkeypatch):
     from lariat.tools import perplexity
 
-    chunks = cut(llm, TEXT, N_CTX, 2)
-    whole = np.concatenate([rows.log_probs for rows in predictions(llm, chunks)])
+    windows = cut(llm, TEXT, N_CTX, 2)
+    whole = np.concatenate([rows.log_probs for rows in predictions(llm, windows)])
     monkeypatch.setattr(perplexity, "_LOGITS", 3 * 4 * llm.n_vocab)
-    rows = list(predictions(llm, chunks))
+    rows = list(predictions(llm, windows))
     assert max(len(r.targets) for r in rows) == 3
-    assert [(r.chunk, r.first) for r in rows[:8]] == [
+    assert [(r.window, r.first) for r in rows[:8]] == [
         *((0, first) for first in range(0, 19, 3)),
         (1, 0),
     ]
@@ -94,12 +94,12 @@ def test_few_logits_at_a_time_give_the_same(llm, monkeypatch):
 
 
 def test_blocks_of_the_cache_are_given_back(llm):
-    n_free = llm._cache.pool.n_free
+    n_free = llm.runner.cache.pool.n_free
     for _ in range(3):
         measure(llm, cut(llm, TEXT, N_CTX, 2))
     for _ in predictions(llm, cut(llm, TEXT, N_CTX, 2)):
         break
-    assert llm._cache.pool.n_free == n_free
+    assert llm.runner.cache.pool.n_free == n_free
 
 
 def test_log_softmax_of_large_and_damaged_logits():
@@ -129,16 +129,16 @@ def test_mean_and_its_error():
 @pytest.fixture
 def saved(llm, tmp_path: Path) -> Path:
     file = tmp_path / "base.kl"
-    chunks = cut(llm, TEXT, N_CTX, 3)
-    with BaseWriter(file, chunks, llm.n_vocab) as writer:
-        measure(llm, chunks, base=writer)
+    windows = cut(llm, TEXT, N_CTX, 3)
+    with BaseWriter(file, windows, llm.n_vocab) as writer:
+        measure(llm, windows, base=writer)
     return file
 
 
 def test_a_run_compared_with_itself(llm, saved: Path):
     found = compare(llm, Base(saved))
     assert found.run.nll.n == found.kl.n == 3 * n_scored(N_CTX)
-    # Levels are 0.0002 nats apart on this model; half a level of each token is what may be lost.
+    # Levels are 0.0002 nats apart on this model; up to half a level of each token may be lost.
     assert abs(found.kl.value) < 1e-4
     assert found.kl_values[-1] < 1e-4
     assert found.log_ratio.value == pytest.approx(0, abs=1e-4)
@@ -153,7 +153,7 @@ def test_another_model_compared_with_the_reference(path, saved: Path, tmp_path: 
     with LLM(other, n_ctx=N_CTX, type_k="f32", type_v="f32") as llm:
         found = compare(llm, base)
     kl, same, ratio = [], [], []
-    for ids in base.chunks.tolist():
+    for ids in base.windows.tolist():
         p, q = (reference_log_probs(file, ids)[N_CTX // 2 : -1] for file in (path, other))
         kl += (np.exp(p) * (p - q)).sum(axis=1).tolist()
         same += (p.argmax(axis=1) == q.argmax(axis=1)).tolist()
@@ -170,9 +170,9 @@ def test_unlikely_tokens_keep_their_probability(tmp_path: Path):
     from lariat.tools.perplexity import Rows
 
     log_probs = log_softmax(np.array([[0, -30, -60, -200]] * 3, np.float32))
-    chunks = np.zeros((1, 7), np.int32)
+    windows = np.zeros((1, 7), np.int32)
     rows = Rows(0, 0, np.array([0, 1, 2], np.int32), log_probs)
-    with BaseWriter(tmp_path / "b", chunks, 4) as writer:
+    with BaseWriter(tmp_path / "b", windows, 4) as writer:
         writer.add(rows)
     found, kept = Base(tmp_path / "b").log_probs(rows)
     assert found[:, :3] == pytest.approx(log_probs[:, :3], abs=1e-3)
@@ -182,11 +182,11 @@ def test_unlikely_tokens_keep_their_probability(tmp_path: Path):
 def test_the_file_appears_when_it_is_whole(llm, tmp_path: Path):
     file = tmp_path / "base.kl"
     file.write_text("what was there")
-    chunks = cut(llm, TEXT, N_CTX, 2)
+    windows = cut(llm, TEXT, N_CTX, 2)
 
     def interrupted() -> None:
-        with BaseWriter(file, chunks, llm.n_vocab) as writer:
-            for rows in predictions(llm, chunks):
+        with BaseWriter(file, windows, llm.n_vocab) as writer:
+            for rows in predictions(llm, windows):
                 writer.add(rows)
                 assert file.read_text() == "what was there"
                 raise KeyboardInterrupt
@@ -208,7 +208,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(llm, tmp_path: Path, monkeyp
 
 
 def rewrite(path: Path, change) -> None:
-    """Change the header of a safetensors file; its data stay."""
+    """Change the header of a safetensors file; the data stay."""
     data = path.read_bytes()
     n = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + n])
@@ -221,9 +221,12 @@ def rewrite(path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(format="x"), "is no file of predictions"),
-        (lambda h: h["__metadata__"].update(version="9"), "has version .9"),
-        (lambda h: h.pop("__metadata__"), "is no file of predictions"),
+        (lambda h: h["__metadata__"].update(format="x"), "but not a lariat-kl-base"),
+        (
+            lambda h: h["__metadata__"].update(version="9"),
+            "another format version: '9', expected '2'",
+        ),
+        (lambda h: h.pop("__metadata__"), "but not a lariat-kl-base"),
         (lambda h: h["tokens"].update(shape=[1, 120]), "do not fit each other"),
         (lambda h: h["ranges"].update(dtype="U32"), "of other types"),
         (lambda h: h["tokens"].update(dtype="F8_E5M2", shape=[2, 4 * 60]), "of other types"),
@@ -247,9 +250,9 @@ def test_another_vocabulary_or_text_is_refused(llm, saved: Path, tmp_path: Path)
     base = Base(saved)
     base.check(llm, None)
     base.check(llm, cut(llm, TEXT, N_CTX, 3))
-    for chunks in (cut(llm, TEXT, N_CTX, 2), cut(llm, "hat " + TEXT, N_CTX, 3)):
+    for windows in (cut(llm, TEXT, N_CTX, 2), cut(llm, "hat " + TEXT, N_CTX, 3)):
         with pytest.raises(LariatError, match="another text"):
-            base.check(llm, chunks)
+            base.check(llm, windows)
     with (
         LLM(write_llama(tmp_path / "o.gguf", n_vocab=300)) as other,
         pytest.raises(LariatError, match="vocabulary of 288 tokens, the model has 300"),

@@ -1,0 +1,135 @@
+"""Checked reading of a model's metadata, for the `read_config` of architectures.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (section "LLM"). Each begins with
+the name of the architecture, which callers leave out. All methods raise `GGUFError` for values that
+are missing or out of bounds, and `ModelError` for models of another kind, with the file's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import NamedTuple
+
+from lariat.config import MAX_CTX, RopeConfig
+from lariat.errors import GGUFError, ModelError, quote
+from lariat.formats.gguf import GGUFFile
+
+# Bounds of a sane file. They keep later arithmetic and allocations small.
+MAX_LAYERS = 512
+MAX_DIM = 1 << 17  # of the model and of all heads; buffers for 512 tokens take 268 MB each
+_MAX_HEADS = 4096
+_MAX_HEAD_DIM = 4096
+
+
+class Heads(NamedTuple):
+    """Attention heads: how many, and their lengths."""
+
+    n_heads: int  # of queries
+    n_kv_heads: int
+    head_dim_k: int  # of queries and keys
+    head_dim_v: int
+
+
+class Metadata:
+    """The keys of a file that begin with the name of its architecture."""
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        self.architecture = gguf.get_str("general.architecture")
+        self._gguf = gguf
+
+    def whole(self, key: str, maximum: int, default: int | None = None, minimum: int = 1) -> int:
+        """A whole number; without `default` it must be there."""
+        return self._gguf.get_int(self._full(key), default, minimum=minimum, maximum=maximum)
+
+    def real(self, key: str, minimum: float, maximum: float, default: float | None = None) -> float:
+        """A finite number; without `default` it must be there."""
+        return self._gguf.get_float(self._full(key), default, minimum=minimum, maximum=maximum)
+
+    def refuse_experts(self) -> None:
+        """ModelError for a mixture of experts."""
+        if self.whole("expert_count", 1 << 16, 0, 0) > 0:
+            raise ModelError(f"{self._gguf.path}: mixture-of-experts models are not supported")
+
+    def refuse_not_causal(self) -> None:
+        """ModelError for a model whose tokens see those behind them."""
+        if not self._gguf.get_bool(self._full("attention.causal"), default=True):
+            raise ModelError(
+                f"{self._gguf.path}: models whose attention is not causal are not supported"
+            )
+
+    def heads(self, dim: int) -> Heads:
+        """The heads of a model of width `dim`; their lengths are even."""
+        path = self._gguf.path
+        n_heads = self.whole("attention.head_count", _MAX_HEADS)
+        n_kv_heads = self.whole("attention.head_count_kv", _MAX_HEADS, n_heads)
+        if n_heads % n_kv_heads:
+            raise GGUFError(
+                f"{path}: {n_heads} query heads do not divide among {n_kv_heads} KV heads"
+            )
+        if dim % n_heads and self._full("attention.key_length") not in self._gguf.metadata:
+            raise GGUFError(f"{path}: embedding length {dim} does not divide by {n_heads} heads")
+        head_dim_k = self.whole("attention.key_length", _MAX_HEAD_DIM, max(dim // n_heads, 1))
+        head_dim_v = self.whole("attention.value_length", _MAX_HEAD_DIM, max(dim // n_heads, 1))
+        longest = max(head_dim_k, head_dim_v)
+        if n_heads * longest > MAX_DIM:
+            raise GGUFError(
+                f"{path}: {n_heads} heads of {longest} make {n_heads * longest} dims, "
+                f"expected at most {MAX_DIM}"
+            )
+        for name, value in (("key", head_dim_k), ("value", head_dim_v)):
+            if value % 2:
+                raise GGUFError(f"{path}: {name} length {value} of a head is odd")
+        return Heads(n_heads, n_kv_heads, head_dim_k, head_dim_v)
+
+    def rope_dim(self, head_dim: int) -> int:
+        """How many leading dims of a head are rotated, an even number."""
+        rope_dim = self.whole("rope.dimension_count", 4096, head_dim)
+        if rope_dim % 2 or rope_dim > head_dim:
+            raise GGUFError(
+                f"{self._gguf.path}: {self._full('rope.dimension_count')} is {rope_dim}, "
+                f"expected an even number of at most {head_dim}"
+            )
+        return rope_dim
+
+    def n_vocab(self) -> int:
+        """Rows of the embedding, which is the width of the logits; the token list must agree."""
+        path, info = self._gguf.path, self._gguf.tensors.get("token_embd.weight")
+        if info is None:
+            raise GGUFError(f"{path}: tensor 'token_embd.weight' is missing")
+        if len(info.shape) != 2:
+            raise GGUFError(f"{path}: tensor 'token_embd.weight' has shape {info.shape}, not 2-D")
+        tokens = self._gguf.metadata.get("tokenizer.ggml.tokens")
+        # The tokenizer refuses a value that is no list.
+        if isinstance(tokens, Sized) and len(tokens) != info.shape[0]:
+            raise GGUFError(
+                f"{path}: the vocabulary has {len(tokens)} tokens, "
+                f"but tensor 'token_embd.weight' has {info.shape[0]} rows"
+            )
+        return info.shape[0]
+
+    def rope(self, n_ctx_train: int) -> RopeConfig:
+        """The RoPE settings, complete, as llama.cpp reads them: a factor without a type is linear.
+
+        Scaling methods that are not known are refused by name, not ignored.
+        """
+        scaling = self._gguf.get_str(self._full("rope.scaling.type"), default="linear") or "linear"
+        if scaling not in ("none", "linear", "yarn"):
+            raise ModelError(
+                f"{self._gguf.path}: RoPE scaling {quote(scaling)} is not supported, "
+                f"only none, linear and yarn are"
+            )
+        key = "rope.scaling.factor"
+        if self._full(key) not in self._gguf.metadata:
+            key = "rope.scale_linear"  # its old name
+        # Some files say 0 for no scaling.
+        is_zero = self._gguf.get_float(self._full(key), default=1.0) == 0
+        trained = "rope.scaling.original_context_length"
+        return RopeConfig(
+            scaling=scaling,
+            scale=1.0 if is_zero else self.real(key, 1e-3, 1e6, 1.0),
+            freq_base=self.real("rope.freq_base", 1e-3, 1e15, 1e4),
+            yarn_orig_ctx=self.whole(trained, MAX_CTX, n_ctx_train),
+        )
+
+    def _full(self, key: str) -> str:
+        return f"{self.architecture}.{key}"

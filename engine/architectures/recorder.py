@@ -1,0 +1,166 @@
+"""The verbs that an architecture writes its forward pass with.
+
+A verb computes nothing. It adds operations to the program of one size of batch, which all threads
+run together for every batch of that size, and returns the array that will hold the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from lariat._kernels import Activations, add_bias, matmul, quantize, rms_norm, select_rows, silu_mul
+from lariat._program import Operation, Program
+from lariat.architectures.weights import Linear
+from lariat.cache.kv_cache import KVCache
+from lariat.config import ModelConfig
+
+_Layer = TypeVar("_Layer")
+
+
+class Buffers:
+    """The arrays of a forward pass: made once, with a row for each token of the largest batch.
+
+    q8  the input of the next quantized matrices, rounded to 8 bits
+    positions, slots  int32 [n_tokens]
+    logit_rows        int32 [n_tokens], tokens whose logits are wanted
+    """
+
+    def __init__(self, n_tokens: int, n_cols: int) -> None:
+        """`n_cols` is the width of the widest input of a matrix."""
+        self.q8 = Activations(n_tokens, n_cols)
+        self.positions, self.slots, self.logit_rows = np.zeros((3, n_tokens), np.int32)
+        self._n_tokens = n_tokens
+        self._arrays: dict[tuple[str, int], np.ndarray] = {}
+
+    def rows(self, name: str, n: int, width: int) -> np.ndarray:
+        """The first `n` rows of the buffer `name`, float32 [n, width]."""
+        if (name, width) not in self._arrays:
+            self._arrays[name, width] = np.zeros((self._n_tokens, width), np.float32)
+        return self._arrays[name, width][:n]
+
+
+class Recorder:
+    """Records the forward pass of batches of `n` tokens, of which some want logits.
+
+    x           float32 [n, dim]: the embedding of each token when the program starts
+    layer_ends  phases of the program up to the end of each layer
+
+    `readers` are the matrices that will multiply a result. If one of them is quantized, the result
+    is rounded to 8 bits as well, for `linear`, `add_linear` or `logits` to read.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        cache: KVCache,
+        buffers: Buffers,
+        program: Program,
+        n: int,
+        logits: np.ndarray,
+    ) -> None:
+        """`logits` float32 [n_rows, n_vocab] is for the tokens that `buffers.logit_rows` names."""
+        self.x = buffers.rows("x", n, config.dim)
+        self.layer_ends: list[int] = []
+        self._config, self._cache, self._buffers = config, cache, buffers
+        self._program, self._n, self._logits = program, n, logits
+        self._ended = False
+
+    def layers(self, layers: Iterable[_Layer]) -> Iterator[tuple[int, _Layer]]:
+        """The layers and their numbers, to be recorded one after the other."""
+        for i, layer in enumerate(layers):
+            yield i, layer
+            self.layer_ends.append(self._program.n_phases)
+
+    def norm(self, x: np.ndarray, weight: np.ndarray, *, readers: tuple[Linear, ...]) -> np.ndarray:
+        """RMSNorm (arXiv 1910.07467) of each row of x [n, width], in another buffer."""
+        h = self._buffers.rows("h", *x.shape)
+        self._then(rms_norm(x, weight, self._config.norm_eps, h, self._q8_for(readers)))
+        return h
+
+    def norm_heads(self, *heads: tuple[np.ndarray, np.ndarray]) -> None:
+        """RMSNorm of each head, in place, of each (x, weight): [n, n_heads * head_dim] and
+        [head_dim]."""
+        eps, each = self._config.norm_eps, [(x.reshape(-1, len(w)), w) for x, w in heads]
+        self._then(*[rms_norm(x, weight, eps, x) for x, weight in each])
+
+    def linear(self, x: np.ndarray, **matrices: Linear) -> list[np.ndarray]:
+        """Products of x [n, n_in] with each matrix: [n, n_out], in buffers of the given names."""
+        products = [
+            (w, x, self._buffers.rows(name, len(x), w.weight.n_rows))
+            for name, w in matrices.items()
+        ]
+        self._multiply(*products)
+        return [out for _, _, out in products]
+
+    def add_linear(self, x: np.ndarray, w: Linear, y: np.ndarray) -> None:
+        """x += w(y), for x [n, n_out] and y [n, n_in]."""
+        self._multiply((w, y, x), add=True)
+
+    def rotate_and_store(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+        """Rotate q by position, as the layer's RoPE table says, and put keys and values into the
+        cache, which may rotate k. All are [n, n_heads * head_dim], k and v with n_kv_heads."""
+        c, n = self._config, self._n
+        positions, slots = self._buffers.positions[:n], self._buffers.slots[:n]
+        q_heads = q.reshape(n, c.n_heads, c.head_dim_k)
+        k_heads = k.reshape(n, c.n_kv_heads, c.head_dim_k)
+        v_heads = v.reshape(n, c.n_kv_heads, c.head_dim_v)
+        self._then(
+            self._cache.rotate_queries(layer, q_heads, positions),
+            self._cache.store(layer, k_heads, v_heads, positions, slots),
+        )
+
+    def attend(
+        self, layer: int, q: np.ndarray, x: np.ndarray, *, readers: tuple[Linear, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """softmax(q k / sqrt(head_dim_k)) v over the cache, with the layer's mask.
+
+        Returns x and the attention [n, n_heads * head_dim_v]. Nothing after the last attention
+        mixes tokens, so from there on only tokens whose logits are wanted are computed: the last
+        layer gets their rows alone. If there are none, the program ends here.
+        """
+        c, b, n, n_wanted = self._config, self._buffers, self._n, len(self._logits)
+        is_last = layer == c.n_layers - 1
+        self._ended = is_last and n_wanted == 0
+        out = b.rows("attention", n, c.n_heads * c.head_dim_v)
+        q_heads = q.reshape(n, c.n_heads, c.head_dim_k)
+        for operation in self._cache.attend(layer, q_heads, out.reshape(n, c.n_heads, -1)):
+            self._then(operation)
+        if is_last and 0 < n_wanted < n:
+            wanted = b.logit_rows[:n_wanted]
+            self._then(select_rows(x, wanted), select_rows(out, wanted))
+            x, out = x[:n_wanted], out[:n_wanted]
+        if self._q8_for(readers):
+            self._then(quantize(out, b.q8))
+        return x, out
+
+    def silu_mul(
+        self, gate: np.ndarray, up: np.ndarray, *, readers: tuple[Linear, ...]
+    ) -> np.ndarray:
+        """silu(gate) * up, in the place of gate: SwiGLU (arXiv 2002.05202)."""
+        self._then(silu_mul(gate, up, self._q8_for(readers)))
+        return gate
+
+    def logits(self, w: Linear, x: np.ndarray) -> None:
+        """The logits are w(x), for x [n_rows, dim]."""
+        if not self._ended:
+            self._multiply((w, x, self._logits))
+
+    def _multiply(
+        self, *products: tuple[Linear, np.ndarray, np.ndarray], add: bool = False
+    ) -> None:
+        """out = w(x), or out += w(x), for each (w, x, out)."""
+        q8 = self._buffers.q8
+        self._then(*[matmul(w.weight, x, q8, out, add) for w, x, out in products])
+        biases = [add_bias(w.bias, out) for w, _, out in products if w.bias is not None]
+        if biases:
+            self._then(*biases)
+
+    def _q8_for(self, readers: tuple[Linear, ...]) -> Activations | None:
+        """The buffer to quantize into, if one of these matrices reads it."""
+        return self._buffers.q8 if any(w.weight.quantized for w in readers) else None
+
+    def _then(self, *operations: Operation) -> None:
+        if not self._ended:
+            self._program.then(*operations)

@@ -1,0 +1,365 @@
+"""Runner: one loaded model with its KV cache, and the only code that runs it.
+
+`build_runner` puts config, weights, RoPE, cache and model together; nothing else does. A step is
+schedule, run, sample: the scheduler says what to compute, to evict and to preempt, the runner does
+it. Whoever touches scheduler, model or cache holds the lock (`Runner.exclusive`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from lariat._lock import Exclusive
+from lariat.architectures.model import Model
+from lariat.architectures.weights import Weights
+from lariat.cache.blocks import BlockTable
+from lariat.cache.kv_cache import SPARE_BLOCKS, STRATEGIES, KVCache
+from lariat.cache.prefix_cache import PrefixCache
+from lariat.cache.rope import RopeTables
+from lariat.config import EngineConfig, ModelConfig, RopeConfig
+from lariat.errors import ContextError, LariatError
+from lariat.runtime import sampler, threads
+from lariat.runtime.batch import Part, make_batch, split
+from lariat.runtime.request import Request
+from lariat.runtime.scheduler import Scheduler, Step
+
+NO_ROOM = "the KV cache has too few free blocks: close or compact contexts, or load with more n_ctx"
+
+
+def build_runner(
+    config: ModelConfig,
+    weights: Weights,
+    settings: EngineConfig,
+    *,
+    n_spare: int = SPARE_BLOCKS,
+    fingerprint: Callable[[], str] = str,
+) -> Runner:
+    """Put a runner together; several may share the same weights.
+
+    `n_spare` blocks are added to those that `settings.n_ctx` needs (0: as trained). `fingerprint`
+    says which model this is, for files of keys and values; it is called when a file needs it.
+    """
+    n_ctx = settings.n_ctx or config.n_ctx_train
+    rope = RopeTables(config, n_ctx + 32, weights.rope_factors, settings.rope)
+    cache = STRATEGIES[settings.cache](
+        config, n_ctx, settings.type_k, settings.type_v, rope, n_spare
+    )
+    n_ubatch = min(settings.n_ubatch, settings.n_batch, n_ctx)
+    model = Model(config, weights, cache, n_ubatch)
+    return Runner(
+        config, settings, model, cache, rope,
+        n_ctx=n_ctx, n_ubatch=n_ubatch, fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+class Runner:
+    """A model, its cache, and the requests that use them.
+
+    config     shape and constants of the model
+    settings   how it is run
+    n_ctx      positions of the KV cache, shared by all requests and contexts
+    n_ubatch   max tokens of one `forward`
+    n_threads  threads for decoding; `n_threads_batch` for prompts
+    cache      the KV cache; hold the lock to change it
+    model      the forward pass
+    scheduler  requests that run and wait
+    exclusive  the lock of all of them: `with runner.exclusive:` raises RuntimeError from within the
+               runner's own callbacks and in a forked process, ValueError when it is closed
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        settings: EngineConfig,
+        model: Model,
+        cache: KVCache,
+        rope: RopeTables,
+        *,
+        n_ctx: int,
+        n_ubatch: int,
+        fingerprint: Callable[[], str],
+    ) -> None:
+        """Use `build_runner`."""
+        self.config, self.settings = config, settings
+        self.n_ctx, self.n_ubatch = n_ctx, n_ubatch
+        self.model, self.cache = model, cache
+        self.n_threads = threads.resolve(settings.n_threads)
+        self.n_threads_batch = threads.resolve(
+            self.n_threads if settings.n_threads_batch is None else settings.n_threads_batch,
+            "n_threads_batch",
+        )
+        self.scheduler = Scheduler(cache.pool, settings.n_batch)
+        self._rope = rope
+        self._make_fingerprint, self._fingerprint = fingerprint, ""
+        self._closed = False
+        self.exclusive = Exclusive(self._check_usable)
+        self._discarded: list[BlockTable] = []  # of contexts that were closed
+        self._share_prefixes()
+
+    # ---- who may use it ----
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raise ValueError after `close`."""
+        if self._closed:
+            raise ValueError("the model is closed")
+
+    def close(self) -> None:
+        """Give the memory back. Closing twice does nothing."""
+        if self._closed:
+            return
+        if threads.is_forked():  # only this thread is left, and another one may hold the lock
+            self._closed = True
+            return
+        with self.exclusive:
+            self._closed = True
+            del self.model, self.cache, self.scheduler
+
+    def _check_usable(self) -> None:
+        threads.check_not_forked()
+        self.check_open()
+
+    def token_ids(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as plain ints. ValueError for bytes, which look like ids, for other things that
+        are none, and for ids that are not in the vocabulary."""
+        if isinstance(ids, (bytes, bytearray, memoryview)):
+            raise ValueError("bytes are neither text nor token ids: decode them first")
+        checked = []
+        for i in ids:
+            if isinstance(i, bool) or not hasattr(i, "__index__"):
+                raise ValueError(f"{i!r} is not a token id")
+            if not 0 <= i.__index__() < self.config.n_vocab:
+                raise ValueError(
+                    f"token id {i} is out of range, expected 0 to {self.config.n_vocab - 1}"
+                )
+            checked.append(i.__index__())
+        return checked
+
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as plain ints; see `LLM.check_ids`."""
+        self.check_open()
+        checked = self.token_ids(ids)
+        if not checked:
+            raise ValueError("the prompt is empty")
+        if len(checked) > self.n_ctx:
+            raise ContextError(
+                f"the prompt has {len(checked)} tokens, more than the context of {self.n_ctx}"
+            )
+        return checked
+
+    # ---- below requests: tables, parts, passes ----
+
+    def new_table(self) -> BlockTable:
+        """Make an empty place in the KV cache. Clear it when done with it."""
+        self.check_open()
+        return self.cache.new_table()
+
+    def part(
+        self,
+        table: BlockTable,
+        ids: Sequence[int],
+        logits: str = "none",
+        request: Request | None = None,
+    ) -> Part:
+        """Tokens to compute behind those of `table`, for `forward`; `logits` as for `Part`."""
+        n_known = table.n_tokens + len(ids) if request is None else len(request.ids)
+        return Part(table, ids, logits, self._rope.stage(n_known), request)
+
+    def forward(self, parts: Sequence[Part], n_threads: int | None = None) -> np.ndarray:
+        """Run one forward pass over at most `n_ubatch` tokens.
+
+        Returns the logits that the parts ask for, float32 [n_rows, n_vocab], in their order; the
+        next pass overwrites them. Each table stands in one part only.
+        """
+        batch = make_batch(parts)
+        if n_threads is None:
+            is_decoding = batch.n_tokens == len(parts)
+            n_threads = self.n_threads if is_decoding else self.n_threads_batch
+        with threads.forward_pass():
+            return self.model.forward(batch, n_threads)
+
+    def compute(self, table: BlockTable, ids: list[int], logits: str = "none") -> np.ndarray:
+        """Compute tokens behind those of `table`, in passes of at most `n_ubatch`.
+
+        Returns copies of the logits, float32 [n_rows, n_vocab]. ContextError if blocks are missing,
+        before anything is computed; LariatError if a logit is not finite.
+        """
+        if table.n_new_blocks(len(ids)) > self.cache.pool.n_free:
+            raise ContextError(NO_ROOM)
+        groups = split([self.part(table, ids, logits)], self.n_ubatch) if ids else []
+        rows = [self.forward(group).copy() for group in groups]
+        for some in rows:
+            sampler.check_finite(some)
+        return np.concatenate(rows) if rows else np.zeros((0, self.config.n_vocab), np.float32)
+
+    # ---- contexts and files ----
+
+    def signature(self, n_tokens: int | None = None) -> dict[str, str]:
+        """Describe what two caches must share to understand each other's keys and values.
+
+        `n_tokens`: of a context that never had more; None: any. RoPE belongs to it with both
+        caches: raw keys have no angle, but the tokens that they saw had one.
+        """
+        if not self._fingerprint:
+            self._fingerprint = self._make_fingerprint()
+        s = self.settings
+        return {
+            "model": self._fingerprint, "cache": s.cache, "type_k": s.type_k, "type_v": s.type_v,
+            "rope": self._rope.settings(n_tokens),
+        }  # fmt: skip
+
+    def set_rope(self, rope: RopeConfig) -> None:
+        """Read all keys with other angles from now on; see `LLM.set_rope`."""
+        if self.settings.cache != "raw":
+            raise ContextError("RoPE can change while keys stay only in the raw cache")
+        with self.exclusive:
+            self._rope.set(rope)
+            self._share_prefixes()
+
+    def discard(self, table: BlockTable) -> None:
+        """Free the blocks of a closed context, now or at the next step of a running request."""
+        if not self._closed:
+            self._discarded.append(table)
+            self._sweep_if_idle()
+
+    # ---- requests ----
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. The lock is held."""
+        self.scheduler.add(request)
+
+    def cancel(self, request: Request) -> None:
+        """Give a request up; its blocks are free now or after the step that is running."""
+        request.closed = True
+        self._sweep_if_idle()
+
+    def advance(self, request: Request) -> bool:
+        """Take a step if `request` has no text yet; False when none will come any more."""
+        with self.exclusive:  # another thread's step may have brought some meanwhile
+            if not request.pieces and not request.closed:
+                self.step()
+            if request.pieces:
+                return True
+            if isinstance(request.error, Exception):
+                raise request.error
+            return not request.closed
+
+    def step(self) -> None:
+        """Schedule, run, sample: one step for all requests. The lock is held."""
+        start = time.perf_counter()
+        step = self._schedule()
+        if not step.compute:
+            self.sweep()
+            return
+        in_prompt = [request.in_prompt for request, _ in step.compute]
+        n_cached = [request.table.n_tokens for request, _ in step.compute]
+        try:
+            self._run(step)
+        except BaseException as error:
+            # The step may have written half of its tokens: forget them and give these requests up.
+            for (request, _), n in zip(step.compute, n_cached, strict=True):
+                request.table.truncate(n)
+                request.fail(error)
+            raise
+        finally:
+            self.sweep()
+        seconds = time.perf_counter() - start
+        for (request, n), was_prompt in zip(step.compute, in_prompt, strict=True):
+            request.count(n, seconds, was_prompt)
+
+    def sweep(self) -> None:
+        """Take out requests that are finished or given up, and free closed contexts.
+
+        An exception of somebody else's may have struck between two lines and lost blocks: the pool
+        counts them anew then. The lock is held, and nothing is in the midst of an edit.
+        """
+        if self.exclusive.failed:
+            self.cache.pool.doubt()
+            self.exclusive.failed = False
+        self.cache.pool.recount()
+        while self._discarded:
+            self._discarded.pop().clear()
+        for request in self.scheduler.requests:
+            if request.finished or request.closed:
+                request.closed = True
+                self.scheduler.remove(request)
+
+    def _sweep_if_idle(self) -> None:
+        """Sweep now, unless a step that is running will do so at its end."""
+        if self._closed or self.exclusive.is_held or threads.is_forked():
+            return
+        with contextlib.suppress(ValueError), self.exclusive:  # closed by another thread meanwhile
+            self.sweep()
+
+    def _schedule(self) -> Step:
+        """Ask for a step, and evict as long as the scheduler wants room first."""
+        while True:
+            self.sweep()
+            step = self.scheduler.schedule()
+            if not step.evict:
+                return step
+            for request, (start, stop) in step.evict:
+                try:
+                    self._delete(request.table, start, stop)
+                except IndexError:  # rotated keys that others hold too would have to be copied
+                    request.fail(
+                        ContextError("the KV cache has no free blocks to move tokens up in")
+                    )
+                else:
+                    request.evicted(start, stop)
+
+    def _delete(self, table: BlockTable, start: int, stop: int) -> None:
+        """Take tokens out of a table; those behind move up. IndexError if blocks are missing."""
+        kept = [table.cut(0, start), table.cut(stop, table.n_tokens)]
+        self.cache.edit(table, np.concatenate(kept), self.n_threads)
+
+    def _run(self, step: Step) -> None:
+        """Compute a step's tokens, and sample wherever a request has no more pending."""
+        parts = [
+            self.part(
+                request.table,
+                request.ids[request.table.n_tokens : request.table.n_tokens + n],
+                "last" if n == request.n_pending else "none",
+                request,
+            )
+            for request, n in step.compute
+        ]
+        for group in split(parts, self.n_ubatch):
+            logits = iter(self.forward(group))
+            for part in group:
+                request = part.request
+                assert request is not None
+                request.report_prompt()
+                if part.logits == "last":
+                    row = next(logits)
+                    try:
+                        request.append(_sample(row, request))
+                    except LariatError as error:  # this request's own; the others go on
+                        request.fail(error)
+
+    def _share_prefixes(self) -> None:
+        """Begin to share prefixes anew: blocks computed with other angles hold other keys.
+
+        Dynamic scaling shares none, because its angles depend on the length of each context.
+        """
+        pool = self.cache.pool
+        pool.forget_all()
+        for request in self.scheduler.requests:
+            request.hide_blocks()
+        share = self.settings.prefix_sharing and self._rope.rope.scaling != "dynamic"
+        self.scheduler.prefixes = PrefixCache(pool) if share else None
+
+
+def _sample(logits: np.ndarray, request: Request) -> int:
+    """Choose the next token of a request from its logits, float32 [n_vocab]."""
+    sampler.check_finite(logits)
+    if request.params.ignore_eos:
+        logits[list(request.eog_ids)] = -np.inf
+    return sampler.sample(logits, request.params, request.ids, request.rng)
