@@ -1,4 +1,4 @@
-"""What the C headers offer to both kernel modules: constants, structs and the table of tiles."""
+"""Of the C headers, for all kernel modules: constants, structs and the table of tiles."""
 
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 
@@ -61,5 +61,5 @@ cdef class Rope:
     cdef readonly Py_ssize_t n_positions, head_dim
     cdef const float[:, ::1] rows, step
 
-# The table in use. One for all modules: `use_isa` rewrites what it points to.
+# The table in use, one for all modules: `use_isa` rewrites it.
 cdef kernels_t *table() noexcept nogil

@@ -1,11 +1,12 @@
 """Kernels: instruction sets, interleaved weights, matrix multiplication, row-wise operations.
 
-Each operation is a step of a program (_program.pyx): calling it computes nothing, but says what is
-to be done with which arrays. How work is cut into tasks stands here; the innermost tiles are C
-functions of one instruction set each, called through the table `KERNELS` (simd/kernels.h).
-Everything is cut by the size of the problem alone, never by the number of threads, so that results
-are bit-equal with any number of them. Arrays are C-contiguous; shapes stand in the docstrings, # IN
-and # OUT say what is read and written. Attention and the cache are in _attention.pyx.
+Each function that computes returns an Operation of a program (_program.pyx): a call computes
+nothing, it records what to do with which arrays. This module cuts work into tasks; the innermost
+tiles are C functions of one instruction set each, called through the table `KERNELS`
+(simd/kernels.h). Tasks depend on the size of the problem alone, never on the number of threads, so
+results are bit-equal with any number of them. Arrays are C-contiguous; docstrings give their
+shapes, # IN marks what is read and # OUT what is written. Attention is in _attention.pyx, the cache
+in _cache.pyx.
 """
 
 import os
@@ -43,10 +44,8 @@ cdef kernels_t *table() noexcept nogil:
 # ---- instruction sets -------------------------------------------------------------------------
 
 # Rows of simd/targets.def in their order: instruction set and kind of core.
-_TARGETS = tuple(
-    (TARGETS[i].isa.decode(), TARGETS[i].core.decode()) for i in range(N_TARGETS)
-)
-_ISAS = tuple(dict.fromkeys(isa for isa, _ in _TARGETS))
+_TARGETS = tuple((TARGETS[i].isa.decode(), TARGETS[i].core.decode()) for i in range(N_TARGETS))
+_ISAS = tuple(dict.fromkeys(isa for isa, _ in _TARGETS if isa != "test"))
 _CORES = tuple(dict.fromkeys(core for _, core in _TARGETS))
 _in_use = {}  # "isa" and "core": names
 
@@ -66,11 +65,12 @@ def use_isa(name):
 
     Raises ValueError if the set is unknown or missing here.
     """
-    if name not in _ISAS:
+    supported = supported_isas()
+    if name not in supported and name not in _ISAS:
         raise ValueError(f"instruction set {name!r} is unknown, expected one of {', '.join(_ISAS)}")
-    if name not in supported_isas():
+    if name not in supported:
         raise ValueError(
-            f"instruction set {name!r} is not supported here, only {', '.join(supported_isas())}"
+            f"instruction set {name!r} is not supported here, only {', '.join(supported)}"
         )
     _use(name, _in_use["core"])
 
@@ -91,7 +91,7 @@ def use_core(name):
 
 
 def variants():
-    """Targets that this machine can run: (instruction set, kind of core) of each, the lowest first."""
+    """Targets that this machine can run, the lowest first: (instruction set, kind of core) each."""
     return tuple(_TARGETS[i] for i in range(N_TARGETS) if TARGETS[i].supported())
 
 
@@ -122,11 +122,9 @@ _WEIGHT_TYPES = {WEIGHT_TYPES[i].name.decode(): i for i in range(N_WEIGHT_TYPES)
 
 
 def weight_types():
-    """Types that a matrix may have: name -> (number in GGUF files, columns and bytes of a block)."""
-    return {
-        name: (WEIGHT_TYPES[i].number, WEIGHT_TYPES[i].columns, WEIGHT_TYPES[i].bytes)
-        for name, i in _WEIGHT_TYPES.items()
-    }
+    """Types of matrices: name -> (number in GGUF files, columns of a block, bytes of a block)."""
+    cdef const weight_type_t *t = WEIGHT_TYPES
+    return {name: (t[i].number, t[i].columns, t[i].bytes) for name, i in _WEIGHT_TYPES.items()}
 
 
 cdef int64_t row_bytes(int type, int64_t n_cols) noexcept nogil:
@@ -226,7 +224,7 @@ cdef enum: TASK_FLOATS = 4096
 
 
 cdef class Activations:
-    """Room for up to n_tokens columns of up to n_cols activations, quantized to 8 bits.
+    """Buffers for up to n_tokens columns of up to n_cols activations, quantized to 8 bits.
 
     Each block of 32 has a scale, max |x| / 127 rounded to 11 significant bits as in llama.cpp.
     `quantize` fills it once for all the matrices that read the same activations.
@@ -236,7 +234,7 @@ cdef class Activations:
     cdef float[::1] scale
     cdef int32_t[::1] neg8_sum
     cdef int16_t[::1] half_sum
-    cdef Py_ssize_t n_tokens, n_cols  # of what the last recorded step puts here
+    cdef Py_ssize_t n_tokens, n_cols  # of the operation recorded last
 
     def __init__(self, Py_ssize_t n_tokens, Py_ssize_t n_cols):
         n_blocks = n_tokens * max(n_cols // BLOCK, 1)
@@ -247,7 +245,7 @@ cdef class Activations:
         self.n_tokens = self.n_cols = 0
 
 
-cdef struct q8_t:  # where a step puts quantized activations; q is NULL if it does not
+cdef struct q8_t:  # where an operation puts quantized activations; q is NULL if it does not
     int64_t n_tokens, n_cols
     int8_t *q
     float *scale
@@ -255,17 +253,17 @@ cdef struct q8_t:  # where a step puts quantized activations; q is NULL if it do
     int16_t *half_sum
 
 
-cdef q8_t room_for(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *:
+cdef q8_t q8_of(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *:
     """Where [n_tokens, n_cols] activations go; nowhere if `out` is None."""
     cdef q8_t q8
     memset(&q8, 0, sizeof(q8))
     q8.n_tokens, q8.n_cols = n_tokens, n_cols
     if out is None:
         return q8
-    if n_cols % BLOCK or n_tokens * n_cols > out.q.shape[0]:
-        raise ValueError(
-            f"{n_tokens} x {n_cols} activations do not fit or do not divide by {BLOCK}"
-        )
+    if n_cols % BLOCK:
+        raise ValueError(f"rows of {n_cols} activations, expected a multiple of {BLOCK}")
+    if n_tokens * n_cols > out.q.shape[0]:
+        raise ValueError(f"{n_tokens} x {n_cols} activations, expected at most {out.q.shape[0]}")
     out.n_tokens, out.n_cols = n_tokens, n_cols
     if n_tokens:
         q8.q, q8.scale = &out.q[0], &out.scale[0]
@@ -285,7 +283,7 @@ cdef void quantize_row(const q8_t *out, int64_t row, const float *x, int64_t fir
                             out.neg8_sum + at, out.half_sum + 2 * at)
 
 
-cdef struct rows_t:  # what row-wise operations need
+cdef struct rows_t:  # arguments of row-wise operations
     const float *x
     const float *weight
     float *out
@@ -306,11 +304,11 @@ cdef int64_t set_rows(rows_t *a, int64_t n, int64_t dim) noexcept:
 
 def quantize(const float[:, ::1] x, Activations out):
     """x float32 [n_tokens, n_cols]  # IN, n_cols a multiple of 32; out  # OUT"""
-    cdef _Rows step = _Rows()
-    step.a.q8 = room_for(out, x.shape[0], x.shape[1])
-    step.a.x = &x[0, 0] if x.shape[0] else NULL
-    step.bind(quantize_task, &step.a, set_rows(&step.a, x.shape[0], x.shape[1]), (x, out))
-    return step
+    cdef _Rows op = _Rows()
+    op.a.q8 = q8_of(out, x.shape[0], x.shape[1])
+    op.a.x = &x[0, 0] if x.shape[0] else NULL
+    op.bind(quantize_task, &op.a, set_rows(&op.a, x.shape[0], x.shape[1]), (x, out))
+    return op
 
 
 cdef void quantize_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -347,16 +345,18 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
     cdef Py_ssize_t n = x.shape[0]
     if x.shape[1] != w.n_cols or out.shape[0] != n or out.shape[1] != w.n_rows:
         raise ValueError(
-            f"matmul of [{n}, {x.shape[1]}] with [{w.n_rows}, {w.n_cols}] into "
-            f"[{out.shape[0]}, {out.shape[1]}]"
+            f"matmul of [{n}, {x.shape[1]}] into [{out.shape[0]}, {out.shape[1]}], expected "
+            f"[{n}, {w.n_cols}] into [{n}, {w.n_rows}]"
         )
     if w.quantized and (q8.n_tokens != n or q8.n_cols != w.n_cols):
-        raise ValueError("the quantized activations are not those of x")
-    cdef _Matmul step = _Matmul()
-    cdef matmul_t *a = &step.a
+        raise ValueError(
+            f"quantized activations of [{q8.n_tokens}, {q8.n_cols}], expected [{n}, {w.n_cols}]"
+        )
+    cdef _Matmul op = _Matmul()
+    cdef matmul_t *a = &op.a
     if n == 0:
-        step.bind(matmul_task, a, 0, None)
-        return step
+        op.bind(matmul_task, a, 0, None)
+        return op
     a.type, a.add, a.weights, a.group_bytes = w.type, add, &w.packed[0], w.group_bytes
     a.n_rows, a.n_groups = w.n_rows, (w.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
     a.n_cols, a.out = n, &out[0, 0]
@@ -365,8 +365,8 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
     a.x.x, a.x.n_k = &x[0, 0], w.n_cols
     a.x.q, a.x.scale = &q8.q[0], &q8.scale[0]
     a.x.neg8_sum, a.x.half_sum = &q8.neg8_sum[0], &q8.half_sum[0]
-    step.bind(matmul_task, a, (a.n_groups + a.per_task - 1) // a.per_task, (w, x, q8, out))
-    return step
+    op.bind(matmul_task, a, (a.n_groups + a.per_task - 1) // a.per_task, (w, x, q8, out))
+    return op
 
 
 cdef void matmul_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -395,13 +395,16 @@ def rms_norm(const float[:, ::1] x, const float[::1] weight, float eps, float[:,
     """
     cdef Py_ssize_t n = x.shape[0], dim = x.shape[1]
     if weight.shape[0] != dim or out.shape[0] != n or out.shape[1] != dim:
-        raise ValueError("rms_norm of arrays that do not fit each other")
-    cdef _Rows step = _Rows()
-    step.a.q8, step.a.eps, step.a.weight = room_for(q8, n, dim), eps, &weight[0]
+        raise ValueError(
+            f"rms_norm with {weight.shape[0]} weights into [{out.shape[0]}, {out.shape[1]}], "
+            f"expected {dim} weights and [{n}, {dim}]"
+        )
+    cdef _Rows op = _Rows()
+    op.a.q8, op.a.eps, op.a.weight = q8_of(q8, n, dim), eps, &weight[0]
     if n:
-        step.a.x, step.a.out = &x[0, 0], &out[0, 0]
-    step.bind(rms_norm_task, &step.a, set_rows(&step.a, n, dim), (x, weight, out, q8))
-    return step
+        op.a.x, op.a.out = &x[0, 0], &out[0, 0]
+    op.bind(rms_norm_task, &op.a, set_rows(&op.a, n, dim), (x, weight, out, q8))
+    return op
 
 
 cdef void rms_norm_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -416,12 +419,12 @@ cdef void rms_norm_task(const void *args, int64_t task, float *work) noexcept no
 def add_bias(const float[::1] bias, float[:, ::1] out):
     """out += bias, row by row. bias float32 [dim]  # IN; out float32 [n, dim]  # IN OUT"""
     if bias.shape[0] != out.shape[1]:
-        raise ValueError("a bias of another length than the rows")
-    cdef _Rows step = _Rows()
-    step.a.weight = &bias[0]
-    step.a.out = &out[0, 0] if out.shape[0] else NULL
-    step.bind(add_bias_task, &step.a, set_rows(&step.a, out.shape[0], out.shape[1]), (bias, out))
-    return step
+        raise ValueError(f"a bias of {bias.shape[0]} numbers, expected {out.shape[1]}")
+    cdef _Rows op = _Rows()
+    op.a.weight = &bias[0]
+    op.a.out = &out[0, 0] if out.shape[0] else NULL
+    op.bind(add_bias_task, &op.a, set_rows(&op.a, out.shape[0], out.shape[1]), (bias, out))
+    return op
 
 
 cdef void add_bias_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -446,13 +449,13 @@ def select_rows(float[:, ::1] x, const int32_t[::1] rows):
     """x[i] = x[rows[i]], in place. x float32 [n, dim]  # IN OUT; rows int32 [n_rows], rising  # IN
     """
     if rows.shape[0] > x.shape[0]:
-        raise ValueError(f"{rows.shape[0]} rows of {x.shape[0]}")
-    cdef _Select step = _Select()
+        raise ValueError(f"{rows.shape[0]} rows to select, expected at most {x.shape[0]}")
+    cdef _Select op = _Select()
     if rows.shape[0]:
-        step.a.x, step.a.rows = &x[0, 0], &rows[0]
-    step.a.n, step.a.dim = rows.shape[0], x.shape[1]
-    step.bind(select_rows_task, &step.a, rows.shape[0] > 0, (x, rows))  # one task: in order
-    return step
+        op.a.x, op.a.rows = &x[0, 0], &rows[0]
+    op.a.n, op.a.dim = rows.shape[0], x.shape[1]
+    op.bind(select_rows_task, &op.a, rows.shape[0] > 0, (x, rows))  # one task: in order
+    return op
 
 
 cdef void select_rows_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -481,14 +484,20 @@ cdef class Rope:
         """Put another table of the same head_dim in its place."""
         if (rows.shape[1] != self.head_dim or step.shape[0] != 2
                 or step.shape[1] * 2 != self.head_dim):
-            raise ValueError("a RoPE table of another head_dim")
+            raise ValueError(
+                f"RoPE rows of {rows.shape[1]} numbers and steps of [{step.shape[0]}, "
+                f"{step.shape[1]}], expected {self.head_dim} and [2, {self.head_dim // 2}]"
+            )
         if group_n < 1 or group_window < 1 or group_window % group_n:
-            raise ValueError(f"a window of {group_window} positions in groups of {group_n}")
+            raise ValueError(
+                f"group attention with groups of {group_n} and a window of {group_window} "
+                f"positions, expected a window of whole groups"
+            )
         self.rows, self.step, self.n_positions = rows, step, rows.shape[0]
         self.table = rope_t(&rows[0, 0], &step[0, 0], gain, group_n, group_window)
 
 
-cdef struct turn_t:
+cdef struct rotate_t:
     float *x
     const rope_t *rope
     const int32_t *positions
@@ -496,8 +505,8 @@ cdef struct turn_t:
     int64_t n, n_heads, head_dim, per_task
 
 
-cdef class _Turn(Operation):
-    cdef turn_t a
+cdef class _Rotate(Operation):
+    cdef rotate_t a
 
 
 def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float scale):
@@ -505,22 +514,25 @@ def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float sca
     the table's gain.
 
     x float32 [n_tokens, n_heads, head_dim]  # IN OUT, pairs (i, i + head_dim / 2)
-    positions int32 [n_tokens]  # IN, within the table when the step is run
+    positions int32 [n_tokens]  # IN, within the table when the operation is run
     """
-    cdef _Turn step = _Turn()
-    cdef turn_t *a = &step.a
+    cdef _Rotate op = _Rotate()
+    cdef rotate_t *a = &op.a
     a.n, a.n_heads, a.head_dim, a.scale = x.shape[0], x.shape[1], x.shape[2], scale
     if table.head_dim != a.head_dim or positions.shape[0] != a.n:
-        raise ValueError("rope of arrays that do not fit each other")
+        raise ValueError(
+            f"rope of heads of {a.head_dim} at {positions.shape[0]} positions, expected heads of "
+            f"{table.head_dim} at {a.n}"
+        )
     if a.n:
         a.x, a.rope, a.positions = &x[0, 0, 0], &table.table, &positions[0]
     a.per_task = max(1, TASK_FLOATS // max(1, a.n_heads * a.head_dim))
-    step.bind(rope_task, a, (a.n + a.per_task - 1) // a.per_task, (x, table, positions))
-    return step
+    op.bind(rope_task, a, (a.n + a.per_task - 1) // a.per_task, (x, table, positions))
+    return op
 
 
 cdef void rope_task(const void *args, int64_t task, float *work) noexcept nogil:
-    cdef const turn_t *a = <const turn_t *>args
+    cdef const rotate_t *a = <const rotate_t *>args
     cdef int64_t i
     for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
         rope_token(a.x + i * a.n_heads * a.head_dim, a.rope.rows + a.positions[i] * a.head_dim,
@@ -530,7 +542,7 @@ cdef void rope_task(const void *args, int64_t task, float *work) noexcept nogil:
 
 
 cdef void undo_gain(float *x, const rope_t *rope, int64_t n_heads, int64_t half) noexcept nogil:
-    """Pairs that never turn are not a matter of positions, and have no gain."""
+    """Takes the gain back from pairs that are never rotated: no position changes them."""
     cdef int64_t h, i
     for i in range(half):
         if rope.step[i] == 0 and rope.step[half + i] == 0:
@@ -562,16 +574,16 @@ def silu_mul(float[:, ::1] gate, const float[:, ::1] up, Activations q8=None):
     gate float32 [n, n_ff]  # IN OUT; up float32 [n, n_ff]  # IN
     q8  # OUT the result, quantized, if it is given
     """
-    cdef Py_ssize_t n = gate.shape[0]
-    if up.shape[0] != n or up.shape[1] != gate.shape[1]:
-        raise ValueError("silu_mul of arrays of different shapes")
-    cdef _Silu step = _Silu()
-    step.a.q8, step.a.n_ff = room_for(q8, n, gate.shape[1]), gate.shape[1]
-    step.a.per_row = (gate.shape[1] + TASK_FLOATS - 1) // TASK_FLOATS
+    cdef Py_ssize_t n = gate.shape[0], n_ff = gate.shape[1]
+    if up.shape[0] != n or up.shape[1] != n_ff:
+        raise ValueError(f"up is [{up.shape[0]}, {up.shape[1]}], expected [{n}, {n_ff}]")
+    cdef _Silu op = _Silu()
+    op.a.q8, op.a.n_ff = q8_of(q8, n, n_ff), n_ff
+    op.a.per_row = (n_ff + TASK_FLOATS - 1) // TASK_FLOATS
     if n:
-        step.a.gate, step.a.up = &gate[0, 0], &up[0, 0]
-    step.bind(silu_mul_task, &step.a, n * step.a.per_row, (gate, up, q8))
-    return step
+        op.a.gate, op.a.up = &gate[0, 0], &up[0, 0]
+    op.bind(silu_mul_task, &op.a, n * op.a.per_row, (gate, up, q8))
+    return op
 
 
 cdef void silu_mul_task(const void *args, int64_t task, float *work) noexcept nogil:

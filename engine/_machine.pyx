@@ -20,19 +20,19 @@ STEP_BYTES = READ_STEP
 
 cdef int check_team(int n_threads) except -1:
     if n_threads < 1:
-        raise ValueError(f"{n_threads} threads cannot do anything")
+        raise ValueError(f"{n_threads} threads, expected at least 1")
 
 
 cdef const probes_t *named_probes(str isa) except NULL:
     cdef bytes name = isa.encode()
     cdef const probes_t *probes = probes_of(name)
     if probes == NULL:
-        raise ValueError(f"instruction set {isa!r} has no probes")
+        raise ValueError(f"instruction set {isa!r} is unknown")
     return probes
 
 
 def fill(uint8_t[::1] memory, int n_threads):
-    """Write memory (uint8 [n]  # OUT) so that it is really there, each part by one thread."""
+    """Write memory (uint8 [n]  # OUT), each part by one thread, so that the system provides it."""
     check_team(n_threads)
     cdef int64_t n = memory.shape[0], part = (n + n_threads - 1) // n_threads
     cdef uint8_t *p = &memory[0]
@@ -45,13 +45,13 @@ def read(const uint8_t[::1] memory, str isa, int n_threads):
     """Read memory once, one run a thread, with the instructions of `isa`.
 
     memory uint8 [n]  # IN, n a multiple of 256. Returns the sum of its 64-bit words, modulo 2^64.
-    The processor must have the level: ask `_kernels.supported_isas()`.
+    The processor must have the set: ask `_kernels.supported_isas()`.
     """
     check_team(n_threads)
     cdef const probes_t *probes = named_probes(isa)
     cdef int64_t n = memory.shape[0], part
     if n == 0 or n % READ_STEP:
-        raise ValueError(f"{n} bytes are not a multiple of {READ_STEP}")
+        raise ValueError(f"{n} bytes of memory, expected a multiple of {READ_STEP} above 0")
     part = (n // READ_STEP + n_threads - 1) // n_threads * READ_STEP
     cdef const uint8_t *p = &memory[0]
     cdef uint64_t total = 0

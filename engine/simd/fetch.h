@@ -4,7 +4,7 @@
 
 #include "layout.h"
 
-/* Ask for n_bytes that stand `ahead` bytes behind p, into the L1 or the L2 cache. */
+/* Each asks for n_bytes that stand `ahead` bytes behind p, into one of the caches. */
 ALWAYS_INLINE void fetch_to_l1(const void *p, const int n_bytes, int64_t ahead) {
     const char *from = (const char *)p + ahead;
     _Pragma("GCC unroll 16")

@@ -77,7 +77,8 @@ ALWAYS_INLINE __m256i sixes_avx2(block_x16 block, const int v, int h) {
 }
 
 /* Of part 2i (odd: 0) or 2i + 1 of a pair */
-ALWAYS_INLINE __m256i pairs_avx2(block_x16 block, const int type, const int odd, const int v, int h) {
+ALWAYS_INLINE __m256i pairs_avx2(block_x16 block, const int type, const int odd, const int v,
+                                 int h) {
     const __m256i t = load_half_avx2(vector_of(block.low, v), h);
     if (!high_bits(type))
         return _mm256_and_si256(shift_avx2(t, odd ? -4 : 0), _mm256_set1_epi8(15));

@@ -1,5 +1,5 @@
-/* Weights of every type to bytes and floats, for AVX-512 (F, BW). A vector has one column's 16 rows of
- * floats, or four columns' bytes. */
+/* Weights of every type to bytes and floats, for AVX-512 (F, BW). A vector has one column's 16 rows
+ * of floats, or four columns' bytes. */
 #ifndef LARIAT_INTEGERS_AVX512_H
 #define LARIAT_INTEGERS_AVX512_H
 
@@ -79,8 +79,8 @@ ALWAYS_INLINE __m512i sixes_avx512(block_x16 block, const int v) {
     return _mm512_and_si512(all, mask);
 }
 
-/* Vector v of part 2i of a pair (odd: 0), or that of part 2i + 1 as it stands in the upper bits: 16 times
- * the integers, 8 times if they have 5 bits */
+/* Vector v of part 2i of a pair (odd: 0), or that of part 2i + 1 as it stands in the upper bits: 16
+ * times the integers, 8 times if they have 5 bits */
 ALWAYS_INLINE __m512i pairs_avx512(block_x16 pair, const int type, const int odd, const int v) {
     const __m512i t = load_vector_avx512(pair.low, v);
     if (!odd) return _mm512_and_si512(t, _mm512_set1_epi8(high_bits(type) ? 31 : 15));
@@ -90,8 +90,8 @@ ALWAYS_INLINE __m512i pairs_avx512(block_x16 pair, const int type, const int odd
     return _mm512_and_si512(both, _mm512_set1_epi8((char)0xf8));
 }
 
-/* All vectors of a block's unsigned integers: byte 4r + j of vector v is row r, column 4v + j. Types in
- * PAIRS have a loop of their own and do not come here. */
+/* All vectors of a block's unsigned integers: byte 4r + j of vector v is row r, column 4v + j.
+ * Types in PAIRS have a loop of their own and do not come here. */
 ALWAYS_INLINE void integers_avx512(block_x16 block, const int type, __m512i w_u8x64[8]) {
     switch (layout_of(type)) {
     case BYTES:

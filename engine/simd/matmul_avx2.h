@@ -1,13 +1,13 @@
 /* Matmul tiles for AVX2 with FMA and F16C: one group of 16 rows times one tile of columns.
  *
- * vpmaddubsw multiplies unsigned weight bytes with signed activation bytes and adds pairs in int16. How
- * many of those sums fit into int16 together before they are widened depends on the bits of a weight: 8
- * of nibbles (8 * 2 * 15 * 127 = 30480), 4 of five bits (31496), 2 of six (32004), 1 of signed bytes
- * (2 * 128 * 127 = 32512).
+ * vpmaddubsw multiplies unsigned weight bytes with signed activation bytes and adds pairs in int16.
+ * How many of those sums fit into int16 together before they are widened depends on the bits of a
+ * weight: 8 of nibbles (8 * 2 * 15 * 127 = 30480), 4 of five bits (31496), 2 of six (32004), 1 of
+ * signed bytes (2 * 128 * 127 = 32512).
  *
- * Tiles of a few columns unpack into registers, each vector just before it is used; those of more unpack
- * a block once for all columns, into the L1 cache (matmul_wide_avx2.h); types in PAIRS have a loop of
- * their own (below). All three sum a column in the same order.
+ * Tiles of a few columns unpack into registers, each vector just before it is used; those of more
+ * unpack a block once for all columns, into the L1 cache (matmul_wide_avx2.h); types in PAIRS have
+ * a loop of their own (below). All three sum a column in the same order.
  */
 #ifndef LARIAT_MATMUL_AVX2_H
 #define LARIAT_MATMUL_AVX2_H
@@ -71,8 +71,8 @@ ALWAYS_INLINE int run_of_avx2(const int type) {
     return bits == 6 ? 2 : bits == 5 || has_halves(type) ? 4 : 8;
 }
 
-/* Vector i in the order of a tile's products: those that are unpacked from the same bytes follow each
- * other, so that these are loaded once. */
+/* Vector i in the order of a tile's products: those that are unpacked from the same bytes follow
+ * each other, so that these are loaded once. */
 ALWAYS_INLINE int vector_order_avx2(const int i, const int type) {
     return layout_of(type) == PLANES && low_bits(type) == 4 ? i / 2 + i % 2 * 4 : i;
 }
@@ -171,8 +171,8 @@ ALWAYS_INLINE void columns_avx2(const void *weights, const activations_t *a, int
     store_columns_avx2(acc, nc, out, out_stride, n_rows, add);
 }
 
-/* ---- types in PAIRS: both parts of a pair at a time, so that each vector is loaded once and memory is
- * read in one run ---- */
+/* ---- types in PAIRS: both parts of a pair at a time, so that each vector is loaded once and
+ * memory is read in one run ---- */
 
 /* The activations of the two parts are nc blocks apart. */
 ALWAYS_INLINE void pair_dots_avx2(block_x16 pair, const int8_t *x, const int nc, const int type,
@@ -181,7 +181,8 @@ ALWAYS_INLINE void pair_dots_avx2(block_x16 pair, const int8_t *x, const int nc,
     _Pragma("GCC unroll 2")
     for (int v0 = 0; v0 < 8; v0 += run) {
         __m256i sum_i16x16[2][2][2];
-        FOR_BOTH_PARTS FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[odd][c][h] = _mm256_setzero_si256();
+        FOR_BOTH_PARTS FOR_EACH_COLUMN FOR_BOTH_HALVES sum_i16x16[odd][c][h] =
+            _mm256_setzero_si256();
         _Pragma("GCC unroll 8")
         for (int v = v0; v < v0 + run; v++)
             FOR_BOTH_PARTS {

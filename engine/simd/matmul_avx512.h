@@ -3,13 +3,14 @@
  * A row of lanes is a row of the group: vpdpbusd adds, for each of 16 rows, 4 products of an
  * unsigned weight byte and a signed activation byte. Weights keep their offset (8, 128, ...); since
  *     sum (n - 8) q = sum n q - 8 sum q
- * the correction is the start value of the integer sum and costs nothing. A minimum costs one more FMA
- * a column: sum (d q + m) x = d sum q x + m sum x. Up to 16 columns share one unpacking of the weights.
- * Each column is summed in the same order whatever the tile's width, so that a token's result does not
- * depend on its neighbours in the batch.
+ * the correction is the start value of the integer sum and costs nothing. A minimum costs one more
+ * FMA a column: sum (d q + m) x = d sum q x + m sum x. Up to 16 columns share one unpacking of the
+ * weights. Each column is summed in the same order whatever the tile's width, so that a token's
+ * result does not depend on its neighbours in the batch.
  *
- * Q4_0 has a loop of its own for one column, which needs fewer instructions; Q4_K, Q5_K and Q6_K have
- * loops that make one float of eight parts (matmul_super_avx512.h). columns_avx512 does the rest.
+ * Q4_0 has a loop of its own for one column, which needs fewer instructions; Q4_K, Q5_K and Q6_K
+ * have loops that make one float of eight parts (matmul_super_avx512.h). columns_avx512 does the
+ * rest.
  */
 #ifndef LARIAT_MATMUL_AVX512_H
 #define LARIAT_MATMUL_AVX512_H
@@ -47,8 +48,8 @@ ALWAYS_INLINE void store_columns_avx512(const __m512 *acc_f32x16, const int nc, 
 }
 
 /* sum[c] += the dot product of weight vectors [from, to) with the block of n columns at q */
-ALWAYS_INLINE void add_dots_avx512(__m512i *sum, const __m512i *w_u8x64, const int8_t *q, const int n,
-                                   const int from, const int to) {
+ALWAYS_INLINE void add_dots_avx512(__m512i *sum, const __m512i *w_u8x64, const int8_t *q,
+                                   const int n, const int from, const int to) {
     _Pragma("GCC unroll 8")
     for (int v = from; v < to; v++)
         FOR_EACH_OF(n) sum[c] = add_products_avx512(sum[c], w_u8x64[v], q + c * BLOCK + 4 * v);
@@ -93,8 +94,8 @@ ALWAYS_INLINE void q4_0_column_avx512(const void *weights, const activations_t *
     store_columns_avx512(&sum, 1, out, out_stride, n_rows, add);
 }
 
-/* Asks for what is read of a block: all of it, or only its integers where factors of a super-block stand
- * apart and are not asked for. */
+/* Asks for what is read of a block: all of it, or only its integers where factors of a super-block
+ * stand apart and are not asked for. */
 ALWAYS_INLINE void fetch_block_avx512(const void *weights, int64_t b, block_x16 block, const int nc,
                                       const int type, const tuning_t *tuning) {
     const int bits = low_bits(type) + high_bits(type);

@@ -15,8 +15,8 @@ ALWAYS_INLINE __m256 load_weights_avx2(const void *w, int64_t i, const int type)
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
-/* sums += nc columns, 1 or 2, at k = from .. to - 1, both even. Even and odd k have sums of their own,
- * to hide the latency of adding. */
+/* sums += nc columns, 1 or 2, at k = from .. to - 1, both even. Even and odd k have sums of their
+ * own, to hide the latency of adding. */
 ALWAYS_INLINE void float_columns_avx2(const void *w, const float *x, int64_t n_k, int64_t from,
                                       int64_t to, const int nc, const fetch_t fetch,
                                       rows_f32x16_avx2 sums[][2], const int type) {

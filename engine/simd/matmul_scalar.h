@@ -10,7 +10,8 @@ ALWAYS_INLINE void store_column_scalar(const float acc[16], float *out, int n_ro
 
 ALWAYS_INLINE float float_weight_scalar(const void *w, int64_t i, const int type) {
     if (type == W_F32) return ((const float *)w)[i];
-    return type == W_F16 ? f16_to_f32(((const f16_t *)w)[i]) : bf16_to_f32(((const uint16_t *)w)[i]);
+    const uint16_t bits = ((const uint16_t *)w)[i];
+    return type == W_F16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
 /* Two sums, of the even and of the odd columns, as at the other levels */
@@ -26,8 +27,10 @@ ALWAYS_INLINE void float_tile_scalar(const void *w, const activations_t *a, int6
                 even[r] += float_weight_scalar(w, 16 * k + r, type) * x[k];
                 odd[r] += float_weight_scalar(w, 16 * k + 16 + r, type) * x[k + 1];
             }
-        for (int r = 0; r < 16; r++)
-            even[r] += (k < a->n_k ? float_weight_scalar(w, 16 * k + r, type) * x[k] : 0.0f) + odd[r];
+        for (int r = 0; r < 16; r++) {
+            const int left = k < a->n_k;
+            even[r] += (left ? float_weight_scalar(w, 16 * k + r, type) * x[k] : 0.0f) + odd[r];
+        }
         store_column_scalar(even, out + c * out_stride, n_rows, add);
     }
 }
@@ -44,7 +47,8 @@ ALWAYS_INLINE int integer_scalar(block_x16 block, int v, int i, const int type) 
     case PAIRS: {
         const int byte = vector_of(block.low, v)[i];
         if (!high_bits(type)) return odd ? byte >> 4 : byte & 15;
-        return odd ? byte >> 5 << 2 | (vector_of(block.high, v / 4)[i] >> v % 4 * 2 & 3) : byte & 31;
+        if (!odd) return byte & 31;
+        return byte >> 5 << 2 | (vector_of(block.high, v / 4)[i] >> v % 4 * 2 & 3);
     }
     case BYTES: return vector_of(block.low, v)[i];
     default: {
@@ -84,8 +88,8 @@ ALWAYS_INLINE void block_scales_scalar(block_x16 block, const factors_t *factors
     }
 }
 
-/* Types of 32 columns that do without a plane of high bits and steps make one float of a whole block,
- * Q6_K one of a part; the others make one of each half. */
+/* Types of 32 columns that do without a plane of high bits and steps make one float of a whole
+ * block, Q6_K one of a part; the others make one of each half. */
 ALWAYS_INLINE int sums_blocks_scalar(const int type) {
     return !is_super(type) && !high_bits(type) && !has_steps(type);
 }
@@ -116,8 +120,8 @@ ALWAYS_INLINE void add_block_scalar(float acc[16], const uint8_t q[8][64], const
 }
 
 ALWAYS_INLINE void block_tile_scalar(const void *weights, const activations_t *a, int64_t col,
-                                     int n_cols, float *out, int64_t out_stride, int n_rows, int add,
-                                     const int type) {
+                                     int n_cols, float *out, int64_t out_stride, int n_rows,
+                                     int add, const int type) {
     const int64_t n_blocks = a->n_k / BLOCK;
     float acc[TILE_COLUMNS][16] = {{0}};
     factors_t factors;

@@ -65,8 +65,8 @@ ALWAYS_INLINE void sixes_columns_avx512(const void *weights, const activations_t
         __asm__("" : "+m"(start)); /* from memory a broadcast is a load and nothing else */
         __m512 total[TILE_COLUMNS];
         FOR_EACH_COLUMN total[c] = _mm512_setzero_ps();
-        /* As many parts unrolled as memory is read fastest with: the hardware's prefetch goes by the
-         * steps of single instructions. */
+        /* As many parts unrolled as memory is read fastest with: the hardware's prefetch goes by
+         * the steps of single instructions. */
         const int run = nc == 2 ? 8 : 1;
         _Pragma("GCC unroll 1")
         for (int first = 0; first < 8; first += run) {
@@ -86,8 +86,8 @@ ALWAYS_INLINE void sixes_columns_avx512(const void *weights, const activations_t
 
 /* ---- Q4_K and Q5_K ----
  *
- * What stands high in a byte is not moved down: 16 or 8 times the number gives as many times the
- * sum, and s_p is divided by that. */
+ * Integers in the upper bits of a byte are not moved down: 16 or 8 times the integers give 16 or 8
+ * times the sum, and s_p is divided by that. */
 
 /* total += scale * (factor * dot) */
 ALWAYS_INLINE __m512 add_part_avx512(__m512 total, __m512i dot, __m512i factor, float scale,
@@ -102,8 +102,8 @@ ALWAYS_INLINE __m512 add_part_avx512(__m512 total, __m512i dot, __m512i factor, 
 /* Both parts of a pair; x and scale of nc columns for each part. With few columns a vector is used
  * for both parts as soon as it is there; with many a part's vectors stay in registers. */
 ALWAYS_INLINE void add_pair_avx512(block_x16 pair, const int8_t (*factor)[16], const int8_t *x,
-                                   const float *scale, const int nc, const tuning_t *tuning, const int type,
-                                   __m512 *total) {
+                                   const float *scale, const int nc, const tuning_t *tuning,
+                                   const int type, __m512 *total) {
     const int n = columns_at_once(tuning, nc);
     __m512i factors[2], dot[2][TILE_COLUMNS];
     for (int odd = 0; odd < 2; odd++)
@@ -116,8 +116,8 @@ ALWAYS_INLINE void add_pair_avx512(block_x16 pair, const int8_t (*factor)[16], c
             FOR_COLUMNS_BY(n) {
                 FOR_EACH_OF(n) dot[0][c] = _mm512_setzero_si512();
                 add_dots_avx512(dot[0], w_u8x64, x + first * BLOCK, n, 0, 8);
-                FOR_EACH_OF(n) total[first + c] = add_part_avx512(total[first + c], dot[0][c],
-                                                                  factors[odd], scale[first + c], tuning);
+                FOR_EACH_OF(n) total[first + c] = add_part_avx512(
+                    total[first + c], dot[0][c], factors[odd], scale[first + c], tuning);
             }
         }
         return;
@@ -174,7 +174,7 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
         part_scales_avx512(a, at, nc, high_bits(type) ? 0x1p-3f : 0x1p-4f, scale, sum);
         factors_t factors;
         unpack_factors(super, type, &factors);
-        /* Back through memory: what is taken out of registers costs an instruction more. */
+        /* Through memory: taking a number out of a register costs an instruction more. */
         __asm__("" : "+m"(factors), "+m"(scale), "+m"(sum));
         __m512 total[TILE_COLUMNS];
         FOR_EACH_COLUMN total[c] = _mm512_setzero_ps();
@@ -185,7 +185,8 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
             add_pair_avx512(pair, factors.d + p, a->q + (at + p * nc) * BLOCK, scale + p * nc, nc,
                             tuning, type, total);
         }
-        const __m512 d = load_scales_avx512(super.d, type), dmin = load_scales_avx512(super.m, type);
+        const __m512 d = load_scales_avx512(super.d, type);
+        const __m512 dmin = load_scales_avx512(super.m, type);
         __m512 m[8];
         for (int p = 0; p < 8; p++)
             m[p] = _mm512_cvtepi32_ps(load_factors_avx512(factors.m[p]));
@@ -203,7 +204,7 @@ ALWAYS_INLINE void paired_columns_avx512(const void *weights, const activations_
 
 /* ---- all types ---- */
 
-/* One column or more; nc is known when compiling, so that the sums stay in registers. */
+/* nc is known when compiling, so that the sums stay in registers. */
 ALWAYS_INLINE void tile_of_avx512(const void *w, const activations_t *a, int64_t col, const int nc,
                                   float *out, int64_t out_stride, int n_rows, int add,
                                   const int type, const tuning_t *tuning) {

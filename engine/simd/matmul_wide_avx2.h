@@ -13,8 +13,8 @@
 #define FOR_EACH_COLUMN _Pragma("GCC unroll 4") for (int c = 0; c < COLUMNS_AVX2; c++)
 #define FOR_BOTH_HALVES _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
 
-/* A block of 16 rows and 32 columns. d and m are those of 16 columns each if the type has halves, and
- * else [0] those of all. */
+/* A block of 16 rows and 32 columns. d and m are those of 16 columns each if the type has halves,
+ * and else [0] those of all. */
 typedef struct {
     _Alignas(32) uint8_t q[8][64]; /* byte 4r + j of vector v is row r, column 4v + j */
     int8_t sign[8][64];            /* signed types: the weights, of which q are the magnitudes */
@@ -58,7 +58,8 @@ ALWAYS_INLINE void add_unpacked_run_avx2(const unpacked_t *w, const int8_t *x, c
                 const __m256i q = is_signed_avx2(type) ? _mm256_sign_epi8(four[0], sign) : four[0];
                 __m256i sum_i16x16 = _mm256_maddubs_epi16(load_half_avx2(w->q[from], h), q);
                 if (run == 2)
-                    sum_i16x16 = add_pairs_avx2(sum_i16x16, load_half_avx2(w->q[from + 1], h), four[1]);
+                    sum_i16x16 = add_pairs_avx2(sum_i16x16, load_half_avx2(w->q[from + 1], h),
+                                                four[1]);
                 dot[c][h] = _mm256_add_epi32(dot[c][h], widen_avx2(sum_i16x16));
                 __asm__("" : "+x"(dot[c][h]));
             }
@@ -123,8 +124,8 @@ ALWAYS_INLINE void wide_tile_avx2(const void *weights, const activations_t *a, i
 
 /* ---- all types ---- */
 
-/* Columns of the widest tile that unpacks into registers. Four are faster there for types whose vectors
- * take few operations, and for Q6_K. */
+/* Columns of the widest tile that unpacks into registers. Four are faster there for types whose
+ * vectors take few operations, and for Q6_K. */
 ALWAYS_INLINE int narrow_columns_avx2(const int type) {
     return layout_of(type) == BYTES || layout_of(type) == SIXES ||
                    (layout_of(type) == PLANES && low_bits(type) == 4 && !high_bits(type) &&

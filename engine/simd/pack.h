@@ -17,11 +17,11 @@
 #include <emmintrin.h>
 #endif
 
-/* Has the system map all pages of n bytes that are about to be read, at once: one fault a page costs
- * more than reading it. What cannot be had so is still read page by page. */
+/* Asks the system to map all pages of n bytes at once before they are read: one fault a page costs
+ * more than reading it. Where the system refuses, each page is mapped when it is read. */
 static inline void map_pages(const uint8_t *p, int64_t n) {
 #if defined(__linux__)
-    enum { POPULATE_READ = 22 }; /* MADV_POPULATE_READ, since Linux 5.14 */
+    enum { POPULATE_READ = 22 }; /* MADV_POPULATE_READ, from Linux 5.14 on */
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)p & ~(page - 1);
     madvise((void *)start, (uintptr_t)p + (uintptr_t)n - start, POPULATE_READ);
 #else
@@ -61,8 +61,8 @@ static inline void put_vectors(const bytes16_t x[16], uint8_t q[4][64]) {
 #endif
 }
 
-/* The rows of a group follow each other in the file, and so do groups: ask for the bytes that stand
- * as far into the next group as the block, of n_bytes for all rows, does in this one. */
+/* Rows of a group follow each other in the file, and so do groups. Asks for the bytes of the next
+ * group that stand where the block, of n_bytes for all rows, stands in this one. */
 static inline void fetch_next_group(const uint8_t *const rows[16], int64_t row_bytes, int64_t block,
                                     int n_bytes) {
     if (!rows[15]) return;
@@ -141,7 +141,8 @@ static inline void put_scales(uint8_t scales[][16], int n, int r, const uint8_t 
     for (int i = 0; i < n; i++) scales[i][r] = src[i];
 }
 
-/* block_q5_0 and block_q5_1: f16 d, f16 m if `w_m`, bits 4 of 32 columns, nibbles as Q4_0's */
+/* block_q5_0 and block_q5_1: f16 d, f16 m unless `m` is NULL, bits 4 of 32 columns, nibbles as
+ * Q4_0's */
 static inline void pack_5_bits(const uint8_t *const rows[16], int64_t b, int n_bytes, f16_t *d,
                                f16_t *m, uint8_t q[4][64], uint8_t qh[64]) {
     static const uint8_t nothing[24];
@@ -267,8 +268,9 @@ static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
     }
 }
 
-/* block_iq4_xs: f16 d, uint16 scales_h, scales_l[4], qs[128]. Scale i has nibble i % 2 of scales_l[i / 2],
- * and bits 2 i of scales_h on top; each 16 bytes of qs are the nibbles of a part, as Q4_0's. */
+/* block_iq4_xs: f16 d, uint16 scales_h, scales_l[4], qs[128]. Scale i has nibble i % 2 of
+ * scales_l[i / 2], and bits 2 i of scales_h on top; each 16 bytes of qs are the nibbles of a part,
+ * as Q4_0's. */
 static void put_iq4_xs_scales(const uint8_t *block, int r, uint8_t scales[6][16]) {
     const unsigned high = block[2] | (unsigned)block[3] << 8;
     const uint8_t *low = block + 4;

@@ -7,6 +7,7 @@
 #define LARIAT_REGISTRY_H
 
 #include "table.h"
+#include "test_target.h"
 
 enum {
     TARGET_none = -1,

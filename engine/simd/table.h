@@ -14,7 +14,8 @@ enum {
 enum { C_F16, C_F32, N_FLOAT_TYPES };
 enum { C_Q8_0 = N_FLOAT_TYPES, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES };
 
-/* out [n_cols][out_stride] = n_rows rows of weights times n_cols columns from `col` on; out += with `add` */
+/* out [n_cols][out_stride] = n_rows rows of weights times n_cols columns from `col` on; out += with
+ * `add` */
 typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
                           float *out, int64_t out_stride, int n_rows, int add);
 /* A matmul_fn of one type and target: the tile of its level, compiled for both */

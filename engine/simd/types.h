@@ -1,8 +1,8 @@
 /* The weight types: what types.def says of each.
  *
- * A weight is d (q - offset), d q + m or d steps[q]: q an unsigned integer of a few bits, d and m of 32
- * columns of a row or of 16. In a super-block of 256 columns, d and m are products of one float
- * for all and a small integer, the factor.
+ * A weight is d (q - offset), d q + m or d steps[q]: q an unsigned integer of a few bits, d and m
+ * of 32 columns of a row or of 16. In a super-block of 256 columns, d and m are products of one
+ * float for all and a small integer, the factor.
  */
 #ifndef LARIAT_TYPES_H
 #define LARIAT_TYPES_H
@@ -28,7 +28,7 @@ typedef struct {
     int halves;          /* each half of a block has its own d and m */
     int byte_scales;     /* the factors are whole bytes: there is nothing to unpack */
     int scale;           /* how d and m are stored */
-    const int8_t *steps; /* the numbers that the integers count, if they are not numbers themselves */
+    const int8_t *steps; /* the numbers that integers stand for, if not for themselves */
 } weight_type_t;
 
 /* The 16 steps of IQ4_NL (ggml's kvalues_iq4nl) */

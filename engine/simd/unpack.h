@@ -1,6 +1,6 @@
 /* Parts of blocks that every level reads alike: where they stand, factors, sums of activations.
  *
- * What is inlined into a tile from here is compiled with the tile's instruction set.
+ * Functions that are inlined into a tile are compiled with the tile's instruction set.
  */
 #ifndef LARIAT_UNPACK_H
 #define LARIAT_UNPACK_H
@@ -46,15 +46,15 @@ ALWAYS_INLINE block_x16 block_of(const void *weights, int64_t b, const int type)
 /* The compilers' own vectors: at each level as many operations as it needs */
 typedef uint8_t u8x64 __attribute__((vector_size(64)));
 
-/* Factors of d and m in a super-block: [i][r] is row r, columns 32 i and up, or 16 i of types that have
- * halves. */
+/* Factors of d and m in a super-block: [i][r] is row r, columns 32 i and up, or 16 i of types that
+ * have halves. */
 typedef struct {
     _Alignas(64) int8_t d[16][16];
     int8_t m[16][16];
 } factors_t;
 
-/* Each factors_<type> unpacks the bytes [i][16 rows] at `scales`, four numbers of each row at a time. A
- * minimum is taken off, so its factor gets a minus sign here. */
+/* Each factors_<type> unpacks the bytes [i][16 rows] at `scales`, four numbers of each row at a
+ * time. A minimum is taken off, so its factor gets a minus sign here. */
 ALWAYS_INLINE void load_scale_bytes(const void *scales, int i, u8x64 *bytes) {
     memcpy(bytes, (const uint8_t *)scales + GROUP_ROWS * i, sizeof *bytes);
 }
@@ -73,7 +73,8 @@ ALWAYS_INLINE void factors_q2_K(const void *scales, factors_t *out) {
     }
 }
 
-/* 6 bits less 32. Scale i has nibble i / 8 of byte i % 8, and bits 2 (i / 4) of byte 8 + i % 4 on top. */
+/* 6 bits less 32. Scale i has nibble i / 8 of byte i % 8, and bits 2 (i / 4) of byte 8 + i % 4 on
+ * top. */
 ALWAYS_INLINE void factors_q3_K(const void *scales, factors_t *out) {
     u8x64 s[3], d[4];
     for (int i = 0; i < 3; i++) load_scale_bytes(scales, 4 * i, &s[i]);
@@ -84,8 +85,8 @@ ALWAYS_INLINE void factors_q3_K(const void *scales, factors_t *out) {
     memcpy(out->d, d, sizeof d);
 }
 
-/* 6 bits. Bytes 0..3 hold scales 0..3, bytes 4..7 minimums 0..3, each with 2 bits of number i + 4 on
- * top; bytes 8..11 hold the low nibbles of scales and minimums 4..7. */
+/* 6 bits. Bytes 0..3 hold scales 0..3, bytes 4..7 minimums 0..3, each with 2 bits of number i + 4
+ * on top; bytes 8..11 hold the low nibbles of scales and minimums 4..7. */
 ALWAYS_INLINE void factors_q4_K(const void *scales, factors_t *out) {
     u8x64 s[3], d[2], m[2];
     for (int i = 0; i < 3; i++) load_scale_bytes(scales, 4 * i, &s[i]);
@@ -122,8 +123,8 @@ ALWAYS_INLINE void unpack_factors(block_x16 block, const int type, factors_t *ou
     }
 }
 
-/* Factors of 16 rows: of half h of the block, or of all of it in types without halves. `factors` are
- * those of the super-block. */
+/* Factors of 16 rows: of half h of the block, or of all of it in types without halves. `factors`
+ * are those of the super-block. */
 ALWAYS_INLINE const int8_t *d_factors(block_x16 block, const factors_t *factors, int h,
                                       const int type) {
     if (WEIGHT_TYPES[type].byte_scales) return (const int8_t *)block.scales + GROUP_ROWS * h;
@@ -135,9 +136,10 @@ ALWAYS_INLINE const int8_t *m_factors(block_x16 block, const factors_t *factors,
     return factors->m[has_halves(type) ? 2 * block.part + h : block.part];
 }
 
-/* Of column c of the block at `at`: the sum of its half h or, in types without halves, of all of it.
- * start: the beginning of an integer sum, -offset times that. scaled: the sum of the activations
- * themselves, which m is multiplied by. Loops over columns, so that the tile only broadcasts. */
+/* Of column c of the block at `at`: the sum of its half h or, in types without halves, of all of
+ * it. start: the beginning of an integer sum, -offset times that. scaled: the sum of the
+ * activations themselves, which m is multiplied by. Loops over columns, so that the tile only
+ * broadcasts. */
 typedef struct {
     int32_t start[2][TILE_COLUMNS];
     float scaled[2][TILE_COLUMNS];
