@@ -29,8 +29,8 @@ def quantize_into(const uint8_t[::1] weights, str source, uint8_t[::1] out, str 
     weights   uint8 [n_weights * bytes of a weight]   # IN  rows of whole blocks, one after another
     out       uint8 [n_weights / block * block bytes] # OUT
 
-    Returns None, or the fault of the weights as the end of a sentence. With None, `out` has the bits
-    of ggml's reference quantizers. Raises ValueError for sizes that do not belong together.
+    Returns None, or the fault of the weights as the end of a sentence. With None, `out` has the
+    bits of ggml's reference quantizers. Raises ValueError for sizes that do not belong together.
     """
     from_c, n_bytes = _SOURCES[source]
     to_c, n_block, block_bytes = _TARGETS[target]
