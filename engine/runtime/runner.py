@@ -261,7 +261,8 @@ class Runner:
         in_prompt = [request.in_prompt for request, _ in step.compute]
         n_cached = [request.table.n_tokens for request, _ in step.compute]
         try:
-            self._run(step)
+            for group in split(self._parts(step), self.n_ubatch):
+                _deal_out(self.forward(group), group)
         except BaseException as error:
             # The step may have written half of its tokens: forget them and give these requests up.
             for (request, _), n in zip(step.compute, n_cached, strict=True):
@@ -320,9 +321,9 @@ class Runner:
         kept = [table.cut(0, start), table.cut(stop, table.n_tokens)]
         self.cache.edit(table, np.concatenate(kept), self.n_threads)
 
-    def _run(self, step: Step) -> None:
-        """Compute a step's tokens, and sample wherever a request has no more pending."""
-        parts = [
+    def _parts(self, step: Step) -> list[Part]:
+        """The tokens of a step. Logits are wanted wherever a request has no more pending."""
+        return [
             self.part(
                 request.table,
                 request.ids[request.table.n_tokens : request.table.n_tokens + n],
@@ -331,18 +332,6 @@ class Runner:
             )
             for request, n in step.compute
         ]
-        for group in split(parts, self.n_ubatch):
-            logits = iter(self.forward(group))
-            for part in group:
-                request = part.request
-                assert request is not None
-                request.report_prompt()
-                if part.logits == "last":
-                    row = next(logits)
-                    try:
-                        request.append(_sample(row, request))
-                    except LariatError as error:  # this request's own; the others go on
-                        request.fail(error)
 
     def _share_prefixes(self) -> None:
         """Begin to share prefixes anew: blocks computed with other angles hold other keys.
@@ -355,6 +344,21 @@ class Runner:
             request.hide_blocks()
         share = self.settings.prefix_sharing and self._rope.rope.scaling != "dynamic"
         self.scheduler.prefixes = PrefixCache(pool) if share else None
+
+
+def _deal_out(logits: np.ndarray, group: Sequence[Part]) -> None:
+    """Sample a token for each request whose part wants logits, float32 [n_rows, n_vocab]."""
+    rows = iter(logits)
+    for part in group:
+        request = part.request
+        assert request is not None
+        request.report_prompt()
+        if part.logits == "last":
+            row = next(rows)
+            try:
+                request.append(_sample(row, request))
+            except LariatError as error:  # this request's own; the others go on
+                request.fail(error)
 
 
 def _sample(logits: np.ndarray, request: Request) -> int:

@@ -134,13 +134,12 @@ ALWAYS_INLINE int narrow_columns_avx2(const int type) {
                : 2;
 }
 
-ALWAYS_INLINE void narrow_tile_avx2(const void *weights, const activations_t *a, int64_t col,
-                                    const int nc, float *out, int64_t out_stride, int n_rows,
-                                    int add, const int type, const fetch_t fetch) {
-    if (layout_of(type) == PAIRS)
-        paired_columns_avx2(weights, a, col, nc, out, out_stride, n_rows, add, type, fetch);
-    else columns_avx2(weights, a, col, nc, out, out_stride, n_rows, add, type, fetch);
-}
+/* A tile that unpacks into registers; nc is known when compiling. */
+#define NARROW_TILE(nc)                                                                           \
+    (layout_of(type) == PAIRS ? paired_columns_avx2(weights, a, col, nc, out, out_stride, n_rows, \
+                                                    add, type, fetch)                             \
+                              : columns_avx2(weights, a, col, nc, out, out_stride, n_rows, add,   \
+                                             type, fetch))
 
 ALWAYS_INLINE void tile_avx2(const void *weights, const activations_t *a, int64_t col, int n_cols,
                              float *out, int64_t out_stride, int n_rows, int add, const int type,
@@ -149,14 +148,12 @@ ALWAYS_INLINE void tile_avx2(const void *weights, const activations_t *a, int64_
     const int widest = narrow_columns_avx2(type);
     if (layout_of(type) == FLOATS)
         float_tile_avx2(weights, a, col, n_cols, out, out_stride, n_rows, add, type, fetch);
-    else if (n_cols == 1)
-        narrow_tile_avx2(weights, a, col, 1, out, out_stride, n_rows, add, type, fetch);
-    else if (n_cols == 2)
-        narrow_tile_avx2(weights, a, col, 2, out, out_stride, n_rows, add, type, fetch);
-    else if (n_cols <= widest)
-        narrow_tile_avx2(weights, a, col, widest, out, out_stride, n_rows, add, type, fetch);
+    else if (n_cols == 1) NARROW_TILE(1);
+    else if (n_cols == 2) NARROW_TILE(2);
+    else if (n_cols <= widest) NARROW_TILE(widest);
     else wide_tile_avx2(weights, a, col, n_cols, out, out_stride, n_rows, add, type, fetch);
 }
+#undef NARROW_TILE
 
 #define TYPE(NAME, name) MATMUL(matmul_##name##_avx2, tile_avx2, W_##NAME, &TUNING_avx2)
 #include "types.def"
