@@ -50,6 +50,7 @@ def register(commands: Any) -> None:
 
     text = parser.add_argument_group("text")
     prompt.add_arguments(text)
+    prompt.add_parse_special(text)
     sampling_flags.add_length(text)
     add_flags(text, _KEEP, SamplingParams)
     text.add_argument(
@@ -74,6 +75,11 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_flags.params(args, _KEEP, context_shift=args.context_shift)
     config = engine_flags.config(args)
     reuse.check(args)
+    if args.context_shift and not config.can_shift:
+        raise UsageError(
+            f"argument --context-shift: keys of type {config.type_k} cannot move in the roped "
+            "cache: choose --cache raw, or another type of keys"
+        )
     overrides = model_file.overrides(args)
     text = prompt.read(args)
 
@@ -95,7 +101,11 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
     try:
         start = reuse.start(llm, text, args)
         stream = llm.stream(
-            start.prompt, params, context=start.context, prompt_progress=prompt_progress
+            start.prompt,
+            params,
+            context=start.context,
+            prompt_progress=prompt_progress,
+            parse_special=args.parse_special,
         )
     except LariatError:
         raise

@@ -108,7 +108,7 @@ class PromptCache(Start):
         from lariat.reuse import prompt_reuse
 
         self._path, self._all = Path(args.prompt_cache), args.prompt_cache_all
-        self._ids = llm.tokenize(text)
+        self._ids = llm.tokenizer.encode_part(text, parse_special=args.parse_special)
         self.context = context = llm.context()
         is_empty = self._path.is_file() and not self._path.stat().st_size
         if args.prompt_cache_ro or (self._path.exists() and not is_empty):
@@ -153,12 +153,12 @@ class Library(Start):
 
         library = ChunkLibrary(args.library)
         chunks = [library[name] for name in args.chunk]
-        self.prompt = llm.tokenize(text, add_bos=False)
         start = time.perf_counter()
         self.context = context = llm.context()
         self._n_computed = sum(context.append(c, recompute=recompute(args)) for c in chunks)
         self._n_reused = len(context) - self._n_computed
         self._seconds = time.perf_counter() - start
+        self.prompt = text
 
     def prompt_read(self, completion: Completion) -> None:
         """Count the tokens of the chunks too."""

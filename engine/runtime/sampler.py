@@ -56,11 +56,12 @@ def sample(
     if logits.ndim != 1 or logits.size == 0:
         raise ValueError(f"logits have shape {logits.shape}, expected [n_vocab]")
     # Huge penalties may overflow; _check_largest finds what comes of it.
+    of_model = logits
     with np.errstate(over="ignore", invalid="ignore"):
         logits = add_bias(logits, params.logit_bias)
         logits = penalize(logits, params, previous)
     best = int(logits.argmax())  # the first of the largest; a NaN counts as larger than all
-    _check_largest(float(logits[best]))
+    _check_largest(float(logits[best]), float(of_model.max()))
     if params.temperature == 0:
         return best
 
@@ -221,8 +222,11 @@ def draw(values: Floats, temperature: float, rng: np.random.Generator) -> int:
     return int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
 
 
-def _check_largest(largest: float) -> None:
+def _check_largest(largest: float, of_model: float) -> None:
+    """Check the largest logit, given that of the model before biases and penalties."""
     if math.isnan(largest) or largest == math.inf:
+        if math.isfinite(of_model) or of_model == -math.inf:
+            raise LariatError(f"biases and penalties make a logit {largest}: choose smaller ones")
         raise LariatError(f"the logits hold {largest}: the model or its file is damaged")
     if largest == -math.inf:
         raise LariatError("every token is forbidden: all logits are -inf")

@@ -19,6 +19,7 @@ import contextlib
 import gc
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Sequence_
 from typing import NamedTuple
 
 from lariat.errors import GGUFError, ModelError, quote
@@ -46,6 +47,7 @@ _MAX_MERGES = 1 << 20  # more than twice the largest number in use; bounds time 
 # begins a word.
 _PART = 1 << 20  # characters
 _SEAM = re.compile(r"(?<=[A-Za-z])[ \n](?=[A-Za-z])")
+_SEAM_BYTES = re.compile(_SEAM.pattern.encode())
 
 # ---- cutting text into words ----
 
@@ -217,6 +219,36 @@ class ByteLevelMerger:
             return ids
         stand_ins = self._stand_ins
         return [kept for i in ids for kept in stand_ins.get(i, (i,))]
+
+    def merge_behind(self, tail: Sequence_[int], text: str) -> list[int]:
+        """Ids of text that continues that of `tail`.
+
+        A word may have begun there: "345" behind "12" is not the word "345". So the words before
+        are merged again with the text. If they become other tokens, the text stands alone.
+        """
+        known = [self.text_of(i) for i in tail]
+        start = _word_start(known)
+        with contextlib.suppress(UnicodeDecodeError):
+            ids = self.merge(b"".join(known[start:]).decode() + text)
+            n = len(tail) - start
+            if ids[:n] == list(tail[start:]):
+                return ids[n:]
+        return self.merge(text)
+
+    def may_give(self, token_id: int) -> bool:
+        """Whether text may become this token."""
+        return False
+
+
+def _word_start(texts: Sequence_[bytes]) -> int:
+    """The last of these tokens at which a word begins whatever stands before it; 0 if none is
+    found."""
+    text, at = b"".join(texts), 0
+    starts = [at := at + len(t) for t in texts]  # of the token behind each
+    for i in range(len(texts) - 1, 0, -1):
+        if _SEAM_BYTES.match(text, starts[i - 1]):
+            return i
+    return 0
 
 
 def _parts(text: str) -> Iterator[str]:
