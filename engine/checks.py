@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ def check_switch(name: str, value: Any) -> bool:
     if as_index(value) not in (0, 1):
         raise ValueError(f"{name} is {value!r}, expected True or False")
     return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError, which names `name`, unless `value` is one of some strings."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
 def check_path(name: str, value: Any) -> Path:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from lariat.checks import check_real, check_switch, check_type, check_whole
+from lariat.checks import check_choice, check_real, check_switch, check_type, check_whole
 
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
@@ -64,10 +64,8 @@ class RopeConfig:
     grp_attn_w: int | None = None
 
     def __post_init__(self) -> None:
-        if self.scaling is not None and self.scaling not in ROPE_SCALINGS:
-            raise ValueError(
-                f"RoPE scaling is {self.scaling!r}, expected one of {', '.join(ROPE_SCALINGS)}"
-            )
+        if self.scaling is not None:
+            check_choice("RoPE scaling", self.scaling, ROPE_SCALINGS)
         bounds = {
             "scale": (1e-3, 1e6),
             "freq_base": (1e-3, 1e15),
@@ -186,18 +184,12 @@ class EngineConfig:
         for name in ("prefix_sharing", "check_tensors"):
             _set(self, name, check_switch(name, getattr(self, name)))
         check_type("rope", self.rope, RopeConfig)
-        if self.cache not in CACHE_STRATEGIES:
-            raise ValueError(
-                f"cache is {self.cache!r}, expected one of {', '.join(CACHE_STRATEGIES)}"
-            )
+        check_choice("cache", self.cache, CACHE_STRATEGIES)
         if self.cache != "raw" and self.rope.needs_raw:
             setting = "dynamic RoPE scaling" if self.rope.group_n == 1 else "group attention"
             raise ValueError(f"{setting} rotates keys anew, which needs the raw cache")
         for name in ("type_k", "type_v"):
-            if getattr(self, name) not in CACHE_TYPES:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(CACHE_TYPES)}"
-                )
+            check_choice(name, getattr(self, name), CACHE_TYPES)
 
     @property
     def can_shift(self) -> bool:
@@ -288,7 +280,10 @@ def _checked_stop(given: Any) -> tuple[str, ...]:
     """The stop texts, () for None."""
     if given is None:
         return ()
-    texts = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    try:
+        texts = (given,) if isinstance(given, (str, bytes)) else tuple(given)
+    except TypeError:
+        texts = (given,)
     for text in texts:
         if not isinstance(text, str) or not text:
             raise ValueError(f"a stop text is {text!r}, which is empty or not a string")

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         )
     overrides = model_file.overrides(args)
     text = prompt.read(args)
+    reuse.check_files(args)
 
     with engine_flags.load(args, config, overrides) as llm:
         params = sampling_flags.with_file(params, llm.sampling, args)

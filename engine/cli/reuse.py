@@ -77,6 +77,31 @@ def check(args: argparse.Namespace) -> None:
     recompute(args)
 
 
+def check_files(args: argparse.Namespace) -> None:
+    """Find out before the model is loaded that files are missing or cannot be written.
+
+    Raises ContextError, or OSError for a prompt cache that is only to be read.
+    """
+    if args.chunk:
+        from lariat.reuse.library import ChunkLibrary
+
+        library = ChunkLibrary(args.library)
+        for name in args.chunk:
+            library.entry(name)
+    if args.prompt_cache is None:
+        return
+    path = Path(args.prompt_cache)
+    if args.prompt_cache_ro:
+        path.stat()
+    elif args.prompt_cache_all or not path.exists():
+        _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ContextError(f"{path}: {path.parent} is not a folder that can be written")
+
+
 def recompute(args: argparse.Namespace) -> int | None:
     """The value of --recompute; None: all. Raises UsageError if it is not a number."""
     if args.recompute == "all":
@@ -115,9 +140,8 @@ class PromptCache(Start):
             context.load(self._path)
         is_new = context.tokens[: len(self._ids)] != self._ids
         self._write = is_new and not args.prompt_cache_ro
-        folder = self._path.parent
-        if (self._write or self._all) and not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ContextError(f"{self._path}: {folder} is not a folder that can be written")
+        if self._write or self._all:
+            _check_folder(self._path)
         start = time.perf_counter()
         n_reused = prompt_reuse.fit(context, self._ids, args.cache_reuse)
         self._n_computed = len(context) - n_reused

@@ -125,8 +125,13 @@ class Chunk(StoredChunk):
         are computed. ValueError for a bad number, ContextError for a cache of another signature and
         for a damaged file.
         """
-        if recompute is not None and (as_index(recompute) is None or recompute < 0):
-            raise ValueError(f"recompute is {recompute!r}, expected a number of tokens, or None")
+        if recompute is not None:
+            n = None if isinstance(recompute, bool) else as_index(recompute)
+            if n is None or n < 0:
+                raise ValueError(
+                    f"recompute is {recompute!r}, expected a number of tokens, or None"
+                )
+            recompute = n
         self.check_signature(runner.signature(len(self.sink) + len(self)))
         check_fits(self, *runner.cache.block_shape)
         try:
@@ -166,11 +171,16 @@ class ChunkLibrary:
         """All chunks, by name."""
         return [entry for _, entry in sorted(self._read_index().items())]
 
-    def __getitem__(self, name: str) -> Chunk:
-        """Open a chunk, for `Context.append` and `Context.insert`."""
+    def entry(self, name: str) -> Entry:
+        """What the index says of a chunk; its file is not looked at."""
         entry = self._read_index().get(name) if isinstance(name, str) else None
         if entry is None:
             raise ContextError(f"{self.folder}: has no chunk named {quote(str(name))}")
+        return entry
+
+    def __getitem__(self, name: str) -> Chunk:
+        """Open a chunk, for `Context.append` and `Context.insert`."""
+        entry = self.entry(name)
         if entry.content not in self._open:
             try:
                 self._open[entry.content] = Chunk(self._path(entry.content))

@@ -478,5 +478,5 @@ class Context:
 
 
 def _check_index(i: object) -> None:
-    if as_index(i) is None:
+    if isinstance(i, bool) or as_index(i) is None:
         raise ValueError(f"{i!r} is not the number of a token in a context")

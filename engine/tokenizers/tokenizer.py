@@ -205,7 +205,8 @@ class Tokenizer:
         The space that `add_space_prefix` puts in front is removed. Use `decoder()` for ids that
         continue a text: it keeps that space. Raises ValueError for an id outside the vocabulary.
         """
-        if isinstance(ids, (str, bytes, bytearray, memoryview)) or not isinstance(ids, Iterable):
+        is_many = isinstance(ids, Iterable) and getattr(ids, "ndim", 1) > 0  # NumPy's may be one
+        if isinstance(ids, (str, bytes, bytearray, memoryview)) or not is_many:
             raise ValueError(f"the token ids are of type {type(ids).__name__}, expected a list")
         tokens = [self.check_id(i) for i in ids]
         text_of = self._merger.text_of
