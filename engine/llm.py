@@ -144,7 +144,8 @@ class LLM:
         self.close()
 
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`; see `Tokenizer.encode`."""
+        """Token ids of a whole text; see `Tokenizer.encode`, and `Tokenizer.encode_part` for text
+        that continues other text."""
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: list[int]) -> str:

@@ -29,7 +29,6 @@ import numpy as np
 from lariat.cache.blocks import SLOTS
 from lariat.cache.kv_cache import FileBlocks
 from lariat.checks import as_index, check_path
-from lariat.config import MAX_CTX
 from lariat.errors import ContextError, quote
 from lariat.formats.atomic import SUFFIX, written_beside
 from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, check_fits, save
@@ -75,8 +74,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Beginning:
-    """The first tokens of a document where it continues other text, so without SentencePiece's
-    blank: `ids` instead of its first `n_replaced` tokens."""
+    """How a document begins behind other text: `ids` stand for its first `n_replaced` tokens.
+
+    They differ where SentencePiece puts a blank in front of a text.
+    """
 
     n_replaced: int = 0
     ids: tuple[int, ...] = ()
@@ -89,18 +90,18 @@ class Beginning:
 
     @classmethod
     def parsed(cls, text: str, n_tokens: int) -> Beginning:
-        """That of a file's metadata, "" for none. ValueError if it fits no document of `n_tokens`
-        tokens."""
+        """Read the metadata of a file, "" for none. ValueError if it does not fit a document of
+        `n_tokens` tokens."""
         try:
             n_replaced, *ids = map(int, text.split()) if text else (0,)
         except ValueError:
             n_replaced, ids = -1, []
-        if not 0 <= n_replaced <= n_tokens or len(ids) > MAX_CTX:
-            raise ValueError("its other beginning is none")
+        if not 0 <= n_replaced <= n_tokens:
+            raise ValueError("its beginning behind other text does not fit")
         return cls(n_replaced, tuple(ids))
 
     def metadata(self) -> dict[str, str]:
-        """What `parsed` reads; nothing if the document is the same wherever it stands."""
+        """Metadata for `parsed`; none if the document begins alike wherever it stands."""
         numbers = " ".join(map(str, (self.n_replaced, *self.ids)))
         return {_BEGINNING: numbers} if self.n_replaced else {}
 
@@ -304,11 +305,10 @@ def _encoded(tokenizer: Tokenizer, text: str, parse_special: bool) -> tuple[list
     """Ids of a document that begins a context, and its other beginning behind ordinary text."""
     encode = partial(tokenizer.encode_part, text, add_bos=False, parse_special=parse_special)
     ids = encode()
-    ordinary = (i for i in range(tokenizer.n_vocab) if tokenizer.is_continued([i]))
-    before = list(islice(ordinary, 1))
-    if not tokenizer.add_space_prefix or not before:
+    if not tokenizer.add_space_prefix:
         return ids, Beginning()
-    return ids, Beginning.of(ids, encode(before))
+    ordinary = (i for i in range(tokenizer.n_vocab) if tokenizer.is_continued([i]))
+    return ids, Beginning.of(ids, encode(list(islice(ordinary, 1))))
 
 
 def _compute(runner: Runner, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def sample(
         logits = add_bias(logits, params.logit_bias)
         logits = penalize(logits, params, previous)
     best = int(logits.argmax())  # the first of the largest; a NaN counts as larger than all
-    _check_largest(float(logits[best]), float(of_model.max()))
+    _check_largest(float(logits[best]), of_model)
     if params.temperature == 0:
         return best
 
@@ -222,10 +222,11 @@ def draw(values: Floats, temperature: float, rng: np.random.Generator) -> int:
     return int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
 
 
-def _check_largest(largest: float, of_model: float) -> None:
-    """Check the largest logit, given that of the model before biases and penalties."""
+def _check_largest(largest: float, of_model: Floats) -> None:
+    """Check the largest logit. `of_model` [n_vocab]: those before biases and penalties, which say
+    whose fault it is."""
     if math.isnan(largest) or largest == math.inf:
-        if math.isfinite(of_model) or of_model == -math.inf:
+        if float(of_model.max()) < math.inf:  # false for NaN too
             raise LariatError(f"biases and penalties make a logit {largest}: choose smaller ones")
         raise LariatError(f"the logits hold {largest}: the model or its file is damaged")
     if largest == -math.inf:

