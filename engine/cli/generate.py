@@ -34,7 +34,7 @@ examples:
   lariat generate -m model.gguf -p "Once upon a time" -n 128
   lariat generate -m model.gguf -f story.txt --temp 0 --cache raw -q
   lariat generate -m model.gguf -e -p "Q: Who?\\nA:" -r "\\nQ:" --seed 7
-  lariat generate -m model.gguf -e -p "<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n"
+  lariat generate -m model.gguf -e -p "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
 
 The text ends at the model's end token, at a text of -r (which is not printed), after -n tokens, or
 when the context is full. With -n -1 --context-shift --ignore-eos it never ends. Ctrl-C ends it and
