@@ -78,7 +78,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Find out before the model is loaded that files are missing or cannot be written.
+    """Find out before the model is loaded that files or their folders are missing.
 
     Raises ContextError, or OSError for a prompt cache that is only to be read.
     """
@@ -93,12 +93,7 @@ def check_files(args: argparse.Namespace) -> None:
     path = Path(args.prompt_cache)
     if args.prompt_cache_ro:
         path.stat()
-    elif args.prompt_cache_all or not path.exists():
-        _check_folder(path)
-
-
-def _check_folder(path: Path) -> None:
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    elif not path.parent.is_dir():
         raise ContextError(f"{path}: {path.parent} is not a folder that can be written")
 
 
@@ -140,8 +135,9 @@ class PromptCache(Start):
             context.load(self._path)
         is_new = context.tokens[: len(self._ids)] != self._ids
         self._write = is_new and not args.prompt_cache_ro
-        if self._write or self._all:
-            _check_folder(self._path)
+        folder = self._path.parent
+        if (self._write or self._all) and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ContextError(f"{self._path}: {folder} is not a folder that can be written")
         start = time.perf_counter()
         n_reused = prompt_reuse.fit(context, self._ids, args.cache_reuse)
         self._n_computed = len(context) - n_reused
