@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lariat.chat import chat_template
 from lariat.chat.conversation import N_RESERVED, Conversation, Message, Prompt
+from lariat.checks import check_type
 from lariat.config import SamplingParams
 from lariat.errors import ChatError, ContextError
 from lariat.formats import context_file
@@ -56,6 +57,10 @@ class Chat:
         system: str = "",
         params: SamplingParams | None = None,
     ) -> None:
+        if template is not None:
+            check_type("template", template, str)
+        if params is not None:
+            check_type("params", params, SamplingParams)
         self._llm = llm
         form = chat_template.choose(template, llm.gguf, llm.tokenizer)
         self._conversation = Conversation(llm, form, system)

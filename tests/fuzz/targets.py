@@ -160,6 +160,9 @@ class Targets:
         assert tokenizer.decode(ids) == _as_decoded(tokenizer, text)
         _check_stream(tokenizer, ids)
         tokenizer.decode(tokenizer.encode(text, parse_special=True))
+        first = tokenizer.encode_part(text[: len(text) // 2])
+        rest = tokenizer.encode_part(text[len(text) // 2 :], first)
+        tokenizer.decode([*first, *rest])
         _check_stream(tokenizer, [byte % tokenizer.n_vocab for byte in data])
 
     def _context(self, data: bytes) -> None:
