@@ -163,3 +163,39 @@ def test_links_lead_somewhere() -> None:
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert not missing(r"`make ([\w-]+)", targets.__contains__)
+
+
+def way_of_a_token() -> list[tuple[str, str]]:
+    """Functions and their files, from the table of docs/design.md."""
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    section = page.split("## The way of a token")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([\w.]+)` \| `([\w/.]+)` \|", section, re.M)
+
+
+def test_the_way_of_a_token_is_short_and_never_goes_back_into_a_file() -> None:
+    way = way_of_a_token()
+    assert way[0][0] == "LLM.stream"
+    assert 10 < len(way) - 1 <= 13, "hops"
+    files = [file for i, (_, file) in enumerate(way) if i == 0 or way[i - 1][1] != file]
+    assert len(files) == len(set(files)), files
+
+
+@pytest.mark.parametrize(
+    ("i", "function", "file"), [(i, *hop) for i, hop in enumerate(way_of_a_token())]
+)
+def test_each_hop_calls_the_next(i: int, function: str, file: str) -> None:
+    """By name: a method, a C function, or one that a row of types.def generates."""
+    source = (ROOT / file).read_text("utf-8")
+    name = function.rpartition(".")[2]
+    generated = name.replace("q4_0", "##name##")
+    assert re.search(
+        rf"\b(def|void|__m256i|static)\b.*\b{name}\(|\({re.escape(generated)},", source
+    )
+    if i + 1 < len(way_of_a_token()):
+        following = way_of_a_token()[i + 1][0].rpartition(".")[2]
+        called = {
+            "__next__": "Stream(",
+            "matmul_task": "do_task",
+            "matmul_q4_0_avx2": "KERNELS.matmul",
+        }
+        assert called.get(following, following) in source
