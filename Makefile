@@ -29,12 +29,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long digests fuzz check-kernels coverage sanitize bench bench-compare \
+.PHONY: help demo test test-long real-models digests fuzz check-kernels coverage sanitize bench bench-compare \
     bench-models results lint build dist clean
 
 help:
 	@echo "make demo [MODEL=file.gguf] [PROMPT='text'] [N=400]   a story, with both cache strategies"
 	@echo "make test                              the test suite"
+	@echo "make real-models                       two small models of others, for the tests marked real"
 	@echo "make test-long [LONG_SHAPES=30]        the suite, kernels on many shapes, digests of logits"
 	@echo "make digests                           logits of every type and instruction set, bit for bit"
 	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
@@ -80,6 +81,10 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
+
+# It needs a network, the first time. Without the files the tests that are marked real are skipped.
+real-models: $(VENV)/.installed
+	$(BIN)/python -m models.real
 
 # Everything that checks results. It takes much longer than `make test`, so .ci/run leaves it out.
 test-long: test digests

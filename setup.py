@@ -117,7 +117,7 @@ setup(
         Extension(
             f"lariat.{Path(pyx).stem}",
             sources=[pyx],
-            depends=[*sorted(glob("engine/simd/*.h")), "setup.py"],
+            depends=[*sorted(glob("engine/simd/*")), "setup.py"],
             include_dirs=["engine"],
             extra_compile_args=[
                 *_CFLAGS,

@@ -3,8 +3,8 @@
 python -m bench.check_kernels [--seed 7] [--shapes 3]
 
 The judge is NumPy in float64; beside the deviation from it stands the one from the portable kernel.
-Shapes are odd on purpose: rows, tokens and heads that do not divide by what a vector or a tile
-holds. Each kernel is timed on the same inputs right after it was checked, on one thread, and the
+Shapes are odd on purpose: numbers of rows, tokens and heads do not divide by the size of a vector
+or a tile. Each kernel is timed on the same inputs right after its check, on one thread, and the
 best of several runs counts. Ends with 1 if a deviation is above its bound.
 """
 
@@ -28,8 +28,8 @@ from lariat.formats import block_formats
 from lariat.formats.block_formats import GGMLType
 
 from tests.reference import relative_error, round_q8
-from tests.support import cache_units
-from tests.support.cache_units import CHANNEL_TYPES, QUANTIZED, config_of
+from tests.support import cache_blocks
+from tests.support.cache_blocks import CHANNEL_TYPES, QUANTIZED, config_of
 from tests.support.kernel_cases import (
     FLOAT_TYPES,
     QUANT_TYPES,
@@ -62,7 +62,7 @@ class Case:
 
 @dataclass
 class Row:
-    """What came out at one level."""
+    """Results of one target."""
 
     case: Case
     isa: str
@@ -98,7 +98,7 @@ HEAD = (
 
 
 def check(case: Case) -> Iterator[Row]:
-    """Run a case at every level that this machine has, and for every kind of core."""
+    """Run a case with every target that this machine has."""
     before, scalar, expected = (_kernels.isa(), _kernels.core()), None, case.expected()
     try:
         for isa, core in _kernels.variants():
@@ -154,7 +154,7 @@ def matmuls(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def rows(rng: np.random.Generator) -> Iterator[Case]:
-    """What works on one row after the other."""
+    """Kernels that take one row after the other."""
     n, dim = int(rng.integers(1, 40)), int(rng.integers(1, 3000))
     x = rng.standard_normal((n, dim)).astype(np.float32)
     weight = rng.standard_normal(dim).astype(np.float32)
@@ -165,11 +165,11 @@ def rows(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("rms_norm", "", shape, lambda: norm, lambda: out, _known(expected), 2 * x.nbytes)
 
     gate, up = rng.uniform(-20, 20, (n, dim)).astype(np.float32), x
-    room, wide = gate.copy(), gate.astype(np.float64)
-    silu = Program().then(_kernels.silu_mul(room, up))
+    buffer, wide = gate.copy(), gate.astype(np.float64)
+    silu = Program().then(_kernels.silu_mul(buffer, up))
     expected = wide / (1 + np.exp(-wide)) * up
-    again = _restored(room, gate, silu)
-    yield Case("silu_mul", "", shape, again, lambda: room, _known(expected), 3 * x.nbytes)
+    again = _restored(buffer, gate, silu)
+    yield Case("silu_mul", "", shape, again, lambda: buffer, _known(expected), 3 * x.nbytes)
 
     n_cols = 32 * int(rng.integers(1, 60))
     y = rng.standard_normal((n, n_cols)).astype(np.float32) * 10
@@ -192,12 +192,12 @@ def rows(rng: np.random.Generator) -> Iterator[Case]:
     z = rng.standard_normal((n, n_heads, 2 * half)).astype(np.float32)
     angles, positions = rng.uniform(0, 6, (50, half)), rng.integers(0, 50, n).astype(np.int32)
     table = _rope(angles)
-    room_z = z.copy()
-    turn = Program().then(_kernels.rope(room_z, table, positions, 0.25))
-    expected = 0.25 * _turned(z, angles[positions][:, None])
-    again = _restored(room_z, z, turn)
+    out_z = z.copy()
+    rotate = Program().then(_kernels.rope(out_z, table, positions, 0.25))
+    expected = 0.25 * _rotated(z, angles[positions][:, None])
+    again = _restored(out_z, z, rotate)
     shape = f"{n} x {n_heads} heads of {2 * half}"
-    yield Case("rope", "", shape, again, lambda: room_z, _known(expected), 2 * z.nbytes)
+    yield Case("rope", "", shape, again, lambda: out_z, _known(expected), 2 * z.nbytes)
 
 
 def caches(rng: np.random.Generator) -> Iterator[Case]:
@@ -228,10 +228,10 @@ def caches(rng: np.random.Generator) -> Iterator[Case]:
             if type in CHANNEL_TYPES:  # read what was sealed, not the places of open blocks
                 open_at = memory.open_at.copy()
                 memory.open_at[:] = -1
-                found = cache_units.values(memory, "k", type, 0)
+                found = cache_blocks.values(memory, "k", type, 0)
                 memory.open_at[:] = open_at
                 return found
-            return cache_units.values(memory, "k", type, 0)
+            return cache_blocks.values(memory, "k", type, 0)
 
         expected = x.reshape(2, 32, n_heads, d).swapaxes(1, 2).astype(np.float64)
         shape = f"64 x {n_heads} heads of {d}"
@@ -251,16 +251,16 @@ def caches(rng: np.random.Generator) -> Iterator[Case]:
             run(store)
             return shift
 
-        def turned(before: np.ndarray = expected, by: int = by, angles: Any = angles) -> Any:
-            after, turn = before.copy(), np.sign(by) * angles[abs(by)]
-            after[0, :, 3:23] = _turned(before[0, :, 3:23], turn)
-            after[1] = _turned(before[1], turn)
+        def rotated(before: np.ndarray = expected, by: int = by, angles: Any = angles) -> Any:
+            after, angle = before.copy(), np.sign(by) * angles[abs(by)]
+            after[0, :, 3:23] = _rotated(before[0, :, 3:23], angle)
+            after[1] = _rotated(before[1], angle)
             return after
 
         bounds = {"f16": 1e-3, "f32": BOUND}
         n_bytes = 2 * 52 * n_heads * d * memory.block_bytes / (2 * 32 * n_heads * d)
         yield Case(
-            "shift", type, f"52 x {n_heads} heads of {d}", again, stored, turned, n_bytes,
+            "shift", type, f"52 x {n_heads} heads of {d}", again, stored, rotated, n_bytes,
             bound=bounds.get(type, 2 * bound), step=step,
         )  # fmt: skip
 
@@ -294,15 +294,15 @@ def attentions(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def _known(values: np.ndarray) -> Callable[[], np.ndarray]:
-    """What is there already, as something to be asked for."""
+    """A function that returns the values."""
     return lambda: values
 
 
-def _restored(room: np.ndarray, values: np.ndarray, program: Program) -> Callable[[], Program]:
+def _restored(buffer: np.ndarray, values: np.ndarray, program: Program) -> Callable[[], Program]:
     """For kernels that change their input."""
 
     def prepare() -> Program:
-        np.copyto(room, values)
+        np.copyto(buffer, values)
         return program
 
     return prepare
@@ -314,7 +314,7 @@ def _rope(angles: np.ndarray) -> _kernels.Rope:
     return _kernels.Rope(rows, np.zeros((2, angles.shape[1]), np.float32))
 
 
-def _turned(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
+def _rotated(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """x [..., 2 half] rotated by halves, float64."""
     half = x.shape[-1] // 2
     lo, hi = x[..., :half].astype(np.float64), x[..., half:].astype(np.float64)

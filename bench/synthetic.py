@@ -85,6 +85,7 @@ _BLOCKS = {
     GGMLQuantizationType.Q5_0: _Blocks(0, 9.25),
     GGMLQuantizationType.Q5_1: _Blocks(0, 9.23, 2, -15.5),
     GGMLQuantizationType.IQ4_NL: _Blocks(0, 67.4),
+    GGMLQuantizationType.IQ4_XS: _Blocks(0, 18.5 * 67.4),
     _Q8_0: _Blocks(0, 73.9),
     GGMLQuantizationType.Q2_K: _Blocks(80, 13.1, 82, 1.5),
     GGMLQuantizationType.Q3_K: _Blocks(108, 18.5 * 2.3),

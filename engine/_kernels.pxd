@@ -1,4 +1,4 @@
-"""What the C headers offer to both kernel modules: constants, structs and the table of tiles."""
+"""Of the C headers, for all kernel modules: constants, structs and the table of tiles."""
 
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 
@@ -6,9 +6,7 @@ cdef extern from "simd/table.h" nogil:
     enum: GROUP_ROWS, BLOCK, SLOTS, SCORE_ROWS
     enum: C_F16, C_F32, N_FLOAT_TYPES, C_Q8_0, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES
     enum: MAX_HEAD_DIM
-    enum:
-        W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K
-        W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K
+    enum: N_WEIGHT_TYPES
     ctypedef struct activations_t:
         const float *x
         int8_t *q
@@ -26,17 +24,16 @@ cdef extern from "simd/table.h" nogil:
     ctypedef void (*scores_fn)(const float *, int, const void *, int, int64_t, const rope_t *,
                                float *) noexcept nogil
     ctypedef void (*keys_fn)(const void *, int, int64_t, const float *, float *) noexcept nogil
-    ctypedef void (*weigh_fn)(const float *, int, const void *, int, int64_t,
-                              float *) noexcept nogil
-    ctypedef void (*unit_scores_fn)(const float *, const void *, int, int, int64_t, const rope_t *,
-                                    float *) noexcept nogil
-    ctypedef void (*unit_weigh_fn)(const float *, const void *, int, int, int64_t,
-                                   float *) noexcept nogil
+    ctypedef void (*weighted_sum_fn)(const float *, int, const void *, int, int64_t,
+                                     float *) noexcept nogil
+    ctypedef void (*block_scores_fn)(const float *, const void *, int, int, int64_t,
+                                     const rope_t *, float *) noexcept nogil
+    ctypedef void (*block_weighted_sum_fn)(const float *, const void *, int, int, int64_t,
+                                           float *) noexcept nogil
     ctypedef void (*dequantize_fn)(const void *, int, int, int64_t, float *) noexcept nogil
     ctypedef void (*quantize_fn)(const float *, int, int64_t, void *) noexcept nogil
     ctypedef struct kernels_t:
-        int level
-        matmul_fn matmul[7]
+        matmul_fn matmul[N_WEIGHT_TYPES]
         void (*rms_norm)(const float *, const float *, float, int64_t, float *) noexcept nogil
         void (*quantize_column)(const float *, int64_t, int64_t, int8_t *, float *, int32_t *,
                                 int16_t *) noexcept nogil
@@ -50,9 +47,9 @@ cdef extern from "simd/table.h" nogil:
         void (*tile_scores)(const float *, int, const float *, int64_t, float *) noexcept nogil
         void (*softmax_block)(float *, int, int, int, int, float *, float *, float *,
                               int64_t) noexcept nogil
-        weigh_fn weigh[N_FLOAT_TYPES]
-        unit_scores_fn unit_scores[2][N_CACHE_TYPES]
-        unit_weigh_fn unit_weigh[N_CACHE_TYPES]
+        weighted_sum_fn weighted_sum[N_FLOAT_TYPES]
+        block_scores_fn block_scores[2][N_CACHE_TYPES]
+        block_weighted_sum_fn block_weighted_sum[N_CACHE_TYPES]
         dequantize_fn dequantize[N_CACHE_TYPES]
         quantize_fn quantize[N_CACHE_TYPES]
     int64_t tile_width(int64_t) noexcept
@@ -64,5 +61,5 @@ cdef class Rope:
     cdef readonly Py_ssize_t n_positions, head_dim
     cdef const float[:, ::1] rows, step
 
-# The table in use. One for all modules: `use_isa` rewrites what it points to.
+# The table in use, one for all modules: `use_isa` rewrites it.
 cdef kernels_t *table() noexcept nogil

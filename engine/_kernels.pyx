@@ -1,11 +1,12 @@
 """Kernels: instruction sets, interleaved weights, matrix multiplication, row-wise operations.
 
-Each operation is a step of a program (_program.pyx): calling it computes nothing, but says what is
-to be done with which arrays. How work is cut into tasks stands here; the innermost tiles are C
-functions of one instruction set each, called through the table `KERNELS` (simd/kernels.h).
-Everything is cut by the size of the problem alone, never by the number of threads, so that results
-are bit-equal with any number of them. Arrays are C-contiguous; shapes stand in the docstrings, # IN
-and # OUT say what is read and written. Attention and the cache are in _attention.pyx.
+Each function that computes returns an Operation of a program (_program.pyx): a call computes
+nothing, it records what to do with which arrays. This module cuts work into tasks; the innermost
+tiles are C functions of one instruction set each, called through the table `KERNELS`
+(simd/kernels.h). Tasks depend on the size of the problem alone, never on the number of threads, so
+results are bit-equal with any number of them. Arrays are C-contiguous; docstrings give their
+shapes, # IN marks what is read and # OUT what is written. Attention is in _attention.pyx, the cache
+in _cache.pyx.
 """
 
 import os
@@ -19,26 +20,21 @@ from libc.string cimport memmove, memset
 from lariat._program cimport Operation
 
 cdef extern from "simd/kernels.h" nogil:
-    enum: LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512
     kernels_t KERNELS
-    int supported_level() noexcept
-    void select_level(int) noexcept
-    int CORE
-    int kind_of_core() noexcept
-    void select_core(int) noexcept
+    ctypedef struct target_t:
+        const char *isa
+        const char *core
+        int (*supported)() noexcept nogil
+    enum: N_TARGETS
+    const target_t *TARGETS
+    const char *core_at_hand() noexcept
+    void use_target(int, kernels_t *) noexcept
     void map_pages(const uint8_t *, int64_t) noexcept
-    void pack_q4_0(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q4_1(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q8_0(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q6_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q5_0(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q5_1(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q2_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q3_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q4_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_q5_K(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_16bit(const uint8_t *const *, int64_t, void *) noexcept
-    void pack_32bit(const uint8_t *const *, int64_t, void *) noexcept
+    ctypedef struct weight_type_t:
+        const char *name
+        int number, columns, bytes
+        void (*pack)(const uint8_t *const *, int64_t, void *) noexcept nogil
+    const weight_type_t *WEIGHT_TYPES
 
 
 cdef kernels_t *table() noexcept nogil:
@@ -47,52 +43,62 @@ cdef kernels_t *table() noexcept nogil:
 
 # ---- instruction sets -------------------------------------------------------------------------
 
-_LEVELS = ("scalar", "avx2", "avx512")
-_CORES = ("other", "intel")
+# Rows of simd/targets.def in their order: instruction set and kind of core.
+_TARGETS = tuple((TARGETS[i].isa.decode(), TARGETS[i].core.decode()) for i in range(N_TARGETS))
+_ISAS = tuple(dict.fromkeys(isa for isa, _ in _TARGETS if isa != "test"))
+_CORES = tuple(dict.fromkeys(core for _, core in _TARGETS))
+_in_use = {}  # "isa" and "core": names
 
 
 def supported_isas():
-    """Names of the instruction-set levels that this processor and system have, lowest first."""
-    return _LEVELS[: supported_level() + 1]
+    """Names of the instruction sets that this processor and system have, the lowest first."""
+    return tuple(dict.fromkeys(isa for isa, _ in variants()))
 
 
 def isa():
-    """Name of the level in use."""
-    return _LEVELS[KERNELS.level]
+    """Name of the instruction set in use."""
+    return _in_use["isa"]
 
 
 def use_isa(name):
-    """Switch all kernels to the level `name`. Raises ValueError if it is unknown or missing."""
-    if name not in _LEVELS:
+    """Switch all kernels to the instruction set `name`; the kind of core stays.
+
+    Raises ValueError if the set is unknown or missing here.
+    """
+    supported = supported_isas()
+    if name not in supported and name not in _ISAS:
+        raise ValueError(f"instruction set {name!r} is unknown, expected one of {', '.join(_ISAS)}")
+    if name not in supported:
         raise ValueError(
-            f"instruction set {name!r} is unknown, expected one of {', '.join(_LEVELS)}"
+            f"instruction set {name!r} is not supported here, only {', '.join(supported)}"
         )
-    if name not in supported_isas():
-        raise ValueError(
-            f"instruction set {name!r} is not supported here, only {', '.join(supported_isas())}"
-        )
-    select_level(_LEVELS.index(name))
+    _use(name, _in_use["core"])
 
 
 def core():
-    """Name of the kind of core that tiles are chosen for (simd/cores.h)."""
-    return _CORES[CORE]
+    """Name of the kind of core that kernels are chosen for (simd/tuning.h)."""
+    return _in_use["core"]
 
 
 def use_core(name):
-    """Choose tiles for a kind of core; any runs anywhere. Raises ValueError if it is unknown."""
+    """Choose the kernels for a kind of core; any runs anywhere. Raises ValueError if it is unknown.
+
+    An instruction set that has no target of that kind keeps the one that it has.
+    """
     if name not in _CORES:
         raise ValueError(f"kind of core {name!r} is unknown, expected one of {', '.join(_CORES)}")
-    select_core(_CORES.index(name))
+    _use(_in_use["isa"], name)
 
 
 def variants():
-    """All kernels that this machine can run: pairs of a level and a kind of core."""
-    return tuple(
-        (level, kind)
-        for level in supported_isas()
-        for kind in (_CORES if level == "avx512" else _CORES[:1])
-    )
+    """Targets that this machine can run, the lowest first: (instruction set, kind of core) each."""
+    return tuple(_TARGETS[i] for i in range(N_TARGETS) if TARGETS[i].supported())
+
+
+def _use(isa, core):
+    target = (isa, core) if (isa, core) in _TARGETS else (isa, "other")
+    use_target(_TARGETS.index(target), &KERNELS)
+    _in_use.update(isa=isa, core=core)
 
 
 def _force(variable, use):
@@ -103,28 +109,33 @@ def _force(variable, use):
             raise ImportError(f"{variable}: {error}") from None
 
 
-select_level(supported_level())
-select_core(kind_of_core())
+*_, _best = supported_isas()
+_use(_best, core_at_hand().decode())
 _force("LARIAT_ISA", use_isa)
 _force("LARIAT_CORE", use_core)
 
 
 # ---- weights ----------------------------------------------------------------------------------
 
-# name: number in the kernel table, columns of a block, bytes of a block of 16 rows
-_WEIGHT_TYPES = {
-    "F32": (W_F32, 1, 64), "F16": (W_F16, 1, 32), "BF16": (W_BF16, 1, 32),
-    "Q4_0": (W_Q4_0, 32, 288), "Q4_1": (W_Q4_1, 32, 320), "Q8_0": (W_Q8_0, 32, 544),
-    "Q6_K": (W_Q6_K, 256, 3360), "Q5_0": (W_Q5_0, 32, 352), "Q5_1": (W_Q5_1, 32, 384),
-    "IQ4_NL": (W_IQ4_NL, 32, 288), "Q2_K": (W_Q2_K, 256, 1344), "Q3_K": (W_Q3_K, 256, 1760),
-    "Q4_K": (W_Q4_K, 256, 2304), "Q5_K": (W_Q5_K, 256, 2816),
-}  # fmt: skip
+# name: row of simd/types.def
+_WEIGHT_TYPES = {WEIGHT_TYPES[i].name.decode(): i for i in range(N_WEIGHT_TYPES)}
+
+
+def weight_types():
+    """Types of matrices: name -> (number in GGUF files, columns of a block, bytes of a block)."""
+    cdef const weight_type_t *t = WEIGHT_TYPES
+    return {name: (t[i].number, t[i].columns, t[i].bytes) for name, i in _WEIGHT_TYPES.items()}
+
+
+cdef int64_t row_bytes(int type, int64_t n_cols) noexcept nogil:
+    """Bytes of a row of n_cols weights, whole blocks, in a file and interleaved alike"""
+    return n_cols // WEIGHT_TYPES[type].columns * WEIGHT_TYPES[type].bytes
 
 
 def packed_bytes(str type_name, Py_ssize_t n_rows, Py_ssize_t n_cols):
     """Bytes of an interleaved matrix: those of the file, with n_rows rounded up to 16."""
-    _, n_block, n_bytes = _WEIGHT_TYPES[type_name]
-    return (n_rows + GROUP_ROWS - 1) // GROUP_ROWS * (n_cols // n_block) * n_bytes
+    cdef int type = _WEIGHT_TYPES[type_name]
+    return (n_rows + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS * row_bytes(type, n_cols)
 
 
 cdef class Matrix:
@@ -138,54 +149,61 @@ cdef class Matrix:
     cdef readonly str type_name
     cdef readonly Py_ssize_t n_rows, n_cols
     cdef readonly bint quantized
-    cdef int kind
+    cdef int type
     cdef int64_t group_bytes
     cdef uint8_t[::1] packed
 
     def __init__(self, const uint8_t[:, ::1] rows, str type_name, Py_ssize_t n_cols,
                  uint8_t[::1] out, const int64_t[::1] order=None, int n_threads=1):
-        kind, n_block, n_bytes = _WEIGHT_TYPES[type_name]
-        self.type_name, self.kind, self.n_cols, self.packed = type_name, kind, n_cols, out
+        cdef int type = _WEIGHT_TYPES[type_name]
+        cdef const weight_type_t *t = &WEIGHT_TYPES[type]
+        self.type_name, self.type, self.n_cols, self.packed = type_name, type, n_cols, out
         self.n_rows = rows.shape[0]
-        self.quantized = n_block > 1
-        self.group_bytes = n_cols // n_block * n_bytes
-        if n_cols % n_block or rows.shape[1] * GROUP_ROWS != self.group_bytes:
-            raise ValueError(f"rows of {rows.shape[1]} bytes are not {n_cols} columns {type_name}")
-        if out.shape[0] != packed_bytes(type_name, self.n_rows, n_cols):
-            raise ValueError(f"the packed matrix does not fit into {out.shape[0]} bytes")
+        self.quantized = t.columns > 1
+        self.group_bytes = GROUP_ROWS * row_bytes(type, n_cols)
+        if n_cols % t.columns or rows.shape[1] * GROUP_ROWS != self.group_bytes:
+            raise ValueError(
+                f"rows of {rows.shape[1]} bytes, expected {self.group_bytes // GROUP_ROWS}: "
+                f"{n_cols} columns of {type_name} in blocks of {t.columns}"
+            )
+        n_bytes = packed_bytes(type_name, self.n_rows, n_cols)
+        if out.shape[0] != n_bytes:
+            raise ValueError(f"{out.shape[0]} bytes for the interleaved matrix, expected {n_bytes}")
         if order is not None and (order.shape[0] != self.n_rows or not self.n_rows
                                   or np.min(order) < 0 or np.max(order) >= self.n_rows):
-            raise ValueError("order is not one of the matrix's rows")
-        cdef Py_ssize_t n_groups = (self.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
+            raise ValueError(
+                f"an order of {order.shape[0]} rows, expected {self.n_rows} from 0 to "
+                f"{self.n_rows - 1}"
+            )
         cdef const int64_t *order_p = NULL
         if order is not None:
             order_p = &order[0]
         cdef const uint8_t *source = &rows[0, 0]
         cdef uint8_t *target = &out[0]
-        cdef int64_t row_bytes = rows.shape[1], n_r = self.n_rows, n_c = n_cols
-        cdef int64_t group_bytes = self.group_bytes
-        cdef int kind_c = kind
+        cdef int64_t n_bytes_row = rows.shape[1], n_r = self.n_rows, n_c = n_cols
+        cdef Py_ssize_t n_groups = (self.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
         cdef Py_ssize_t n_runs = (n_groups + RUN_GROUPS - 1) // RUN_GROUPS, run
         for run in prange(n_runs, nogil=True, schedule="static", num_threads=n_threads):
-            pack_run(kind_c, source, row_bytes, n_r, n_c, order_p, run * RUN_GROUPS,
-                     min(n_groups, (run + 1) * RUN_GROUPS), target, group_bytes)
+            pack_run(type, source, n_bytes_row, n_r, n_c, order_p, run * RUN_GROUPS,
+                     min(n_groups, (run + 1) * RUN_GROUPS), target)
 
 
 cdef enum:
     RUN_GROUPS = 8  # of a matrix, whose part of the file is mapped at once
 
 
-cdef void pack_run(int kind, const uint8_t *source, int64_t row_bytes, int64_t n_rows,
+cdef void pack_run(int type, const uint8_t *source, int64_t n_bytes_row, int64_t n_rows,
                    int64_t n_cols, const int64_t *order, int64_t group, int64_t end,
-                   uint8_t *out, int64_t group_bytes) noexcept nogil:
+                   uint8_t *out) noexcept nogil:
     cdef int64_t first = group * GROUP_ROWS, last = min(n_rows, end * GROUP_ROWS)
-    map_pages(source + first * row_bytes, (last - first) * row_bytes)
+    map_pages(source + first * n_bytes_row, (last - first) * n_bytes_row)
     while group < end:
-        pack_group(kind, source, row_bytes, n_rows, n_cols, order, group, out + group * group_bytes)
+        pack_group(type, source, n_bytes_row, n_rows, n_cols, order, group,
+                   out + group * GROUP_ROWS * n_bytes_row)
         group += 1
 
 
-cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t n_rows,
+cdef void pack_group(int type, const uint8_t *source, int64_t n_bytes_row, int64_t n_rows,
                      int64_t n_cols, const int64_t *order, int64_t group,
                      uint8_t *out) noexcept nogil:
     cdef const uint8_t *rows[16]
@@ -195,31 +213,8 @@ cdef void pack_group(int kind, const uint8_t *source, int64_t row_bytes, int64_t
         if row >= n_rows:
             rows[r] = NULL
         else:
-            rows[r] = source + row_bytes * (row if order == NULL else order[row])
-    if kind == W_Q4_0 or kind == W_IQ4_NL:  # alike but for what the nibbles mean
-        pack_q4_0(rows, n_cols, out)
-    elif kind == W_Q4_1:
-        pack_q4_1(rows, n_cols, out)
-    elif kind == W_Q8_0:
-        pack_q8_0(rows, n_cols, out)
-    elif kind == W_Q6_K:
-        pack_q6_K(rows, n_cols, out)
-    elif kind == W_Q5_0:
-        pack_q5_0(rows, n_cols, out)
-    elif kind == W_Q5_1:
-        pack_q5_1(rows, n_cols, out)
-    elif kind == W_Q2_K:
-        pack_q2_K(rows, n_cols, out)
-    elif kind == W_Q3_K:
-        pack_q3_K(rows, n_cols, out)
-    elif kind == W_Q4_K:
-        pack_q4_K(rows, n_cols, out)
-    elif kind == W_Q5_K:
-        pack_q5_K(rows, n_cols, out)
-    elif kind == W_F32:
-        pack_32bit(rows, n_cols, out)
-    else:
-        pack_16bit(rows, n_cols, out)
+            rows[r] = source + n_bytes_row * (row if order == NULL else order[row])
+    WEIGHT_TYPES[type].pack(rows, n_cols, out)
 
 
 # ---- matrix multiplication ----------------------------------------------------------------------
@@ -229,7 +224,7 @@ cdef enum: TASK_FLOATS = 4096
 
 
 cdef class Activations:
-    """Room for up to n_tokens columns of up to n_cols activations, quantized to 8 bits.
+    """Buffers for up to n_tokens columns of up to n_cols activations, quantized to 8 bits.
 
     Each block of 32 has a scale, max |x| / 127 rounded to 11 significant bits as in llama.cpp.
     `quantize` fills it once for all the matrices that read the same activations.
@@ -239,7 +234,7 @@ cdef class Activations:
     cdef float[::1] scale
     cdef int32_t[::1] neg8_sum
     cdef int16_t[::1] half_sum
-    cdef Py_ssize_t n_tokens, n_cols  # of what the last recorded step puts here
+    cdef Py_ssize_t n_tokens, n_cols  # of the operation recorded last
 
     def __init__(self, Py_ssize_t n_tokens, Py_ssize_t n_cols):
         n_blocks = n_tokens * max(n_cols // BLOCK, 1)
@@ -250,7 +245,7 @@ cdef class Activations:
         self.n_tokens = self.n_cols = 0
 
 
-cdef struct q8_t:  # where a step puts quantized activations; q is NULL if it does not
+cdef struct q8_t:  # where an operation puts quantized activations; q is NULL if it does not
     int64_t n_tokens, n_cols
     int8_t *q
     float *scale
@@ -258,17 +253,17 @@ cdef struct q8_t:  # where a step puts quantized activations; q is NULL if it do
     int16_t *half_sum
 
 
-cdef q8_t room_for(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *:
+cdef q8_t q8_of(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *:
     """Where [n_tokens, n_cols] activations go; nowhere if `out` is None."""
     cdef q8_t q8
     memset(&q8, 0, sizeof(q8))
     q8.n_tokens, q8.n_cols = n_tokens, n_cols
     if out is None:
         return q8
-    if n_cols % BLOCK or n_tokens * n_cols > out.q.shape[0]:
-        raise ValueError(
-            f"{n_tokens} x {n_cols} activations do not fit or do not divide by {BLOCK}"
-        )
+    if n_cols % BLOCK:
+        raise ValueError(f"rows of {n_cols} activations, expected a multiple of {BLOCK}")
+    if n_tokens * n_cols > out.q.shape[0]:
+        raise ValueError(f"{n_tokens} x {n_cols} activations, expected at most {out.q.shape[0]}")
     out.n_tokens, out.n_cols = n_tokens, n_cols
     if n_tokens:
         q8.q, q8.scale = &out.q[0], &out.scale[0]
@@ -288,7 +283,7 @@ cdef void quantize_row(const q8_t *out, int64_t row, const float *x, int64_t fir
                             out.neg8_sum + at, out.half_sum + 2 * at)
 
 
-cdef struct rows_t:  # what row-wise operations need
+cdef struct rows_t:  # arguments of row-wise operations
     const float *x
     const float *weight
     float *out
@@ -309,11 +304,11 @@ cdef int64_t set_rows(rows_t *a, int64_t n, int64_t dim) noexcept:
 
 def quantize(const float[:, ::1] x, Activations out):
     """x float32 [n_tokens, n_cols]  # IN, n_cols a multiple of 32; out  # OUT"""
-    cdef _Rows step = _Rows()
-    step.a.q8 = room_for(out, x.shape[0], x.shape[1])
-    step.a.x = &x[0, 0] if x.shape[0] else NULL
-    step.bind(quantize_task, &step.a, set_rows(&step.a, x.shape[0], x.shape[1]), (x, out))
-    return step
+    cdef _Rows op = _Rows()
+    op.a.q8 = q8_of(out, x.shape[0], x.shape[1])
+    op.a.x = &x[0, 0] if x.shape[0] else NULL
+    op.bind(quantize_task, &op.a, set_rows(&op.a, x.shape[0], x.shape[1]), (x, out))
+    return op
 
 
 cdef void quantize_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -330,7 +325,7 @@ cdef enum:
     TASK_PRODUCTS = 4194304
 
 cdef struct matmul_t:
-    int kind, add
+    int type, add
     const uint8_t *weights
     int64_t group_bytes, n_rows, n_groups, per_task, n_cols
     activations_t x
@@ -350,17 +345,19 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
     cdef Py_ssize_t n = x.shape[0]
     if x.shape[1] != w.n_cols or out.shape[0] != n or out.shape[1] != w.n_rows:
         raise ValueError(
-            f"matmul of [{n}, {x.shape[1]}] with [{w.n_rows}, {w.n_cols}] into "
-            f"[{out.shape[0]}, {out.shape[1]}]"
+            f"matmul of [{n}, {x.shape[1]}] into [{out.shape[0]}, {out.shape[1]}], expected "
+            f"[{n}, {w.n_cols}] into [{n}, {w.n_rows}]"
         )
     if w.quantized and (q8.n_tokens != n or q8.n_cols != w.n_cols):
-        raise ValueError("the quantized activations are not those of x")
-    cdef _Matmul step = _Matmul()
-    cdef matmul_t *a = &step.a
+        raise ValueError(
+            f"quantized activations of [{q8.n_tokens}, {q8.n_cols}], expected [{n}, {w.n_cols}]"
+        )
+    cdef _Matmul op = _Matmul()
+    cdef matmul_t *a = &op.a
     if n == 0:
-        step.bind(matmul_task, a, 0, None)
-        return step
-    a.kind, a.add, a.weights, a.group_bytes = w.kind, add, &w.packed[0], w.group_bytes
+        op.bind(matmul_task, a, 0, None)
+        return op
+    a.type, a.add, a.weights, a.group_bytes = w.type, add, &w.packed[0], w.group_bytes
     a.n_rows, a.n_groups = w.n_rows, (w.n_rows + GROUP_ROWS - 1) // GROUP_ROWS
     a.n_cols, a.out = n, &out[0, 0]
     a.per_task = max(1, min(TASK_BYTES // w.group_bytes,
@@ -368,14 +365,14 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
     a.x.x, a.x.n_k = &x[0, 0], w.n_cols
     a.x.q, a.x.scale = &q8.q[0], &q8.scale[0]
     a.x.neg8_sum, a.x.half_sum = &q8.neg8_sum[0], &q8.half_sum[0]
-    step.bind(matmul_task, a, (a.n_groups + a.per_task - 1) // a.per_task, (w, x, q8, out))
-    return step
+    op.bind(matmul_task, a, (a.n_groups + a.per_task - 1) // a.per_task, (w, x, q8, out))
+    return op
 
 
 cdef void matmul_task(const void *args, int64_t task, float *work) noexcept nogil:
     """Some row groups times all columns, tile after tile."""
     cdef const matmul_t *a = <const matmul_t *>args
-    cdef matmul_fn tile = KERNELS.matmul[a.kind]
+    cdef matmul_fn tile = KERNELS.matmul[a.type]
     cdef int64_t group, col, width
     for group in range(task * a.per_task, min(a.n_groups, (task + 1) * a.per_task)):
         col = 0
@@ -398,13 +395,16 @@ def rms_norm(const float[:, ::1] x, const float[::1] weight, float eps, float[:,
     """
     cdef Py_ssize_t n = x.shape[0], dim = x.shape[1]
     if weight.shape[0] != dim or out.shape[0] != n or out.shape[1] != dim:
-        raise ValueError("rms_norm of arrays that do not fit each other")
-    cdef _Rows step = _Rows()
-    step.a.q8, step.a.eps, step.a.weight = room_for(q8, n, dim), eps, &weight[0]
+        raise ValueError(
+            f"rms_norm with {weight.shape[0]} weights into [{out.shape[0]}, {out.shape[1]}], "
+            f"expected {dim} weights and [{n}, {dim}]"
+        )
+    cdef _Rows op = _Rows()
+    op.a.q8, op.a.eps, op.a.weight = q8_of(q8, n, dim), eps, &weight[0]
     if n:
-        step.a.x, step.a.out = &x[0, 0], &out[0, 0]
-    step.bind(rms_norm_task, &step.a, set_rows(&step.a, n, dim), (x, weight, out, q8))
-    return step
+        op.a.x, op.a.out = &x[0, 0], &out[0, 0]
+    op.bind(rms_norm_task, &op.a, set_rows(&op.a, n, dim), (x, weight, out, q8))
+    return op
 
 
 cdef void rms_norm_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -419,12 +419,12 @@ cdef void rms_norm_task(const void *args, int64_t task, float *work) noexcept no
 def add_bias(const float[::1] bias, float[:, ::1] out):
     """out += bias, row by row. bias float32 [dim]  # IN; out float32 [n, dim]  # IN OUT"""
     if bias.shape[0] != out.shape[1]:
-        raise ValueError("a bias of another length than the rows")
-    cdef _Rows step = _Rows()
-    step.a.weight = &bias[0]
-    step.a.out = &out[0, 0] if out.shape[0] else NULL
-    step.bind(add_bias_task, &step.a, set_rows(&step.a, out.shape[0], out.shape[1]), (bias, out))
-    return step
+        raise ValueError(f"a bias of {bias.shape[0]} numbers, expected {out.shape[1]}")
+    cdef _Rows op = _Rows()
+    op.a.weight = &bias[0]
+    op.a.out = &out[0, 0] if out.shape[0] else NULL
+    op.bind(add_bias_task, &op.a, set_rows(&op.a, out.shape[0], out.shape[1]), (bias, out))
+    return op
 
 
 cdef void add_bias_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -449,13 +449,13 @@ def select_rows(float[:, ::1] x, const int32_t[::1] rows):
     """x[i] = x[rows[i]], in place. x float32 [n, dim]  # IN OUT; rows int32 [n_rows], rising  # IN
     """
     if rows.shape[0] > x.shape[0]:
-        raise ValueError(f"{rows.shape[0]} rows of {x.shape[0]}")
-    cdef _Select step = _Select()
+        raise ValueError(f"{rows.shape[0]} rows to select, expected at most {x.shape[0]}")
+    cdef _Select op = _Select()
     if rows.shape[0]:
-        step.a.x, step.a.rows = &x[0, 0], &rows[0]
-    step.a.n, step.a.dim = rows.shape[0], x.shape[1]
-    step.bind(select_rows_task, &step.a, rows.shape[0] > 0, (x, rows))  # one task: in order
-    return step
+        op.a.x, op.a.rows = &x[0, 0], &rows[0]
+    op.a.n, op.a.dim = rows.shape[0], x.shape[1]
+    op.bind(select_rows_task, &op.a, rows.shape[0] > 0, (x, rows))  # one task: in order
+    return op
 
 
 cdef void select_rows_task(const void *args, int64_t task, float *work) noexcept nogil:
@@ -484,14 +484,20 @@ cdef class Rope:
         """Put another table of the same head_dim in its place."""
         if (rows.shape[1] != self.head_dim or step.shape[0] != 2
                 or step.shape[1] * 2 != self.head_dim):
-            raise ValueError("a RoPE table of another head_dim")
+            raise ValueError(
+                f"RoPE rows of {rows.shape[1]} numbers and steps of [{step.shape[0]}, "
+                f"{step.shape[1]}], expected {self.head_dim} and [2, {self.head_dim // 2}]"
+            )
         if group_n < 1 or group_window < 1 or group_window % group_n:
-            raise ValueError(f"a window of {group_window} positions in groups of {group_n}")
+            raise ValueError(
+                f"group attention with groups of {group_n} and a window of {group_window} "
+                f"positions, expected a window of whole groups"
+            )
         self.rows, self.step, self.n_positions = rows, step, rows.shape[0]
         self.table = rope_t(&rows[0, 0], &step[0, 0], gain, group_n, group_window)
 
 
-cdef struct turn_t:
+cdef struct rotate_t:
     float *x
     const rope_t *rope
     const int32_t *positions
@@ -499,8 +505,8 @@ cdef struct turn_t:
     int64_t n, n_heads, head_dim, per_task
 
 
-cdef class _Turn(Operation):
-    cdef turn_t a
+cdef class _Rotate(Operation):
+    cdef rotate_t a
 
 
 def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float scale):
@@ -508,22 +514,25 @@ def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float sca
     the table's gain.
 
     x float32 [n_tokens, n_heads, head_dim]  # IN OUT, pairs (i, i + head_dim / 2)
-    positions int32 [n_tokens]  # IN, within the table when the step is run
+    positions int32 [n_tokens]  # IN, within the table when the operation is run
     """
-    cdef _Turn step = _Turn()
-    cdef turn_t *a = &step.a
+    cdef _Rotate op = _Rotate()
+    cdef rotate_t *a = &op.a
     a.n, a.n_heads, a.head_dim, a.scale = x.shape[0], x.shape[1], x.shape[2], scale
     if table.head_dim != a.head_dim or positions.shape[0] != a.n:
-        raise ValueError("rope of arrays that do not fit each other")
+        raise ValueError(
+            f"rope of heads of {a.head_dim} at {positions.shape[0]} positions, expected heads of "
+            f"{table.head_dim} at {a.n}"
+        )
     if a.n:
         a.x, a.rope, a.positions = &x[0, 0, 0], &table.table, &positions[0]
     a.per_task = max(1, TASK_FLOATS // max(1, a.n_heads * a.head_dim))
-    step.bind(rope_task, a, (a.n + a.per_task - 1) // a.per_task, (x, table, positions))
-    return step
+    op.bind(rope_task, a, (a.n + a.per_task - 1) // a.per_task, (x, table, positions))
+    return op
 
 
 cdef void rope_task(const void *args, int64_t task, float *work) noexcept nogil:
-    cdef const turn_t *a = <const turn_t *>args
+    cdef const rotate_t *a = <const rotate_t *>args
     cdef int64_t i
     for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
         rope_token(a.x + i * a.n_heads * a.head_dim, a.rope.rows + a.positions[i] * a.head_dim,
@@ -533,7 +542,7 @@ cdef void rope_task(const void *args, int64_t task, float *work) noexcept nogil:
 
 
 cdef void undo_gain(float *x, const rope_t *rope, int64_t n_heads, int64_t half) noexcept nogil:
-    """Pairs that never turn are not a matter of positions, and have no gain."""
+    """Takes the gain back from pairs that are never rotated: no position changes them."""
     cdef int64_t h, i
     for i in range(half):
         if rope.step[i] == 0 and rope.step[half + i] == 0:
@@ -565,16 +574,16 @@ def silu_mul(float[:, ::1] gate, const float[:, ::1] up, Activations q8=None):
     gate float32 [n, n_ff]  # IN OUT; up float32 [n, n_ff]  # IN
     q8  # OUT the result, quantized, if it is given
     """
-    cdef Py_ssize_t n = gate.shape[0]
-    if up.shape[0] != n or up.shape[1] != gate.shape[1]:
-        raise ValueError("silu_mul of arrays of different shapes")
-    cdef _Silu step = _Silu()
-    step.a.q8, step.a.n_ff = room_for(q8, n, gate.shape[1]), gate.shape[1]
-    step.a.per_row = (gate.shape[1] + TASK_FLOATS - 1) // TASK_FLOATS
+    cdef Py_ssize_t n = gate.shape[0], n_ff = gate.shape[1]
+    if up.shape[0] != n or up.shape[1] != n_ff:
+        raise ValueError(f"up is [{up.shape[0]}, {up.shape[1]}], expected [{n}, {n_ff}]")
+    cdef _Silu op = _Silu()
+    op.a.q8, op.a.n_ff = q8_of(q8, n, n_ff), n_ff
+    op.a.per_row = (n_ff + TASK_FLOATS - 1) // TASK_FLOATS
     if n:
-        step.a.gate, step.a.up = &gate[0, 0], &up[0, 0]
-    step.bind(silu_mul_task, &step.a, n * step.a.per_row, (gate, up, q8))
-    return step
+        op.a.gate, op.a.up = &gate[0, 0], &up[0, 0]
+    op.bind(silu_mul_task, &op.a, n * op.a.per_row, (gate, up, q8))
+    return op
 
 
 cdef void silu_mul_task(const void *args, int64_t task, float *work) noexcept nogil:

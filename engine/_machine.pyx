@@ -10,10 +10,9 @@ cdef extern from "simd/machine.h" nogil:
         uint64_t (*read)(const uint8_t *, int64_t) noexcept nogil
         uint32_t (*multiply)(int64_t, int) noexcept nogil
         float (*multiply_floats)(int64_t, float) noexcept nogil
-    probes_t probes_of(int level) noexcept
+    const probes_t *probes_of(const char *) noexcept
     int64_t thread_number() noexcept
 
-_LEVELS = ("scalar", "avx2", "avx512")
 STEP_PRODUCTS = MULTIPLY_STEP
 STEP_WEIGHT = WEIGHT
 STEP_BYTES = READ_STEP
@@ -21,11 +20,19 @@ STEP_BYTES = READ_STEP
 
 cdef int check_team(int n_threads) except -1:
     if n_threads < 1:
-        raise ValueError(f"{n_threads} threads cannot do anything")
+        raise ValueError(f"{n_threads} threads, expected at least 1")
+
+
+cdef const probes_t *named_probes(str isa) except NULL:
+    cdef bytes name = isa.encode()
+    cdef const probes_t *probes = probes_of(name)
+    if probes == NULL:
+        raise ValueError(f"instruction set {isa!r} is unknown")
+    return probes
 
 
 def fill(uint8_t[::1] memory, int n_threads):
-    """Write memory (uint8 [n]  # OUT) so that it is really there, each part by one thread."""
+    """Write memory (uint8 [n]  # OUT), each part by one thread, so that the system provides it."""
     check_team(n_threads)
     cdef int64_t n = memory.shape[0], part = (n + n_threads - 1) // n_threads
     cdef uint8_t *p = &memory[0]
@@ -38,13 +45,13 @@ def read(const uint8_t[::1] memory, str isa, int n_threads):
     """Read memory once, one run a thread, with the instructions of `isa`.
 
     memory uint8 [n]  # IN, n a multiple of 256. Returns the sum of its 64-bit words, modulo 2^64.
-    The processor must have the level: ask `_kernels.supported_isas()`.
+    The processor must have the set: ask `_kernels.supported_isas()`.
     """
     check_team(n_threads)
-    cdef probes_t probes = probes_of(_LEVELS.index(isa))
+    cdef const probes_t *probes = named_probes(isa)
     cdef int64_t n = memory.shape[0], part
     if n == 0 or n % READ_STEP:
-        raise ValueError(f"{n} bytes are not a multiple of {READ_STEP}")
+        raise ValueError(f"{n} bytes of memory, expected a multiple of {READ_STEP} above 0")
     part = (n // READ_STEP + n_threads - 1) // n_threads * READ_STEP
     cdef const uint8_t *p = &memory[0]
     cdef uint64_t total = 0
@@ -60,7 +67,7 @@ def multiply(int64_t n_steps, int activation, str isa, int n_threads):
     Returns their sum, STEP_WEIGHT * activation each, modulo 2^32. `activation` is 1 to 100.
     """
     check_team(n_threads)
-    cdef probes_t probes = probes_of(_LEVELS.index(isa))
+    cdef const probes_t *probes = named_probes(isa)
     if not 1 <= activation <= 100:
         raise ValueError(f"activation is {activation}, expected 1 to 100")
     cdef uint32_t total = 0
@@ -76,7 +83,7 @@ def multiply_floats(int64_t n_steps, float x, str isa, int n_threads):
     Returns their sum as float32 gives it: exact while it stays a whole number below 2^24.
     """
     check_team(n_threads)
-    cdef probes_t probes = probes_of(_LEVELS.index(isa))
+    cdef const probes_t *probes = named_probes(isa)
     cdef double total = 0
     cdef Py_ssize_t _i
     for _i in prange(n_threads, nogil=True, schedule="static", chunksize=1, num_threads=n_threads):

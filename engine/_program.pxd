@@ -1,14 +1,14 @@
-"""Steps of a program, see _program.pyx."""
+"""Operations of a program: see _program.pyx."""
 
 from libc.stdint cimport int64_t
 
-# Does task number `task` of a step. `work` is the calling thread's own memory.
+# Does task number `task` of an operation. `work` is the calling thread's own memory.
 ctypedef void (*task_fn)(const void *args, int64_t task, float *work) noexcept nogil
 
 
 cdef class Operation:
     cdef task_fn do_task
-    cdef const void *args       # lives in the step
+    cdef const void *args        # lives in the operation
     cdef const int64_t *n_tasks  # looked up when a run begins
     cdef int64_t fixed_n_tasks
     cdef int64_t n_work          # floats of working memory of a task

@@ -1,18 +1,18 @@
-"""Programs: a forward pass as a list of steps, run by all threads in one parallel region.
+"""Programs: a forward pass as a list of operations, run by all threads in one parallel region.
 
-A kernel does not compute when it is called: it returns a step, cut into tasks by the size of the
-problem alone. A program is a list of phases, each of steps that do not depend on each other. It is
-recorded once and run many times, so Python costs nothing between two kernels.
+A kernel that is called computes nothing: it returns an operation, cut into tasks by the size of the
+problem alone. A program is a list of phases; a phase holds operations that do not depend on each
+other. It is recorded once and run many times, so there is no Python between two kernels.
 
-Within a run nobody waits for a thread, only for work: the tasks of a phase are taken from
-counters, another one counts those that are done, and a phase may begin when all of the one before
-are. A thread that the system has put aside holds up the others only if it is in the midst of a
-task; an OpenMP barrier would have all wait for it, several hundred times a token.
+Threads wait for work, never for each other. The tasks of a phase are taken from counters, another
+counter says how many are done, and a phase begins when all tasks of the one before are. A thread
+that the system has put aside holds up the others only if it is in the midst of a task. At an OpenMP
+barrier all would wait for it, several hundred times a token.
 
-Each thread has a share of a phase's tasks, neighbours of each other, and takes those first; when
-they are gone it helps with the shares of others. So it reads memory in one run, the same one for
-every token: with two threads that take tasks in turns, each skips what the other reads, and the
-memory delivers less (30 GB/s instead of 33 to 50 here).
+Each thread has a share of a phase's tasks, neighbours in memory, and takes those first. Then it
+helps with the shares of others. So it reads memory in one run, and the same memory for every token.
+If two threads took tasks in turns, each would skip what the other reads, and the memory would
+deliver less (measured: 30 GB/s instead of 33 to 50).
 """
 
 import numpy as np
@@ -35,7 +35,8 @@ cdef extern from *:
     static inline int64_t take(int64_t *counter) {
         return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
     }
-    /* Whoever sees the count also sees what the tasks have written: release here, acquire there. */
+    /* A thread that sees the count also sees what the tasks have written: release here, acquire in
+     * wait_until. */
     static inline void mark_done(int64_t *counter) {
         __atomic_fetch_add(counter, 1, __ATOMIC_RELEASE);
     }
@@ -53,17 +54,18 @@ cdef extern from *:
     void wait_until(const int64_t *, int64_t) noexcept nogil
 
 cdef enum:
-    LINE = 8  # int64 of a cache line, so that no two counters share one
+    LINE = 8           # int64 of a cache line, so that no two counters share one
+    GUARD_FLOATS = 16  # behind each thread's working memory: nothing writes there, tests look
 
-cdef struct step_t:
+cdef struct operation_t:
     task_fn do_task
     const void *args
-    const int64_t *count  # where the step keeps its number of tasks
+    const int64_t *count  # where the operation keeps its number of tasks
     int64_t n_tasks       # in this run
 
 cdef struct phase_t:
-    int64_t first_step, last_step
-    int64_t n_tasks  # in this run
+    int64_t first, last  # operations
+    int64_t n_tasks      # in this run
 
 
 cdef class Operation:
@@ -77,20 +79,20 @@ cdef class Operation:
 
 
 cdef class Program:
-    """Phases of steps. `then` adds a phase, `run` does them in order."""
+    """Phases of operations. `then` adds a phase, `run` does them in order."""
 
-    cdef list steps    # kept alive here
-    cdef step_t *table
+    cdef list operations    # kept alive here
+    cdef operation_t *table
     cdef phase_t *phases
     cdef int64_t *counters  # [n_phases][1 + n_threads lines]: tasks done, next of each share
     cdef int n_counted      # threads that there are counters for
-    cdef Py_ssize_t n_steps
+    cdef Py_ssize_t n_operations
     cdef readonly Py_ssize_t n_phases
-    cdef float[::1] work
-    cdef int64_t n_work
+    cdef readonly int64_t n_work  # floats of working memory that a task may use
+    cdef float[::1] work          # [n_threads][n_work + GUARD_FLOATS]
 
     def __init__(self):
-        self.steps = []
+        self.operations = []
         self.work = np.zeros(1, np.float32)
 
     def __dealloc__(self):
@@ -98,54 +100,65 @@ cdef class Program:
         free(self.phases)
         free(self.counters)
 
-    def then(self, *steps):
-        """Add a phase: steps that need what stands before, and nothing of each other.
-
-        Returns the program.
-        """
-        cdef Operation step
-        for step in steps:
-            self.table = <step_t *>grown(self.table, (self.n_steps + 1) * sizeof(step_t))
-            self.table[self.n_steps].do_task = step.do_task
-            self.table[self.n_steps].args = step.args
-            self.table[self.n_steps].count = step.n_tasks
-            self.n_work = max(self.n_work, step.n_work)
-            self.n_steps += 1
-            self.steps.append(step)
+    def then(self, *operations):
+        """Add a phase: operations that need results of the phases before it, and none of each
+        other. Returns the program."""
+        cdef Operation operation
+        for operation in operations:
+            self.table = <operation_t *>grown(
+                self.table, (self.n_operations + 1) * sizeof(operation_t)
+            )
+            self.table[self.n_operations].do_task = operation.do_task
+            self.table[self.n_operations].args = operation.args
+            self.table[self.n_operations].count = operation.n_tasks
+            self.n_work = max(self.n_work, operation.n_work)
+            self.n_operations += 1
+            self.operations.append(operation)
         n = self.n_phases + 1
         self.phases = <phase_t *>grown(self.phases, n * sizeof(phase_t))
         self.n_counted = 0
-        self.phases[self.n_phases].first_step = self.n_steps - len(steps)
-        self.phases[self.n_phases].last_step = self.n_steps
+        self.phases[self.n_phases].first = self.n_operations - len(operations)
+        self.phases[self.n_phases].last = self.n_operations
         self.n_phases = n
         return self
 
     def run(self, int n_threads, Py_ssize_t first=0, Py_ssize_t last=-1):
         """Do the phases from `first` to before `last` (-1: to the end) with `n_threads` threads."""
         cdef Py_ssize_t n = self.n_phases if last == -1 else last, i, j
-        cdef int64_t most = 0
+        cdef int64_t max_tasks = 0, stride = self.n_work + GUARD_FLOATS
         if n_threads < 1 or not 0 <= first <= n <= self.n_phases:
             raise ValueError(f"phases {first} to {last} of {self.n_phases}, {n_threads} threads")
         for i in range(first, n):
             self.phases[i].n_tasks = 0
-            for j in range(self.phases[i].first_step, self.phases[i].last_step):
+            for j in range(self.phases[i].first, self.phases[i].last):
                 self.table[j].n_tasks = self.table[j].count[0]
                 self.phases[i].n_tasks += self.table[j].n_tasks
-            most = max(most, self.phases[i].n_tasks)
-        if self.work.shape[0] < self.n_work * n_threads:
-            self.work = np.zeros(self.n_work * n_threads, np.float32)
+            max_tasks = max(max_tasks, self.phases[i].n_tasks)
+        if self.work.shape[0] < n_threads * stride:
+            self.work = np.zeros(n_threads * stride, np.float32)
         cdef float *work = &self.work[0]
-        if n_threads == 1 or most <= 1:
+        if n_threads == 1 or max_tasks <= 1:
             with nogil:
                 work_alone(self.table, self.phases, first, n, work)
         else:
             self._count_from_start(n_threads, first, n)
             with nogil, parallel(num_threads=n_threads):
                 work_together(self.table, self.phases, self.counters, first, n, threadid(),
-                              n_threads, work + threadid() * self.n_work)
+                              n_threads, work + threadid() * stride)
+
+    def work_areas(self, int n_threads):
+        """The working memory of `n_threads` threads, float32 [n_threads, n_work + guard], a view.
+
+        A task uses the first n_work floats of its thread's row. For tests: they see by it whether a
+        task reads what it has not written, or writes behind its area.
+        """
+        cdef Py_ssize_t stride = self.n_work + GUARD_FLOATS
+        if self.work.shape[0] < n_threads * stride:
+            self.work = np.zeros(n_threads * stride, np.float32)
+        return np.asarray(self.work)[: n_threads * stride].reshape(n_threads, stride)
 
     cdef int _count_from_start(self, int n_threads, Py_ssize_t first, Py_ssize_t last) except -1:
-        """Nothing is done yet, and each thread's next task is the first of its share."""
+        """No task is done yet, and each thread's next task is the first of its share."""
         cdef Py_ssize_t i
         cdef int thread
         cdef int64_t *counter
@@ -162,27 +175,28 @@ cdef class Program:
 
 
 cdef void *grown(void *memory, size_t n_bytes) except NULL:
-    """realloc that raises"""
+    """`memory` with room for n_bytes. MemoryError instead of NULL."""
     cdef void *more = realloc(memory, n_bytes)
     if more == NULL:
-        raise MemoryError("no memory for the steps of a program")
+        raise MemoryError(f"no memory for a program: {n_bytes} bytes")
     return more
 
 
 cdef inline int64_t share(int64_t n_tasks, int thread, int n_threads) noexcept nogil:
-    """Where the share of a thread begins; it ends where the next one's does."""
+    """The first task of a thread's share, which ends where the next thread's begins."""
     return (n_tasks * thread + n_threads - 1) // n_threads
 
 
-cdef void work_together(const step_t *steps, const phase_t *phases, int64_t *counters,
+cdef void work_together(const operation_t *operations, const phase_t *phases, int64_t *counters,
                         Py_ssize_t first, Py_ssize_t last, int thread, int n_threads,
                         float *work) noexcept nogil:
-    """What each thread does: take tasks while there are any, then wait for the phase to be done."""
+    """Each thread's loop: take tasks while there are any, then wait for the phase to be done."""
     cdef Py_ssize_t i
     cdef int helped, whose
     cdef int64_t task, end
     cdef int64_t *done
     cdef int64_t *next_task
+    cdef const operation_t *operation
     for i in range(first, last):
         done = counters + i * (1 + n_threads) * LINE
         for helped in range(n_threads):
@@ -191,30 +205,27 @@ cdef void work_together(const step_t *steps, const phase_t *phases, int64_t *cou
             end = share(phases[i].n_tasks, whose + 1, n_threads)
             task = take(next_task)
             while task < end:
-                do_task(steps + phases[i].first_step, task, work)
+                operation = operations + phases[i].first
+                while task >= operation.n_tasks:  # tasks of a phase are counted through
+                    task -= operation.n_tasks
+                    operation += 1
+                operation.do_task(operation.args, task, work)
                 mark_done(done)
                 task = take(next_task)
         wait_until(done, phases[i].n_tasks)
 
 
-cdef inline void do_task(const step_t *step, int64_t task, float *work) noexcept nogil:
-    """Task number `task` of a phase, whose first step is `step`."""
-    while task >= step.n_tasks:
-        task -= step.n_tasks
-        step += 1
-    step.do_task(step.args, task, work)
-
-
-cdef void work_alone(const step_t *steps, const phase_t *phases, Py_ssize_t first, Py_ssize_t last,
-                     float *work) noexcept nogil:
+cdef void work_alone(const operation_t *operations, const phase_t *phases, Py_ssize_t first,
+                     Py_ssize_t last, float *work) noexcept nogil:
+    """The same for one thread, which needs no counters."""
     cdef Py_ssize_t i, j
     cdef int64_t task
     for i in range(first, last):
-        for j in range(phases[i].first_step, phases[i].last_step):
-            for task in range(steps[j].n_tasks):
-                steps[j].do_task(steps[j].args, task, work)
+        for j in range(phases[i].first, phases[i].last):
+            for task in range(operations[j].n_tasks):
+                operations[j].do_task(operations[j].args, task, work)
 
 
-def run(*steps, int n_threads=1):
-    """Do these steps, which do not depend on each other, now."""
-    Program().then(*steps).run(n_threads)
+def run(*operations, int n_threads=1):
+    """Do these operations, which do not depend on each other, now."""
+    Program().then(*operations).run(n_threads)

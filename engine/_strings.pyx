@@ -1,8 +1,8 @@
 """Runs of strings as GGUF files hold them, each after its length (uint64, little-endian).
 
-A Llama 3 vocabulary has 128k tokens and 280k merges, and opening a model waits for loops over them.
-`blob` is such a run, `bounds` int64 [n + 1] says where in it each string's length stands, and where
-the last one ends.
+These loops are compiled because opening a model waits for them: a Llama 3 vocabulary has 128k
+tokens and 280k merges. `blob` is such a run. `bounds` int64 [n + 1] says where in it each string's
+length begins, and where the last string ends.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -15,7 +15,7 @@ import numpy as np
 
 
 cdef inline uint64_t length_at(const uint8_t *p) noexcept nogil:
-    """Byte by byte, as it stands in the file: any alignment, any machine."""
+    """A length, read byte by byte: any alignment, any byte order of the machine."""
     cdef uint64_t n = 0
     cdef int i
     for i in range(8):
@@ -24,11 +24,11 @@ cdef inline uint64_t length_at(const uint8_t *p) noexcept nogil:
 
 
 def find_bounds(const uint8_t[::1] head, Py_ssize_t start, Py_ssize_t n):
-    """Walk over n strings from `start` on.
+    """Walk over n strings of `head` from `start` on.
 
     head uint8 [n_bytes]  # IN. Returns the bounds, counted from `start`, and where in `head` the
-    last string ends. Where a length leads out of `head`, that end lies behind it, and bounds
-    behind that place are 0.
+    last string ends. If a length leads out of `head`, the walk ends there: the returned end lies
+    behind `head`, and the bounds that were not reached are 0.
     """
     cdef Py_ssize_t n_bytes = head.shape[0], position = start
     cdef uint64_t length
@@ -50,15 +50,16 @@ def find_bounds(const uint8_t[::1] head, Py_ssize_t start, Py_ssize_t n):
 cdef int check(const uint8_t[::1] blob, const int64_t[::1] bounds) except -1:
     cdef Py_ssize_t i
     if bounds.shape[0] == 0 or bounds[0] < 0 or bounds[bounds.shape[0] - 1] > blob.shape[0]:
-        raise ValueError("the bounds are not of these strings")
+        raise ValueError(f"bounds do not lie within {blob.shape[0]} bytes of strings")
     for i in range(bounds.shape[0] - 1):
         if bounds[i + 1] - bounds[i] < 8:
-            raise ValueError(f"string {i} is shorter than its length")
+            raise ValueError(f"string {i} has {bounds[i + 1] - bounds[i]} bytes, but its length "
+                             f"alone takes 8")
     return 0
 
 
 def split(const uint8_t[::1] blob, const int64_t[::1] bounds):
-    """The strings, list[bytes]. blob, bounds  # IN. Raises ValueError for bounds of another run."""
+    """The strings, list[bytes]. blob, bounds  # IN. ValueError for bounds that are not `blob`'s."""
     check(blob, bounds)
     cdef const char *p = <const char *>&blob[0] if blob.shape[0] else NULL
     cdef Py_ssize_t i
@@ -73,7 +74,7 @@ def split_pairs(const uint8_t[::1] blob, const int64_t[::1] bounds):
     """The two texts around the first space of each string, list[tuple[str, str]].
 
     A space at the very beginning is part of the first text. Strings that are not two texts, or not
-    UTF-8, are left out. blob, bounds  # IN. Raises ValueError for bounds of another run.
+    UTF-8, are left out. blob, bounds  # IN. ValueError for bounds that are not of `blob`.
     """
     check(blob, bounds)
     cdef const char *p
@@ -103,7 +104,7 @@ def split_pairs(const uint8_t[::1] blob, const int64_t[::1] bounds):
 def hashes(const uint8_t[::1] blob, const int64_t[::1] bounds):
     """A number of 64 bits for each string, the same for the same string (FNV-1a): uint64 [n].
 
-    blob, bounds  # IN. Raises ValueError for bounds of another run. Source: G. Fowler, L. C. Noll,
+    blob, bounds  # IN. ValueError for bounds that are not of `blob`. Source: G. Fowler, L. C. Noll,
     K.-P. Vo, D. Eastlake, "The FNV Non-Cryptographic Hash Algorithm", IETF draft.
     """
     check(blob, bounds)

@@ -6,16 +6,25 @@ Each class checks its values when it is made and never changes afterwards.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from lariat.checks import check_real, check_whole
+from lariat.checks import check_choice, check_real, check_switch, check_type, check_whole
 
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
 ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
 MASKS = ("causal",)
 MAX_CTX = 1 << 27  # positions of a context
+_MAX_SEED = (1 << 64) - 1
+_MAX_BIAS = 1e38  # far from the largest float32, so that a logit can be added
+
+
+def _set(config: Any, name: str, value: Any) -> None:
+    """Give a frozen configuration the value of a field that was checked."""
+    object.__setattr__(config, name, value)
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,8 @@ class RopeConfig:
     grp_attn_w: int | None = None
 
     def __post_init__(self) -> None:
-        if self.scaling is not None and self.scaling not in ROPE_SCALINGS:
-            raise ValueError(
-                f"RoPE scaling is {self.scaling!r}, expected one of {', '.join(ROPE_SCALINGS)}"
-            )
+        if self.scaling is not None:
+            check_choice("RoPE scaling", self.scaling, ROPE_SCALINGS)
         bounds = {
             "scale": (1e-3, 1e6),
             "freq_base": (1e-3, 1e15),
@@ -69,10 +76,10 @@ class RopeConfig:
         }
         for name, (minimum, maximum) in bounds.items():
             if getattr(self, name) is not None:
-                check_real(name, getattr(self, name), minimum, maximum)
+                _set(self, name, check_real(name, getattr(self, name), minimum, maximum))
         for name in ("yarn_orig_ctx", "grp_attn_n", "grp_attn_w"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1, MAX_CTX)
+                _set(self, name, check_whole(name, getattr(self, name), 1, MAX_CTX))
         if self.group_window % self.group_n:
             raise ValueError(
                 f"grp_attn_w is {self.grp_attn_w}, expected a multiple of grp_attn_n,"
@@ -102,7 +109,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """How attention of one layer sees positions.
+    """How the attention of one layer treats positions.
 
     rope  settings of its RoPE table, complete, as the model's file asks for them; None: queries and
           keys of this layer are not rotated
@@ -149,6 +156,9 @@ class ModelConfig:
         return self.n_heads // self.n_kv_heads
 
 
+_SIZES = {"n_ctx": (0, MAX_CTX), "n_batch": (1, 1 << 20), "n_ubatch": (1, 1 << 16)}
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """How a model is run; see `LLM` for the meaning of each value."""
@@ -167,23 +177,24 @@ class EngineConfig:
     check_tensors: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("n_ctx", self.n_ctx, 0, MAX_CTX)
-        check_whole("n_batch", self.n_batch, 1, 1 << 20)
-        check_whole("n_ubatch", self.n_ubatch, 1, 1 << 16)
+        for name, (minimum, maximum) in _SIZES.items():
+            _set(self, name, check_whole(name, getattr(self, name), minimum, maximum))
         if self.seed is not None:
-            check_whole("seed", self.seed, 0, (1 << 64) - 1)
-        if self.cache not in CACHE_STRATEGIES:
-            raise ValueError(
-                f"cache is {self.cache!r}, expected one of {', '.join(CACHE_STRATEGIES)}"
-            )
+            _set(self, "seed", check_whole("seed", self.seed, 0, _MAX_SEED))
+        for name in ("prefix_sharing", "check_tensors"):
+            _set(self, name, check_switch(name, getattr(self, name)))
+        check_type("rope", self.rope, RopeConfig)
+        check_choice("cache", self.cache, CACHE_STRATEGIES)
         if self.cache != "raw" and self.rope.needs_raw:
             setting = "dynamic RoPE scaling" if self.rope.group_n == 1 else "group attention"
             raise ValueError(f"{setting} rotates keys anew, which needs the raw cache")
         for name in ("type_k", "type_v"):
-            if getattr(self, name) not in CACHE_TYPES:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(CACHE_TYPES)}"
-                )
+            check_choice(name, getattr(self, name), CACHE_TYPES)
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether cached tokens can move: rotated keys that share scales with others cannot."""
+        return self.cache == "raw" or not self.type_k.endswith("_ch")
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,8 @@ class SamplingParams:
     `max_tokens` -1 means until the model ends or the context is full. `temperature` 0 is greedy.
     `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1 and `repeat_penalty` 1 switch their stages off, 0
     the other penalties. Penalties look at the last `repeat_last_n` tokens: 0 is none, -1 the whole
-    context. `stop` are texts that end generation; they are not part of it.
+    context. `logit_bias` is added to the logits of the tokens that it names, -inf forbids them.
+    `stop` are texts that end generation; they are not part of it. None for these two is none.
 
     With `context_shift` a full context loses its oldest 32 tokens behind the first `n_keep`, and
     the tokens behind them move up (StreamingLLM, arXiv 2309.17453). `n_keep` -1 keeps the prompt
@@ -218,26 +230,61 @@ class SamplingParams:
     n_keep: int = 4
 
     def __post_init__(self) -> None:
-        check_whole("max_tokens", self.max_tokens, -1, 1 << 31)
-        check_whole("top_k", self.top_k, 0, 1 << 31)
-        check_whole("repeat_last_n", self.repeat_last_n, -1, 1 << 31)
-        check_whole("n_keep", self.n_keep, -1, 1 << 31)
+        for name, (whole_min, whole_max) in _WHOLE.items():
+            _set(self, name, check_whole(name, getattr(self, name), whole_min, whole_max))
+        for name, (minimum, maximum) in _REAL.items():
+            _set(self, name, check_real(name, getattr(self, name), minimum, maximum))
+        for name in ("ignore_eos", "context_shift"):
+            _set(self, name, check_switch(name, getattr(self, name)))
         if self.seed is not None:
-            check_whole("seed", self.seed, 0, (1 << 64) - 1)
-        check_real("temperature", self.temperature, 0.0, 1e6)
-        check_real("top_p", self.top_p, 0.0, 1.0)
-        check_real("min_p", self.min_p, 0.0, 1.0)
-        check_real("typical_p", self.typical_p, 0.0, 1.0)
-        check_real("repeat_penalty", self.repeat_penalty, 1e-6, 1e6)
-        check_real("frequency_penalty", self.frequency_penalty, -1e6, 1e6)
-        check_real("presence_penalty", self.presence_penalty, -1e6, 1e6)
-        for token, bias in self.logit_bias.items():
-            check_whole("a token of logit_bias", token, 0, 1 << 31)
-            if math.isnan(bias) or bias == math.inf:
-                raise ValueError(f"the logit bias of token {token} is {bias}, expected a number")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+            _set(self, "seed", check_whole("seed", self.seed, 0, _MAX_SEED))
+        _set(self, "logit_bias", _checked_bias(self.logit_bias))
+        _set(self, "stop", _checked_stop(self.stop))
+
+
+_WHOLE = {
+    "max_tokens": (-1, 1 << 31),
+    "top_k": (0, 1 << 31),
+    "repeat_last_n": (-1, 1 << 31),
+    "n_keep": (-1, 1 << 31),
+}
+_REAL = {
+    "temperature": (0.0, 1e6),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "repeat_penalty": (1e-6, 1e6),
+    "frequency_penalty": (-1e6, 1e6),
+    "presence_penalty": (-1e6, 1e6),
+}
+
+
+def _checked_bias(given: Any) -> Mapping[int, float]:
+    """The biases by token, {} for None."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"logit_bias is {given!r}, expected a dict of token ids to numbers")
+    bias = {}
+    for token, value in given.items():
+        token = check_whole("a token of logit_bias", token, 0, 1 << 31)
+        name = f"the logit bias of token {token}"
+        if isinstance(value, numbers.Real) and value == -math.inf:
+            bias[token] = -math.inf
         else:
-            object.__setattr__(self, "stop", tuple(self.stop))
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise ValueError("a stop text is empty or not a string")
+            bias[token] = check_real(name, value, -_MAX_BIAS, _MAX_BIAS)
+    return bias
+
+
+def _checked_stop(given: Any) -> tuple[str, ...]:
+    """The stop texts, () for None."""
+    if given is None:
+        return ()
+    try:
+        texts = (given,) if isinstance(given, (str, bytes)) else tuple(given)
+    except TypeError:
+        texts = (given,)
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"a stop text is {text!r}, which is empty or not a string")
+    return texts

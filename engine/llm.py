@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 from lariat.architectures.loading import check_weights, load_weights, read_config
 from lariat.cache.kv_cache import check_types
+from lariat.checks import check_callable, check_overrides, check_path, check_switch, check_type
 from lariat.config import EngineConfig, RopeConfig, SamplingParams
 from lariat.errors import ContextError
 from lariat.formats import context_file
@@ -22,7 +23,7 @@ from lariat.formats.gguf_split import GGUFModel
 from lariat.runtime import threads
 from lariat.runtime.context import Context
 from lariat.runtime.request import Completion, Request, Timings
-from lariat.runtime.runner import build_runner
+from lariat.runtime.runner import build_runner, is_list
 from lariat.tokenizers.tokenizer import Tokenizer
 
 
@@ -74,9 +75,12 @@ class LLM:
         use_mmap: bool = True,
     ) -> None:
         start = time.perf_counter()
+        path = check_path("model_path", model_path)
+        check_switch("use_mmap", use_mmap)
+        check_callable("progress", progress)
         settings = EngineConfig(
             n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed,
-            rope or RopeConfig(), prefix_sharing, check_tensors,
+            RopeConfig() if rope is None else rope, prefix_sharing, check_tensors,
         )  # fmt: skip
         n_threads = threads.resolve(n_threads)
         n_threads_batch = threads.resolve(
@@ -84,7 +88,7 @@ class LLM:
         )
         threads.check_startable(max(n_threads, n_threads_batch))
         self.settings = replace(settings, n_threads=n_threads, n_threads_batch=n_threads_batch)
-        self.gguf = GGUFModel(model_path, overrides, use_mmap)
+        self.gguf = GGUFModel(path, check_overrides(overrides), use_mmap)
         try:
             self.config = read_config(self.gguf)
             check_types(self.config, type_k, type_v)
@@ -140,7 +144,8 @@ class LLM:
         self.close()
 
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`; see `Tokenizer.encode`."""
+        """Token ids of a whole text; see `Tokenizer.encode`, and `Tokenizer.encode_part` for text
+        that continues other text."""
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: list[int]) -> str:
@@ -170,17 +175,21 @@ class LLM:
         *,
         context: Context | None = None,
         prompt_progress: Callable[[int, int], None] | None = None,
+        parse_special: bool = False,
     ) -> Stream:
         """Generate text piece by piece, from an empty context or behind the tokens of `context`.
 
-        `prompt` is text, or token ids as they are. The iterator's `completion` tells the state at
-        any time. Several streams may be open at once; each step computes all of them together.
+        `prompt` is text, or token ids as they are. Text gets the begin token where nothing stands
+        before it, and never an end token. With `parse_special` control tokens that are written in
+        it, such as `<|im_start|>`, become those tokens; do not set it for text of strangers. The
+        iterator's `completion` tells the state at any time. Several streams may be open at once;
+        each step computes all of them together.
         Without `params`, sampling follows the model's file, see `sampling`. `prompt_progress` is
         called with prompt tokens done and their total. A `context` gets the prompt and the
         generated tokens, and takes no other edit until the stream is over.
         """
-        params = params or self.sampling.params
-        return Stream(self, self._request(prompt, params, prompt_progress, context), context)
+        request = self._request(prompt, params, prompt_progress, context, parse_special)
+        return Stream(self, request, context)
 
     @overload
     def generate(
@@ -189,10 +198,15 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         context: Context | None = None,
+        parse_special: bool = False,
     ) -> Completion: ...
     @overload
     def generate(
-        self, prompt: list[str] | list[list[int]], params: SamplingParams | None = None
+        self,
+        prompt: list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
     ) -> list[Completion]: ...
     def generate(
         self,
@@ -200,17 +214,19 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         context: Context | None = None,
+        parse_special: bool = False,
     ) -> Completion | list[Completion]:
         """Complete a prompt (text or token ids), or a list of prompts in one batch.
 
-        `context` is for a single prompt, see `stream`.
+        `context` is for a single prompt; this and `parse_special` as for `stream`.
         """
-        params = params or self.sampling.params
-        is_one = isinstance(prompt, str) or (
-            len(prompt) > 0 and not isinstance(prompt[0], (str, list, tuple, np.ndarray))
-        )
-        if is_one or (context is not None and len(prompt) == 0):
-            with self.stream(prompt, params, context=context) as stream:  # type: ignore[arg-type]
+        if not _is_list_of_prompts(prompt) or (context is not None and len(prompt) == 0):
+            with self.stream(
+                prompt,  # type: ignore[arg-type]
+                params,
+                context=context,
+                parse_special=parse_special,
+            ) as stream:
                 for _ in stream:
                     pass
             return stream.completion
@@ -218,7 +234,10 @@ class LLM:
             raise ValueError("a context goes on with one prompt, not with a list of them")
         streams: list[Stream] = []
         try:
-            streams.extend(self.stream(one, params) for one in prompt)  # type: ignore[arg-type]
+            streams.extend(
+                self.stream(one, params, parse_special=parse_special)  # type: ignore[arg-type]
+                for one in prompt
+            )
             for stream in streams:
                 for _ in stream:
                     pass
@@ -252,14 +271,28 @@ class LLM:
     def _request(
         self,
         prompt: str | list[int],
-        params: SamplingParams,
+        params: SamplingParams | None,
         on_prompt: Callable[[int, int], None] | None,
         context: Context | None,
+        parse_special: bool,
     ) -> Request:
         self.runner.check_open()
-        begins = context is None or not len(context)
-        ids = self.tokenize(prompt, add_bos=begins) if isinstance(prompt, str) else prompt
-        ids = self.check_ids(ids) if begins or len(ids) else []
+        params = self.sampling.params if params is None else params
+        check_type("params", params, SamplingParams)
+        check_callable("prompt_progress", on_prompt)
+        before: list[int] = []
+        if context is not None:
+            check_type("context", context, Context)
+            context.check_runner(self.runner)
+            before = context.tokens
+        if params.context_shift:
+            self.runner.check_can_shift()
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode_part(prompt, before, parse_special=parse_special)
+        else:
+            ids = self.runner.token_ids(prompt)
+        if ids or not before:
+            ids = self.check_ids(ids)
         for token in params.logit_bias:
             if token >= self.n_vocab:
                 raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
@@ -275,6 +308,14 @@ class LLM:
             n_ctx=self.n_ctx,
             on_prompt=on_prompt,
         )
+
+
+def _is_list_of_prompts(prompt: object) -> bool:
+    """Whether `generate` got several prompts, or none, and not a text or ids."""
+    if isinstance(prompt, (str, bytes, bytearray, memoryview)) or not is_list(prompt):
+        return False
+    first = next(iter(prompt), "")  # type: ignore[call-overload]
+    return isinstance(first, (str, bytes, bytearray)) or is_list(first)
 
 
 class Stream:

@@ -1,7 +1,7 @@
-"""The demo model, and everything that made it. Nothing here is needed to run the engine.
+"""The demo model and its recipe. The engine needs nothing of it.
 
     language.py   dice, and a template language with tenses          (no dependencies)
-    world.py      who, where and what the stories are about
+    world.py      people, places and things of the stories
     plots.py      the problems of the stories and how they are solved
     stories.py    puts a story together
     recall.py     passages with facts to remember, and their questions

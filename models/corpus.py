@@ -2,8 +2,8 @@
 
     python -m models.corpus --out build/corpus
 
-Each document depends on its split, kind and number alone, so the same command writes the same
-bytes anywhere. Splits share no seed: what is measured on HELD_OUT was never trained on.
+Each document depends only on its split, type and number, so the same command writes the same bytes
+anywhere. Splits share no seed: documents of HELD_OUT were never trained on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def stories(split: str, name: object) -> Iterator[str]:
 
 
 def n_words(text: str) -> int:
-    """Words and signs: close to the tokens that our own tokenizer makes, and needs none."""
+    """The number of words and signs: close to the number of tokens, without a tokenizer."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 

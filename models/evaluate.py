@@ -2,8 +2,8 @@
 
     python -m models.evaluate [--peer path/to/python/with/llama_cpp]
 
-Measures the files that the repository ships, or those of a training of one's own with --models.
-Prints Markdown. All of it is held out: the seeds were never trained on.
+Measures the files in the repository, or with --models those of another training. Prints Markdown.
+All documents are held out: their seeds were never trained on.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def report_perplexity(files: Files, n_texts: int) -> None:
 
 
 def report_recall(files: Files, n: int) -> None:
-    """Recall of both files with both caches, also by kind and length of passage."""
+    """Recall of both files with both caches, also by type and length of passage."""
     columns = ["cache", "all", "facts first", "in documents", "over 500 tokens", "longest prompt"]
     print(f"\n| recall on {n} held-out passages, greedy | {' | '.join(columns)} |")
     print("| --- " * (len(columns) + 1) + "|")
@@ -128,7 +128,7 @@ def report_peer(files: Files, python: str, n: int) -> None:
 
 
 def report_stories(files: Files, n: int) -> None:
-    """Stories as they come, one for each seed."""
+    """One story for each seed, none left out."""
     with LLM(files["Q4_0"]) as llm:
         for seed in range(n):
             done = llm.generate("Once upon a time", SamplingParams(max_tokens=500, seed=seed))

@@ -1,9 +1,9 @@
-"""Checkpoint and tokenizer to GGUF files, in F16 and Q4_0, by way of one in F32.
+"""Converts checkpoint and tokenizer to GGUF files in F16 and Q4_0.
 
     python -m models.export --train build/train --out build/models
 
-In the Q4_0 file the embedding, which is the output matrix too, is Q8_0: llama.cpp's own quantizer
-keeps it wide as well, and it is an eighth of the file. Norms are F32.
+In the Q4_0 file the embedding is Q8_0, because it is the output matrix too. llama.cpp's quantizer
+also gives it more bits, and it is only an eighth of the file. Norms are F32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Dice that fall the same everywhere, and templates that become sentences.
+"""Draws that are the same everywhere, and templates that become sentences.
 
-A template is text with four kinds of marks:
+A template is text with four types of marks:
 
     (red|blue|green)   one of them, drawn; may be nested, and a part may be empty
     {hero} {He}        a slot; with a capital letter, the value begins with one
@@ -21,14 +21,14 @@ PAST, PRESENT = "past", "present"
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: lists are easier to read that way."""
+    """The words of a text; lists are easier to read in this form."""
     return text.split()
 
 
 class Dice:
-    """A source of draws that depends on the seed alone.
+    """A source of draws that depends only on the seed.
 
-    Only `random()` is used, the one method whose numbers Python promises never to change.
+    It uses only `random()`, because Python promises that its numbers never change.
     """
 
     def __init__(self, *seed: object) -> None:
@@ -140,7 +140,7 @@ def expand(template: str, slots: Mapping[str, str], dice: Dice, tense: str = PAS
         value = slots[name[0].lower() + name[1:]]
         return value[0].upper() + value[1:] if name[0].isupper() else value
 
-    text = draw(template, dice)  # first, so that a slot in a part not drawn is never looked up
+    text = draw(template, dice)  # first: slots in parts that are not drawn are never looked up
     while "{" in text:
         text = draw(_SLOT.sub(slot, text), dice)
     text = _VERB.sub(lambda m: inflect(m[1], tense, bool(m[2])), text)

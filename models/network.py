@@ -1,4 +1,4 @@
-"""LLaMA in PyTorch, in the layout of llama.cpp's `llama` architecture: nothing to permute later.
+"""LLaMA in PyTorch, with rows in the order of llama.cpp's `llama` architecture.
 
 Papers: LLaMA (arXiv 2302.13971), RoPE (2104.09864), grouped-query attention (2305.13245).
 """
@@ -86,7 +86,7 @@ class Block(nn.Module):
             return round_q4_0(weight) if quantized else weight
 
         h = F.rms_norm(x, (s.dim,), self.attn_norm, s.norm_eps)
-        # One product for what reads the same input.
+        # One product for all matrices with the same input.
         qkv = F.linear(h, torch.cat([matrix(w) for w in (self.attn_q, self.attn_k, self.attn_v)]))
         heads = qkv.unflatten(-1, (-1, s.head_dim)).transpose(1, 2)  # [n_rows, heads, n, head_dim]
         q, k, v = heads.split((s.n_heads, s.n_kv_heads, s.n_kv_heads), dim=1)
@@ -117,7 +117,7 @@ class Network(nn.Module):
         self._fill()
 
     def _fill(self) -> None:
-        """Random weights; what adds to the residual stream starts at nothing."""
+        """Random weights; matrices that add to the residual stream start at 0."""
         nn.init.normal_(self.token_embd, std=0.05)
         for name, weight in self.named_parameters():
             if weight.ndim == 2 and name.startswith("blk."):

@@ -1,8 +1,9 @@
-"""What llama.cpp makes of a file: token ids and negative log-likelihood of each text.
+"""Token ids and negative log-likelihood of each text, computed by llama.cpp.
 
     python models/peer.py model.gguf < texts.json > answers.json
 
-Stands alone, for a Python that has llama-cpp-python; `evaluate.py --peer` calls it.
+It imports nothing of this repository; `evaluate.py --peer` runs it with a Python that has
+llama-cpp-python.
 """
 
 from __future__ import annotations

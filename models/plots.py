@@ -1,8 +1,8 @@
 """The problems of the stories: what is wanted, what goes wrong, and how it ends well.
 
-A plot is a list of ways to tell each beat, in the template language of `language.py`. Its `facts`
-are drawn once a story, so that an oak stays an oak. The hero's trait and the helper are no part
-of a plot; `stories.py` puts them in.
+A plot has several ways to tell each part of a story, in the template language of `language.py`. Its
+`facts` are drawn once for each story, so that an oak stays an oak. The hero's trait and the helper
+are not in the plot; `stories.py` adds them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Plot:
-    """One kind of story."""
+    """One sort of story."""
 
     name: str
     setup: list[str]  # the wish of the day
-    trouble: list[str]  # what goes wrong
-    attempt: list[str]  # what the hero tries alone, in vain
-    ask: list[str]  # what the hero says to the helper, without quotation marks
-    advice: list[str]  # what the helper answers, likewise
-    solve: list[str]  # how it is done
-    after: list[str]  # how it is then
+    trouble: list[str]  # the problem
+    attempt: list[str]  # the hero tries alone, in vain
+    ask: list[str]  # the hero's words to the helper, without quotation marks
+    advice: list[str]  # the helper's answer, likewise
+    solve: list[str]  # the solution
+    after: list[str]  # the end
     facts: dict[str, str] = field(default_factory=dict)  # slot -> template
-    needs: str = ""  # "light" or "fragile": what the hero's thing must be
-    meet: str = ""  # how the helper comes in, where not every way will do
+    needs: str = ""  # "light" or "fragile": a property that the hero's thing must have
+    meet: str = ""  # how the helper appears, if not every way fits
 
 
 PLOTS = [

@@ -5,8 +5,8 @@
     Answer: The key of the red door is 4 8 2 1.
 
 The facts of one passage are about different things. A code is four different digits. The answer
-repeats the words of the fact. In passages with documents, each document has a label and facts and
-filler of its own, and can be computed on its own.
+repeats the words of the fact. In passages with documents, each document has a label, facts and
+filler, and can be computed apart.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class Fact:
 
     @property
     def question(self) -> str:
-        """What is asked for it."""
+        """The question about the fact."""
         return f"What is {self.subject}?"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run of text and what it is.
+    """A run of text and its role.
 
     "text"; the "value" of a fact; in an answer, the "subject" that the question named, and the
     value again, which is the "answer".
@@ -88,8 +88,8 @@ class Passage:
     """Facts, filler and questions, in this order."""
 
     parts: tuple[Part, ...]
-    facts: tuple[Fact, ...]  # those asked for, in the order of the questions
-    documents: tuple[str, ...] = ()  # each as it stands in the text, where there are documents
+    facts: tuple[Fact, ...]  # the facts asked for, in the order of the questions
+    documents: tuple[str, ...] = ()  # the text of each document, if there are documents
 
     @property
     def text(self) -> str:
@@ -138,8 +138,8 @@ def passage(
 ) -> Passage:
     """A passage with its facts at the beginning.
 
-    n_filler is the most tokens that may stand between them and the questions, by `count`; `filler`
-    gives stories, and is asked for as many as are needed.
+    At most `n_filler` tokens, as `count` counts them, stand between the facts and the questions.
+    `filler` gives as many stories as are needed.
     """
     known = facts(dice, n_facts, only_codes)
     parts = list(_stated(dice, known, dice.pick(_REMINDERS) if n_filler else ""))
@@ -159,7 +159,7 @@ def documents(
     count: Callable[[str], int],
     filler: Iterator[str],
 ) -> Passage:
-    """A passage whose facts stand in labelled documents; `n_filler` is of all of them together."""
+    """A passage with its facts in labelled documents; `n_filler` counts for all together."""
     known = facts(dice, n_documents * n_facts_each)
     parts: list[Part] = []
     texts: list[str] = []
@@ -177,9 +177,9 @@ def documents(
 
 
 def copying(dice: Dice, n_words: int, n_lists: int) -> Passage:
-    """Lists of random words, each said twice: the plainest exercise in looking back.
+    """Lists of random words, each said twice: the simplest exercise in looking back.
 
-    For training alone.
+    Only for training.
     """
     parts: list[Part] = []
     for i in range(n_lists):
@@ -193,7 +193,7 @@ def copying(dice: Dice, n_words: int, n_lists: int) -> Passage:
 
 
 def _stated(dice: Dice, known: list[Fact], end: str) -> Iterator[Part]:
-    """The facts one after another, their values apart."""
+    """The facts one after another; each value is a part of its own."""
     lead = dice.pick(_STATEMENTS)
     for i, fact in enumerate(known):
         subject = fact.statement[: -len(fact.value) - 2]

@@ -1,6 +1,6 @@
-"""What the network sees at each step of training: rows of token ids, and what each is worth.
+"""The rows of token ids of each training step, with the weight of each token in the loss.
 
-A batch depends on the seed and the step alone, so training can stop and go on, and several
+A batch depends only on the seed and the step, so training can stop and continue, and several
 processes can make batches ahead of time.
 """
 
@@ -18,11 +18,11 @@ from models.language import Dice, words
 from models.recall import Passage
 from models.vocabulary import BOS_ID, EOS_ID, Encoder
 
-# What a token is worth in the loss. The values of facts are noise the first time they are said,
-# and the whole point the second time.
+# The weight of a token in the loss. The value of a fact is noise when it is said first, and the
+# purpose when it is said again.
 _WORTH = {"text": 1.0, "value": 0.1, "subject": 2.0, "answer": 5.0}
 _WORTH_COPIED = 1.0
-# Who and what a story is about: named again, they must be the same. The first time is the hardest.
+# Names of people and things in a story must stay the same. The first repetition is the hardest.
 _WORTH_SECOND, _WORTH_LATER = 8.0, 4.0
 _WORD = re.compile(r" ?[A-Za-z]+")
 _CAST = frozenset(
@@ -36,12 +36,12 @@ _CAST = frozenset(
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum. Looking back is learnt on short rows first, where it is cheap."""
+    """A part of the curriculum. Looking back is learned on short rows first: they are cheap."""
 
     share: float  # of all steps
     length: int  # tokens of a row
     tokens: int  # of a batch
-    copying: float  # shares of the rows; what remains are stories
+    copying: float  # shares of the rows; the rest are stories
     recall: float
     documents: float
     n_facts: int  # at most, in a passage
@@ -84,7 +84,7 @@ def batch(
     worth = np.empty(ids.shape, np.float32)
     dice = Dice(corpus.TRAIN, seed, "kinds", step)
     for row in range(stage.n_rows):
-        # Every batch has its kinds in their shares, and not by chance.
+        # Every batch has exactly these shares of passages, documents and lists.
         at = (row + dice.below(1000) / 1000) / stage.n_rows
         if at < stage.copying:
             kind = "copying"
@@ -162,7 +162,7 @@ def encode(
 
 
 def _said_again(text: str, worth: float) -> list[tuple[str, float]]:
-    """The text in pieces; a word of the cast that stood before is one by itself, and worth more."""
+    """The text in pieces. A word of the cast that was said before is a piece with more weight."""
     pieces, done = [], 0
     times = dict.fromkeys(_CAST, 0)
     for match in _WORD.finditer(text):

@@ -102,7 +102,7 @@ def story(dice: Dice) -> str:
     plot = dice.pick(PLOTS)
     slots = _cast(dice, plot)
     openings = _OPENINGS + (_PAST_OPENINGS if tense == PAST else [])
-    # The prompt everyone types first is the opening seen most.
+    # The prompt that everyone types first is the most frequent opening.
     opening = dice.pick(_OPENINGS[:3] if dice.chance(0.3) else openings)
     trait_first = dice.chance(0.5)
     owns = dice.pick(_OWNS)

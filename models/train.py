@@ -1,9 +1,9 @@
-"""Trains the demo model. Stops and goes on at any time: the same command resumes.
+"""Trains the demo model. It can be stopped at any time; the same command continues.
 
     python -m models.train --out build/train
 
-The folder gets `tokenizer.model` (trained first where it is missing), `checkpoint.pt`,
-`log.jsonl` and `loss.png`. A GPU is used where there is one.
+The folder gets `tokenizer.model` (trained first if it is missing), `checkpoint.pt`, `log.jsonl` and
+`loss.png`. A GPU is used if there is one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from models.network import Network, Shape
 from models.vocabulary import BOS_ID, Encoder
 
 _WARMUP = 100  # steps
-_DECAY = 0.4  # share of the steps in which the learning rate falls to nothing
+_DECAY = 0.4  # share of the steps in which the learning rate falls to 0
 _QUANTIZED = 0.15  # share of the steps, at the end, that also train the weights as Q4_0
 _EVAL_EVERY = 200  # steps
 _N_PASSAGES, _N_STORIES = 48, 32  # of an evaluation
@@ -87,7 +87,7 @@ class HeldOut:
 
 
 def learning_rate(step: int, n_steps: int) -> float:
-    """The factor for both optimizers at a step: up, level, down to nothing."""
+    """The factor for both optimizers at a step: it rises, stays, and falls to 0."""
     return min(1.0, (step + 1) / _WARMUP, (n_steps - step) / (_DECAY * n_steps))
 
 
@@ -109,7 +109,7 @@ def make_optimizers(
 
 
 def best_precision() -> torch.dtype:
-    """bfloat16 where this processor multiplies it faster than float32."""
+    """bfloat16 if this processor multiplies it faster than float32."""
     if torch.cuda.is_available():
         return torch.bfloat16
     seconds = {}
@@ -125,9 +125,9 @@ def best_precision() -> torch.dtype:
 
 
 class Threads:
-    """The number of threads that is fastest just now: on a shared machine that changes.
+    """The number of threads that is fastest at the moment; on a shared machine it changes.
 
-    Threads wait for the slowest of them, so where other work runs, one may beat two.
+    Threads wait for the slowest of them, so one may be faster than two beside other work.
     """
 
     _TRY_EVERY, _N_TRIALS = 40, 2  # steps
@@ -135,7 +135,7 @@ class Threads:
     def __init__(self, fixed: int) -> None:
         self.choices = [fixed] if fixed else sorted({1, len(os.sched_getaffinity(0))})
         self.now = self.choices[-1]
-        self.average: dict[int, float] = {}  # threads -> seconds a token, of late
+        self.average: dict[int, float] = {}  # threads -> seconds a token, recently
         self.n_ticks = 0
         torch.set_num_threads(self.now)
 
@@ -147,7 +147,7 @@ class Threads:
         trial = self.n_ticks % self._TRY_EVERY // self._N_TRIALS
         if trial < len(self.choices):
             if self.n_ticks % self._N_TRIALS == 0:
-                self.average.pop(self.choices[trial], None)  # what it was is long ago
+                self.average.pop(self.choices[trial], None)  # the measurement is too old
             self.now = self.choices[trial]
         else:
             self.now = min(self.average, key=self.average.__getitem__)
@@ -310,7 +310,7 @@ def draw(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, or go on training."""
+    """Train, or continue training."""
     parser = argparse.ArgumentParser(
         description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

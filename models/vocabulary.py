@@ -3,7 +3,7 @@
     python -m models.vocabulary --out build/train/tokenizer.model
 
 Digits are split, so a code of four digits is always four digits to the model. One thread and no
-shuffling: the same command makes the same bytes.
+shuffling, so the same command makes the same bytes.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def train(n_documents: int = N_DOCUMENTS, n_pieces: int = N_PIECES) -> bytes:
 
 
 def _lines(n_documents: int) -> Iterator[str]:
-    # A word behind a line break has no space before it. sentencepiece cannot learn that from lines,
-    # but a quotation mark in place of the break shows it the same thing.
+    # A word behind a line break has no space before it. sentencepiece cannot learn this from lines,
+    # but it can from a quotation mark in place of the break.
     for text in corpus.documents(corpus.TRAIN, n_documents):
         yield text.replace("\n", '"')
 
@@ -73,7 +73,7 @@ class Encoder:
         return int(self._processor.vocab_size())
 
     def part(self, text: str, is_first: bool = False) -> list[int]:
-        """Ids of a part. Parts meet where no piece can span: at blanks, breaks, digits, signs."""
+        """Ids of a part. They are cut where no piece can span: at blanks, breaks, digits, signs."""
         return list(self._processor.encode((" " if is_first else "") + text))
 
     def count(self, text: str) -> int:

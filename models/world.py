@@ -1,4 +1,4 @@
-"""Who the stories are about, where they live, what they own and what they are like."""
+"""The people and animals of the stories: names, homes, things, traits and friends."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ COLOURS = words("red blue green yellow silver golden white black purple orange b
 
 @dataclass(frozen=True)
 class Thing:
-    """What a hero owns."""
+    """A thing that a hero owns."""
 
     name: str
     line: str  # a sentence about it; "it" or {thing}
@@ -98,7 +98,7 @@ THINGS = [
 
 @dataclass(frozen=True)
 class Trait:
-    """A nature that shows in what its owner says and does, from the first line to the last."""
+    """A trait that shows in the words and acts of its owner, from the first line to the last."""
 
     word: str
     intro: str  # says so
@@ -221,7 +221,7 @@ TRAITS = [
 
 @dataclass(frozen=True)
 class Friend:
-    """Somebody the hero can turn to."""
+    """Somebody whom the hero can ask for help."""
 
     kind: str
     who: str  # how the story names this friend first

@@ -1,14 +1,15 @@
-"""Plugin of pytest for `make sanitize`: what has to be other when addresses are checked.
+"""Plugin of pytest for `make sanitize`: differences that checking addresses needs.
 
-**Memory.** The engine takes its large blocks from the system in whole pages, weights in one block
-for all, where a read past the end of a matrix meets the next one unseen. Here every piece is an
-allocation of its own, so that AddressSanitizer watches the bytes around it. Files are not mapped
-over parts of the cache, which would not be the system's to give any more; their bytes are copied.
+**Memory.** The engine takes large blocks from the system in whole pages, one block for all weights.
+A read past the end of a matrix would not be noticed, because the next matrix follows. Here every
+piece is an allocation of its own, so AddressSanitizer watches the bytes around it. Files are not
+mapped over parts of the cache, because its memory is on the heap here; their bytes are copied.
 
-**Chat templates** run in a process under a limit of address space, which the checks alone exceed
-many times. That process has none of the engine's C code, so it runs without them.
+**Chat templates** run in a process with a limit of address space, which the checks alone exceed.
+That process has none of the engine's C code, so it runs without the checks.
 
-**Tests** of what is not so here are skipped: `_NOT_HERE` says which, and why.
+**Tests** that cannot pass under these conditions are skipped: `_NOT_HERE` has their names and the
+reasons.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def allocate(n_bytes: int) -> np.ndarray:
     return array[start : start + n_bytes]
 
 
-# Before any module of the engine takes the names for itself.
+# Before any module of the engine imports these names.
 os_memory.allocate = allocate
 os_memory.Arena.take = lambda self, n_bytes: allocate(n_bytes)  # type: ignore[method-assign]
 os_memory.map_file = lambda target, fd, offset: False

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lariat import _attention, _cache, _kernels
+from lariat._attention_plan import AttentionPlan
 from lariat._program import run
 from lariat.cache.kv_storage import CacheMemory
 
 from tests.reference import relative_error
-from tests.support.cache_units import QUANTIZED, config_of
+from tests.support.cache_blocks import QUANTIZED, config_of
 from tests.support.kernel_cases import CacheCase
 
 BOUND = 1e-6
@@ -87,7 +88,7 @@ def test_group_attention_of_f16_keys(isa, rng):
 
 @pytest.mark.parametrize("type", QUANTIZED)
 def test_group_attention_of_quantized_keys(isa, rng, type):
-    """The near part of a unit is read as it is, the far one as float; both in one segment too."""
+    """The near part of a block is read as it is stored, the far one as float; both in a segment."""
     for heads in ((2, 2, 128, 64), (10, 1, 32, 128)):
         case = CacheCase(
             rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
@@ -114,7 +115,7 @@ def test_group_attention_needs_positions_in_order(rng):
     "types", [*((t, t) for t in QUANTIZED), ("q8_ch", "f16"), ("f32", "q4_ch")]
 )
 def test_attention_with_quantized_cache(isa, rng, types, raw):
-    """Heads of one and of several queries, and of 96, which the tile for one does not take."""
+    """Heads of one and of several queries, and of 96 dims, which the tile for one does not take."""
     for heads in ((2, 2, 128, 96), (2, 2, 96, 64), (10, 1, 32, 128)):
         case = CacheCase(
             rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
@@ -146,17 +147,52 @@ def test_f16_conversion(isa, rng):
     run(_cache.store(memory.kernel, 0, x, x, np.array([3], np.int32)))
     with np.errstate(over="ignore"):
         expected = x.reshape(-1).astype(np.float16)
-    got = memory._k.memory.view(np.float16).reshape(32, 64)
+    got = memory.keys.memory.view(np.float16).reshape(32, 64)
     assert np.array_equal(got[3].view(np.uint16), expected.view(np.uint16))
     assert not got[[2, 4]].any()
+
+
+POISON = np.uint32(0x7FC0_0DAD)  # a NaN
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("grouped", [None, (4, 16)], ids=str)
+@pytest.mark.parametrize("types", [("f32", "f32"), ("f16", "f16"), ("q8_0", "q4_ch")], ids=str)
+def test_a_task_stays_in_its_working_memory(isa, rng, types, grouped, n_threads):
+    """It writes nothing behind it, and reads nothing of it that it has not written."""
+    for heads in ((2, 2, 128, 96), (16, 2, 64, 32), (3, 1, 32, 64)):
+        for raw in (False, True) if grouped is None else (True,):
+            case = CacheCase(
+                rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+                contexts=[(75, 1), (600, 1), (40, 3), (140, 130), (33, 5)], types=types,
+                grouped=grouped,
+            )  # fmt: skip
+            expected = case.run(raw, n_threads)
+            program, out = case.program(raw)
+            areas = program.work_areas(n_threads).view(np.uint32)
+            areas[:] = POISON
+            program.run(n_threads)
+            assert np.array_equal(out, expected)
+            assert (areas[:, program.n_work :] == POISON).all()
+            assert areas[:, program.n_work :].size
+            assert (areas[:, : program.n_work] != POISON).any()
+
+
+def test_working_memory_holds_the_largest_tile(rng):
+    """Queries, sums, keys and a block as it is stored, scores, maxima and sums: cache lines each"""
+    case = CacheCase(rng, n_heads=6, n_kv_heads=2, dk=64, dv=32, contexts=[(200, 150)])
+    program, _ = case.program(raw=False)
+    n_rows = 128 // 3 * 3
+    lines = [n_rows * 64, n_rows * 32, 64 * 32, 32 * 64, 128 // 3 * 32, n_rows, n_rows]
+    assert program.n_work == sum(-(-n // 16) * 16 for n in lines)
 
 
 def test_attention_refuses_what_does_not_fit(rng):
     case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=8, dv=8, contexts=[(40, 1)])
     case.rows = case.rows[:90]
-    with pytest.raises(ValueError, match="beyond the RoPE table"):
+    with pytest.raises(ValueError, match="beyond the RoPE table, which has 90"):
         case.run(raw=True)
-    plan = _attention.AttentionPlan(case.pool, 2)
+    plan = AttentionPlan(case.pool, 2)
 
     def fill(n_past: int, segment: list[int]) -> None:
         starts = np.array([0, 1], np.int32)
@@ -166,5 +202,43 @@ def test_attention_refuses_what_does_not_fit(rng):
         fill(0, [0, 30, 3, 0])
     with pytest.raises(ValueError, match="out of its block"):
         fill(0, [10000, 0, 3, 0])
-    with pytest.raises(ValueError, match="do not hold"):
+    with pytest.raises(ValueError, match="request 0 hold 3 tokens, but it has 7 and 1"):
         fill(7, [0, 0, 3, 0])
+
+
+def test_attention_says_which_shapes_are_due(rng):
+    case = CacheCase(rng, n_heads=4, n_kv_heads=2, dk=8, dv=6, contexts=[(40, 1)])
+    plan = AttentionPlan(case.pool, 4)
+    q, out = np.zeros((3, 4, 8), np.float32), np.zeros((3, 4, 6), np.float32)
+    with pytest.raises(ValueError, match=r"\[3, 4, 8\] and out \[3, 4, 8\], .* \[n, 4, 6\]"):
+        _attention.attend(case.pool, 0, q, plan, q.copy())
+    with pytest.raises(ValueError, match=r"queries \[3, 4, 6\].* expected \[n, 4, 8\]"):
+        _attention.merge(case.pool, 0, out, plan, out)
+    with pytest.raises(ValueError, match="layer 2 of a cache of 2"):
+        _attention.attend(case.pool, 2, q, plan, out)
+    with pytest.raises(ValueError, match="3 query heads for 2 KV heads"):
+        AttentionPlan(case.pool, 3)
+    other = CacheMemory(config_of(2, 4, 8, 6), 5, "f32", "f32").kernel
+    with pytest.raises(ValueError, match=r"5 blocks of 4 heads .* pool has \d+ of 2"):
+        _attention.attend(case.pool, 0, q, AttentionPlan(other, 4), out)
+    rope = _kernels.Rope(np.zeros((40, 6), np.float32), np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="table of head_dim 6 for keys of head_dim 8"):
+        _attention.attend(case.pool, 0, q, plan, out, rope)
+
+
+def test_a_plan_checks_positions_for_each_table_in_use(rng):
+    """Layers may have tables of their own; a batch has to lie within all of them."""
+    case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=8, dv=8, contexts=[(40, 1)])
+    plan = AttentionPlan(case.pool, 2)
+    q = np.zeros((1, 2, 8), np.float32)
+    for n in (50, 30):
+        rope = _kernels.Rope(case.rows[:n].copy(), case.step)
+        _attention.attend(case.pool, n // 50, q, plan, q.copy(), rope)
+    starts, n_past = np.array([0, 1], np.int32), np.array([0], np.int32)
+    plan.fill(starts, n_past, starts, np.array([[0, 0, 10, 20]], np.int32))
+    with pytest.raises(ValueError, match="position 30 is beyond the RoPE table, which has 30"):
+        plan.fill(starts, n_past, starts, np.array([[0, 0, 10, 21]], np.int32))
+    plan.fill(starts, n_past, starts, np.array([[0, 0, 10, 20]], np.int32))
+    rope = _kernels.Rope(case.rows[:20].copy(), case.step)
+    with pytest.raises(ValueError, match="position 29 is beyond the RoPE table, which has 20"):
+        _attention.attend(case.pool, 0, q, plan, q.copy(), rope)

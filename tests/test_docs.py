@@ -17,6 +17,7 @@ from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "cache.md"
+MEASUREMENTS = ROOT / "docs" / "cache-measurements.md"
 README = ROOT / "README.md"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$\n*", re.S | re.M)
 _MODEL = "model.gguf"  # stands for a user's own file, so that a program cannot run here
@@ -60,7 +61,7 @@ def printed_by(code: str, path: Path) -> str:
     return printed.getvalue()
 
 
-@pytest.mark.parametrize(("code", "shown"), programs())
+@pytest.mark.parametrize(("code", "shown"), [*programs(), *programs(MEASUREMENTS)])
 def test_program(code: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert printed_by(code, PAGE) == shown
@@ -74,7 +75,8 @@ def test_program_of_the_readme(code: str, shown: str | None) -> None:
 
 
 def test_programs_are_found() -> None:
-    assert len(programs()) == 8
+    assert len(programs()) + len(programs(MEASUREMENTS)) == 8
+    assert len(sessions()) == 2
     assert [param.values[1] is None for param in programs(README)] == [False, True]
 
 
@@ -140,6 +142,11 @@ def test_modules_that_are_run_exist() -> None:
     assert not is_module("bench.depths")
 
 
+def test_the_package_is_called_lariat() -> None:
+    """Not by the name of its folder, which is all that `engine` is."""
+    assert not missing(r"(?:^|[\s>`$\"])((?:from|import|python -m) engine)\b", lambda name: False)
+
+
 def test_files_that_are_named_exist() -> None:
     pattern = r"(?<![\w/.-])((?:bench|tests|docs|models|results)/[\w./-]*\w\.(?:py|md|json|png))\b"
     assert not missing(pattern, lambda name: (ROOT / name).exists())
@@ -156,3 +163,39 @@ def test_links_lead_somewhere() -> None:
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert not missing(r"`make ([\w-]+)", targets.__contains__)
+
+
+def way_of_a_token() -> list[tuple[str, str]]:
+    """Functions and their files, from the table of docs/design.md."""
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    section = page.split("## The way of a token")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([\w.]+)` \| `([\w/.]+)` \|", section, re.M)
+
+
+def test_the_way_of_a_token_is_short_and_never_goes_back_into_a_file() -> None:
+    way = way_of_a_token()
+    assert way[0][0] == "LLM.stream"
+    assert 10 < len(way) - 1 <= 13, "hops"
+    files = [file for i, (_, file) in enumerate(way) if i == 0 or way[i - 1][1] != file]
+    assert len(files) == len(set(files)), files
+
+
+@pytest.mark.parametrize(
+    ("i", "function", "file"), [(i, *hop) for i, hop in enumerate(way_of_a_token())]
+)
+def test_each_hop_calls_the_next(i: int, function: str, file: str) -> None:
+    """By name: a method, a C function, or one that a row of types.def generates."""
+    source = (ROOT / file).read_text("utf-8")
+    name = function.rpartition(".")[2]
+    generated = name.replace("q4_0", "##name##")
+    assert re.search(
+        rf"\b(def|void|__m256i|static)\b.*\b{name}\(|\({re.escape(generated)},", source
+    )
+    if i + 1 < len(way_of_a_token()):
+        following = way_of_a_token()[i + 1][0].rpartition(".")[2]
+        called = {
+            "__next__": "Stream(",
+            "matmul_task": "do_task",
+            "matmul_q4_0_avx2": "KERNELS.matmul",
+        }
+        assert called.get(following, following) in source

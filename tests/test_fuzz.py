@@ -1,5 +1,5 @@
-"""The fuzz targets, without the fuzzer: all seeds are accepted, and some hundred changed ones do
-no harm. `make fuzz` goes on where this ends."""
+"""The fuzz targets, without the fuzzer: all seeds are accepted, and some hundred changed
+inputs do no harm. `make fuzz` continues where this ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lariat.llm import LLM
 
 from tests.fuzz import mutate_gguf, mutate_safetensors, seeds
 from tests.fuzz.mutate import mutate
-from tests.fuzz.targets import KINDS, Targets
+from tests.fuzz.targets import INPUTS, Targets
 
 N_CHANGED = 400
 
@@ -31,14 +31,14 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Targets:
 
 
 def flip(data: bytes, max_size: int) -> bytes:
-    """In place of libFuzzer's own changes: one byte becomes another."""
+    """Stands for the changes of libFuzzer: one byte becomes another."""
     at = len(data) // 2
     return data[:at] + bytes([255 - data[at]]) + data[at + 1 :] if data else b"\0"
 
 
 def test_seeds_are_of_every_kind_small_and_accepted(corpus, targets):
-    """A seed that is refused would open no way into the engine."""
-    assert {data[0] for data in corpus.values()} == set(range(len(KINDS)))
+    """A seed that is refused would reach no code behind its check."""
+    assert {data[0] for data in corpus.values()} == set(range(len(INPUTS)))
     for name, data in corpus.items():
         assert len(data) < 1 << 16, name
         targets(data)
@@ -70,7 +70,7 @@ def test_a_file_that_is_taken_apart_is_put_together_the_same(corpus):
 
 
 def test_many_changed_files_get_past_the_parser_and_into_the_model(corpus, tmp_path):
-    """Else the fuzzer would try the first checks over and over."""
+    """Otherwise the fuzzer would only try the first checks."""
     data = corpus["seed-model-f32"][1:]
     n_open = n_loaded = 0
     for seed in range(60):
@@ -88,7 +88,7 @@ def test_many_changed_files_get_past_the_parser_and_into_the_model(corpus, tmp_p
 
 
 def test_changed_contexts_have_the_right_checksum(corpus, tmp_path):
-    """Most of them: what is behind the checksum is what is to be tried."""
+    """Most of them, because the code behind the checksum is to be tried."""
     from lariat.formats import context_file
 
     path: Path = tmp_path / "x"

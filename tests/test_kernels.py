@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 from lariat import _kernels
 from lariat._program import run
 from lariat.formats import block_formats
@@ -74,12 +76,25 @@ def test_kind_of_core():
     assert "LARIAT_CORE: kind of core 'z80' is unknown, expected one of other, intel" in done.stderr
     with pytest.raises(ValueError, match="unknown"):
         _kernels.use_core("z80")
-    assert len(_kernels.variants()) == len(ISAS) + ("avx512" in ISAS)
+    pairs = [("scalar", "other"), *((isa, core) for isa in ISAS[1:] for core in ("other", "intel"))]
+    assert list(_kernels.variants()) == pairs
 
 
 def test_best_level_is_the_default():
     done = run_python("from lariat import _kernels; print(_kernels.isa())", LARIAT_ISA="")
     assert done.stdout.strip() == ISAS[-1]
+
+
+# ---- weight types ----------------------------------------------------------------------------
+
+
+def test_the_rows_of_types_are_what_files_and_the_reference_say():
+    """simd/types.def, the names and sizes of ggml, and the types that can be loaded."""
+    types = _kernels.weight_types()
+    assert set(types) == {*FLOAT_TYPES, *QUANT_TYPES} == {t.name for t in block_formats.SUPPORTED}
+    for name, (number, *block) in types.items():
+        assert GGMLType[name] == number
+        assert block_formats.BLOCK[GGMLType[name]] == tuple(block)
 
 
 # ---- matrix multiplication -------------------------------------------------------------------
@@ -120,6 +135,20 @@ def test_matmul_does_not_saturate(isa, rng, type_name, weight_byte, sign):
     x = np.full((5, 256), sign * 3.0, np.float32)
     got = multiply(pack(data, type_name, 256), x)
     assert relative_error(got, expected_product(data, type_name, x)) < BOUND
+
+
+@pytest.mark.parametrize("type_name", QUANT_TYPES)
+def test_weights_are_decoded_to_the_bit(isa, rng, type_name):
+    """Scales of four bits, and columns of one activation: no sum or product has to be rounded."""
+    data = raw_weights(type_name, 19, 512, rng)
+    blocks = data.reshape(-1, block_formats.BLOCK[GGMLType[type_name]][1])
+    for at in SCALES[type_name]:
+        scale = rng.integers(-15, 16, len(blocks)).astype(np.float16) / np.float16(64)
+        blocks[:, at] = scale.view(np.uint8).reshape(-1, 2)
+    matrix, expected = pack(data, type_name, 512), dequantize(data, GGMLQuantizationType[type_name])
+    x = np.eye(512, dtype=np.float32) * 127
+    assert np.array_equal(multiply(matrix, x), 127 * expected.T)
+    assert np.array_equal(multiply(matrix, x[300:301]), 127 * expected.T[300:301])
 
 
 @pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])

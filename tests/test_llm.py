@@ -103,8 +103,9 @@ def test_the_signatures_are_those_agreed():
     assert parameters(LLM.detokenize) == [("ids", "P", required)]
     assert parameters(LLM.logits) == [("ids", "P", required)]
     for function in (LLM.stream, LLM.generate):
-        both = parameters(function)[:2]
-        assert [(name, kind) for name, kind, _ in both] == [("prompt", "P"), ("params", "P")]
+        found = parameters(function)
+        assert [(name, kind) for name, kind, _ in found[:2]] == [("prompt", "P"), ("params", "P")]
+        assert ("parse_special", "K", False) in found
 
 
 def test_what_a_loaded_model_tells(llm):

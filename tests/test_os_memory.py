@@ -1,4 +1,4 @@
-"""Memory that shows a file."""
+"""Memory with a file mapped into it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lariat import os_memory
     reason="where the system cannot map pages at once, faults have to do",
 )
 def test_pages_are_there_before_they_are_used(tmp_path):
-    """Those that will be written too, and the file keeps what it has."""
+    """Also pages that will be written; the file stays unchanged."""
     n_pages, page = 128, mmap.PAGESIZE
     contents = np.random.default_rng(0).bytes(2 * n_pages * page)
     path = tmp_path / "file"
@@ -31,6 +31,6 @@ def test_pages_are_there_before_they_are_used(tmp_path):
     first_bytes[:] = read[::page]
     written[::page] = first_bytes
     after = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-    assert after - before < 8  # without it, 8 to find what is there and 128 copies
+    assert after - before < 8  # without it, 8 faults to read and 128 to copy
     assert target[:: 2 * page].tobytes() == contents[:: 2 * page][: n_pages // 2] * 2
     assert path.read_bytes() == contents

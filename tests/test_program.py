@@ -1,4 +1,4 @@
-"""Programs: order of phases, any number of threads, parts of a program, what may be empty."""
+"""Programs: order of phases, any number of threads, some phases only, empty phases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def matrix(rng: np.random.Generator, n_rows: int = DIM, n_cols: int = DIM) -> _k
 
 
 def chain(rng: np.random.Generator, n_phases: int) -> tuple[Program, list[np.ndarray]]:
-    """Each phase reads what the one before wrote: a thread that runs ahead shows in the result."""
+    """Each phase reads the result of the one before: a thread that runs ahead shows in the end."""
     x = [rng.standard_normal((3, DIM)).astype(np.float32)]
     unused, program = _kernels.Activations(1, 32), Program()
     weight = np.ones(DIM, np.float32)
@@ -50,7 +50,7 @@ def test_phases_follow_each_other(rng, n_threads):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_all_steps_of_a_phase_are_done(rng, n_threads):
+def test_all_operations_of_a_phase_are_done(rng, n_threads):
     bias = rng.standard_normal((5, DIM)).astype(np.float32)
     outs = np.zeros((5, 70, DIM), np.float32)  # two tasks each
     program = Program().then(
@@ -75,7 +75,7 @@ def test_a_part_of_a_program(rng):
     assert (out == 120).all()
 
 
-def test_empty_phases_and_steps_do_nothing(rng):
+def test_empty_phases_and_operations_do_nothing(rng):
     nothing, one = np.zeros((0, DIM), np.float32), np.ones(DIM, np.float32)
     out = np.zeros((2, DIM), np.float32)
     program = (
@@ -97,7 +97,7 @@ def test_a_program_grows_between_runs(rng):
     assert (out == 3).all()
 
 
-def test_it_keeps_what_its_steps_need(rng):
+def test_it_keeps_what_its_operations_need(rng):
     out, program = np.zeros((300, DIM), np.float32), Program()
     for _ in range(50):
         program.then(_kernels.add_bias(np.full(DIM, 0.5, np.float32), out))
@@ -116,21 +116,31 @@ def test_parts_that_are_not_there_are_refused(first, last):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted in /proc")
 def test_programs_give_their_memory_back(rng):
-    """The engine's only memory that C allocates, which no tool of Python's sees."""
+    """C allocates it, so Python's tools do not see it."""
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
-    step = _kernels.add_bias(np.zeros(DIM, np.float32), np.zeros((1, DIM), np.float32))
+    operation = _kernels.add_bias(np.zeros(DIM, np.float32), np.zeros((1, DIM), np.float32))
 
     def make(n: int) -> None:
         for _ in range(n):
             program = Program()
             for _ in range(30):
-                program.then(step)
+                program.then(operation)
             program.run(2)
 
     make(200)
     before = resident()
-    make(6000)  # each has more than 2 KB of steps, phases and counters
+    make(6000)  # each has more than 2 KB of operations, phases and counters
     assert resident() - before < 3 << 20
+
+
+def test_working_memory_is_apart_for_each_thread():
+    program = Program()
+    areas = program.work_areas(3)
+    assert areas.shape == (3, program.n_work + 16)  # a cache line behind each
+    assert areas.dtype == np.float32
+    areas[:] = 7
+    program.run(3)
+    assert (program.work_areas(3) == 7).all()

@@ -251,7 +251,7 @@ def test_weights_survive_their_type(type_name, low, high):
     assert not back[2, :256].any()
 
 
-@pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL"])
+@pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS"])
 def test_types_that_cannot_be_written_get_weights_of_the_same_size(type_name):
     values = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32) / 16
     back = dequantize(encode(values, type_name), GGMLQuantizationType[type_name])

@@ -49,7 +49,8 @@ def recall(model: str, n: int) -> None:
                 library = ChunkLibrary(folder)
                 names = [f"{i}/{j}" for j in range(len(passage.documents))]
                 for name, document in zip(names, passage.documents, strict=True):
-                    library.add(llm, name, document)
+                    # As ids, with the blank in front wherever it stands: none is recomputed for it.
+                    library.add(llm, name, llm.tokenize(document, add_bos=False))
                 for k in _RECOMPUTED:
                     is_right, nll = _answer(llm, library, names, passage, k)
                     right[k] += is_right

@@ -29,12 +29,12 @@ class Heads:
 
 LAYOUTS = {"7b": Heads(32, 32, 128), "8b": Heads(32, 8, 128), "1b": Heads(32, 4, 64)}
 DEPTHS = (128, 1024, 8192)
-# Layers take turns, so that one that was read is no longer in the processor's cache
+# Layers are read one after the other, so that none is still in the processor's cache
 N_LAYERS = {128: 16, 1024: 4, 8192: 2}
 
 
 class Attention:
-    """A cache filled with random keys and values, and `n_new` tokens that look at it."""
+    """A cache filled with random keys and values, and `n_new` tokens that attend to it."""
 
     def __init__(
         self, cache: str, heads: Heads, depth: int, n_new: int, rng: np.random.Generator
@@ -66,13 +66,13 @@ class Attention:
         batch = make_batch([Part(context, [0] * n_new)])
         self.queries = rng.standard_normal((n_new, heads.n_heads, d), np.float32)
         self.out = np.zeros((n_new, heads.n_heads, d), np.float32)
-        turned = self.queries.copy()
+        rotated = self.queries.copy()
         self.cache.prepare(batch)
-        run(self.cache.rotate_queries(0, turned, batch.positions))
+        run(self.cache.rotate_queries(0, rotated, batch.positions))
         self._store(batch, slice(depth, None))
         self.programs = []
         for layer in range(self.n_layers):
-            attend, merge = self.cache.attend(layer, turned, self.out)
+            attend, merge = self.cache.attend(layer, rotated, self.out)
             self.programs.append(Program().then(attend).then(merge))
         self.layer = 0
         self.n_bytes = cache_bytes(self.config, n, "f16", "f16") / self.n_layers
@@ -83,8 +83,8 @@ class Attention:
         self.cache.prepare(batch)
         for layer in range(self.n_layers):
             keys, values = self.keys[which].copy(), self.values[which].copy()
-            step = self.cache.store(layer, keys, values, batch.positions, batch.slots)
-            run(step, n_threads=N_THREADS)
+            store = self.cache.store(layer, keys, values, batch.positions, batch.slots)
+            run(store, n_threads=N_THREADS)
 
     def run(self, n_threads: int) -> None:
         self.layer = (self.layer + 1) % self.n_layers
@@ -113,7 +113,7 @@ class Attention:
 def measure(
     benchmark: Any, record: Record, attention: Attention, n_threads: int, rounds: int
 ) -> None:
-    """The share of the peak, of float products, counts the two products of each query and key."""
+    """The share of the float peak counts the two products of each query and key."""
     benchmark.pedantic(attention.run, args=(n_threads,), rounds=rounds, warmup_rounds=2)
     peak = Probe(n_threads, 1 << 20).float_peak(n_threads)
     record(
@@ -146,7 +146,7 @@ def bench_decode_one_thread(
     measure(benchmark, record, attention, 1, 40 if depth < 8192 else 12)
 
 
-@pytest.mark.benchmark(group="prompt: does it cost anything for 128 tokens, by heads and depth?")
+@pytest.mark.benchmark(group="prompt of 128: does rotating on read cost anything, by heads, depth?")
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("depth", [0, 1024, 8192])
 @pytest.mark.parametrize("layout", LAYOUTS)

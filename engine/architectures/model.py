@@ -43,7 +43,7 @@ class Model:
         self._x = self._buffers.rows("x", n_ubatch, config.dim)
         self._logits = np.zeros((1, config.n_vocab), np.float32)
         self._recorded: dict[tuple[int, int], _Recorded] = {}
-        self._record(1, 1)  # makes all buffers, so that memory which is not there is missed now
+        self._record(1, 1)  # makes all buffers, so that a lack of memory shows here
 
     def forward(self, batch: Batch, n_threads: int) -> np.ndarray:
         """Compute the batch, store its keys and values, and return the logits asked for.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from lariat import _attention, _cache, _kernels
+from lariat._attention_plan import AttentionPlan
 from lariat._program import Operation
 from lariat._program import run as run_now
 from lariat.cache.batch import Batch
@@ -103,16 +104,12 @@ class KVCache(ABC):
         self._ropes = ropes
         self._scale = 1.0 / math.sqrt(config.head_dim_k)
         self._memory = CacheMemory(config, n_blocks, type_k, type_v)
-        plans: dict[tuple[RopeTable | None, str], _attention.AttentionPlan] = {}
-        self._plan_of: list[_attention.AttentionPlan] = []  # by layer
-        for table, layer in zip(ropes.of_layer, config.layers, strict=True):
-            read_by = table if self._raw else None  # which rotates keys when they are read
-            if (read_by, layer.mask) not in plans:
-                plans[read_by, layer.mask] = _attention.AttentionPlan(
-                    self._memory.kernel, config.n_heads, read_by.kernel if read_by else None
-                )
-            self._plan_of.append(plans[read_by, layer.mask])
+        plans = {
+            mask: AttentionPlan(self._memory.kernel, config.n_heads)
+            for mask in dict.fromkeys(layer.mask for layer in config.layers)
+        }
         self._plans = tuple(plans.values())
+        self._plan_of = [plans[layer.mask] for layer in config.layers]
         still = np.zeros(config.head_dim_k // 2)  # radians per position
         rows = np.concatenate([np.cos(still), np.sin(still)])[None].astype(np.float32)
         self._no_rotation = _kernels.Rope(rows, steps(still))
@@ -320,7 +317,9 @@ class KVCache(ABC):
     def attend(self, layer: int, q: np.ndarray, out: np.ndarray) -> tuple[Operation, Operation]:
         """Attention of rotated queries over the cache, in two phases."""
         where = (self._memory.kernel, layer, q, self._plan_of[layer], out)
-        return _attention.attend(*where), _attention.merge(*where)
+        table = self._ropes.of_layer[layer] if self._raw else None  # keys are rotated when read
+        rope = table.kernel if table else None
+        return _attention.attend(*where, rope), _attention.merge(*where)
 
 
 class RopedCache(KVCache):

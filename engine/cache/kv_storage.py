@@ -1,8 +1,8 @@
 """The arrays of keys and values behind a KV cache: read, written, copied, quantized by channel.
 
-Types f16, f32, q8_0 and q4_0 hold each position on its own. Those by channel (q8_ch, q4_ch) need
-all 32 positions of a block to be quantized: until then a block is open, its keys and values f16 in
-a place of their own, and after that it is sealed, so nothing is ever quantized twice.
+Types f16, f32, q8_0 and q4_0 hold each position on its own. Types by channel (q8_ch, q4_ch) need
+all 32 positions of a block to quantize it. Until then the block is open: its keys and values are
+f16, in a place of their own. Afterwards it is sealed. Nothing is quantized twice.
 """
 
 from __future__ import annotations
@@ -33,27 +33,36 @@ class Stored(NamedTuple):
     open: np.ndarray
 
 
-class _Side:
-    """Keys or values."""
+class KVArray:
+    """Keys, or values, of all layers and blocks.
+
+    memory        uint8 [n_bytes], as kernels take it
+    blocks        uint8 [n_layers, n_blocks, n_kv_heads, bytes], a view of it
+    by_channel    whether positions share scales, so that a block is quantized as a whole
+    dtype         of what `read` gives
+    open_memory   uint8 [n_bytes] of open blocks; None unless by channel
+    open_blocks   f16 [n_blocks, n_layers, n_kv_heads, SLOTS, head_dim], a view of it, by place
+    """
 
     def __init__(self, config: ModelConfig, n_blocks: int, type: str, head_dim: int) -> None:
         """ValueError for a type that cannot hold this head_dim."""
         row, scales, self.by_channel = _cache.layout(type, head_dim)
         where = (config.n_layers, n_blocks, config.n_kv_heads)
-        unit = SLOTS * row + scales
-        self.memory = allocate(int(np.prod(where)) * unit)
-        self.units = self.memory.reshape(*where, unit)
-        rows = self.units[..., : SLOTS * row].reshape(*where, SLOTS, row)
+        n_bytes = SLOTS * row + scales
+        self.memory = allocate(int(np.prod(where)) * n_bytes)
+        self.blocks = self.memory.reshape(*where, n_bytes)
+        rows = self.blocks[..., : SLOTS * row].reshape(*where, SLOTS, row)
         # What belongs to a position: views [n_layers, n_blocks, n_kv_heads, SLOTS, ...]
         self._slots = [rows.view(_ELEMENTS.get(type, np.uint8))]
+        self.dtype = self._slots[0].dtype
         if scales and not self.by_channel:
-            of_groups = self.units[..., SLOTS * row :].view(np.float16).reshape(*where, -1, SLOTS)
+            of_groups = self.blocks[..., SLOTS * row :].view(np.float16).reshape(*where, -1, SLOTS)
             self._slots.append(of_groups.swapaxes(3, 4))
         self.open_memory: np.ndarray | None = None
         if self.by_channel:
             shape = (n_blocks, config.n_layers, config.n_kv_heads, SLOTS, head_dim)
             self.open_memory = allocate(2 * int(np.prod(shape)))
-            self.open = self.open_memory.view(np.float16).reshape(shape)
+            self.open_blocks = self.open_memory.view(np.float16).reshape(shape)
 
     def read(self, block: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """Copies of these slots: [n_layers, n, n_kv_heads, row]."""
@@ -80,7 +89,7 @@ class _Side:
         return [view.shape[-1] * view.itemsize for view in self._slots]
 
     def copy(self, source: int, target: int, first: int, stop: int) -> None:
-        """Slots of one block to the same ones of another."""
+        """Slots of one block to the same slots of another."""
         for view in self._slots:
             view[:, target, :, first:stop] = view[:, source, :, first:stop]
 
@@ -92,30 +101,35 @@ class _Side:
                 layer[target[0], :, target[1]] = layer[source[0], :, source[1]]
 
     def shape(self, n_tokens: int, n_open: int, n_sealed: int) -> tuple[int, ...]:
-        """That of `read`, or by channel of the bytes of so many blocks."""
-        n_layers, _, n_heads, unit = self.units.shape
+        """The shape of what `read` gives, or by channel of the bytes of so many blocks."""
+        n_layers, _, n_heads, n_bytes = self.blocks.shape
         if self.by_channel:
-            n_bytes = n_layers * n_heads * n_sealed * unit
-            return (n_bytes + n_open * self.open[0].nbytes if n_open else n_bytes,)
+            n_sealed_bytes = n_layers * n_heads * n_sealed * n_bytes
+            return (n_sealed_bytes + (n_open * self.open_blocks[0].nbytes if n_open else 0),)
         return n_layers, n_tokens, n_heads, sum(self._widths())
 
 
 class CacheMemory:
-    """Keys and values of all blocks, and which blocks are open."""
+    """Keys and values of all blocks, and which blocks are open.
+
+    keys, values  the two arrays, also as `arrays`
+    open_at       int32 [n_blocks]: each block's place among open blocks, or -1
+    kernel        all of it as kernels take it
+    """
 
     def __init__(self, config: ModelConfig, n_blocks: int, type_k: str, type_v: str) -> None:
         """Memory that is not used costs none. ValueError for a type that cannot hold a head."""
-        self._k = _Side(config, n_blocks, type_k, config.head_dim_k)
-        self._v = _Side(config, n_blocks, type_v, config.head_dim_v)
-        self._sides = (self._k, self._v)
-        self.by_channel = self._k.by_channel or self._v.by_channel
-        self.keys_by_channel = self._k.by_channel
+        self.keys = KVArray(config, n_blocks, type_k, config.head_dim_k)
+        self.values = KVArray(config, n_blocks, type_v, config.head_dim_v)
+        self.arrays = (self.keys, self.values)
+        self.by_channel = self.keys.by_channel or self.values.by_channel
+        self.keys_by_channel = self.keys.by_channel
         self.open_at = np.full(n_blocks, -1, np.int32)
-        self._places = list(range(n_blocks - 1, -1, -1))  # of open blocks; the lowest on top
+        self._places = list(range(n_blocks - 1, -1, -1))  # free for open blocks; the lowest on top
         self._full: set[int] = set()  # open blocks that are to be sealed
         self.kernel = _cache.Pool(
-            self._k.memory,
-            self._v.memory,
+            self.keys.memory,
+            self.values.memory,
             config.n_layers,
             n_blocks,
             config.n_kv_heads,
@@ -123,23 +137,23 @@ class CacheMemory:
             config.head_dim_v,
             type_k,
             type_v,
-            self._k.open_memory,
-            self._v.open_memory,
+            self.keys.open_memory,
+            self.values.open_memory,
             self.open_at,
         )
 
     @property
     def block_bytes(self) -> int:
         """Bytes of a block, keys and values, all layers, once it is full."""
-        return sum(side.units[:, :1].nbytes for side in self._sides)
+        return sum(array.blocks[:, :1].nbytes for array in self.arrays)
 
     @property
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values as bytes, views: uint8 [n_layers, n_blocks, bytes] each."""
-        k, v = (side.units.reshape(*side.units.shape[:2], -1) for side in self._sides)
+        k, v = (array.blocks.reshape(*array.blocks.shape[:2], -1) for array in self.arrays)
         return k, v
 
-    # ---- blocks that are not full yet, for types by channel ----
+    # ---- open blocks, for types by channel ----
 
     def open(self, slots: np.ndarray, pool: BlockPool) -> None:
         """Have places for the blocks of `slots`, which are written next."""
@@ -155,14 +169,14 @@ class CacheMemory:
             self._clear(block)
 
     def _clear(self, block: int) -> None:
-        """Zeros into an open block, so that nothing from before has a part in its scales."""
-        for side in self._sides:
-            if side.by_channel:
-                side.open[self.open_at[block]] = 0
+        """Zeros into an open block, so that no earlier contents count for its scales."""
+        for array in self.arrays:
+            if array.by_channel:
+                array.open_blocks[self.open_at[block]] = 0
 
     def seal(self, slots: np.ndarray, pool: BlockPool, n_threads: int) -> None:
         """Quantize the open blocks whose last slot is among `slots`. Slots that were not written
-        are taken for zeros."""
+        count as zeros."""
         if not self.by_channel:
             return
         self._full.update((slots[slots % SLOTS == SLOTS - 1] // SLOTS).tolist())
@@ -189,7 +203,7 @@ class CacheMemory:
     # ---- copies ----
 
     def copy(self, source: int, target: int, first: int, length: int, pool: BlockPool) -> None:
-        """Slots of one block to the same ones of another, that was just handed out.
+        """Slots of one block to the same slots of another that was just handed out.
 
         By channel, all of a sealed block is copied, and the other is sealed too.
         """
@@ -198,20 +212,21 @@ class CacheMemory:
             self.open(np.array([target * SLOTS]), pool)
         elif self.by_channel:
             self.hold_sealed(target, pool)
-        for side in self._sides:
-            if not side.by_channel:
-                side.copy(source, target, first, first + length)
+        for array in self.arrays:
+            if not array.by_channel:
+                array.copy(source, target, first, first + length)
             elif is_open:
-                old, new = side.open[self.open_at[source]], side.open[self.open_at[target]]
+                old = array.open_blocks[self.open_at[source]]
+                new = array.open_blocks[self.open_at[target]]
                 new[:, :, first : first + length] = old[:, :, first : first + length]
             else:
-                side.units[:, target] = side.units[:, source]
+                array.blocks[:, target] = array.blocks[:, source]
 
     def copy_each(self, old: np.ndarray, new: np.ndarray) -> None:
         """Keys and values of slots `old` [n] to slots `new`, which nobody reads. Not by channel."""
         assert not self.by_channel
-        for side in self._sides:
-            side.copy_each(old, new)
+        for array in self.arrays:
+            array.copy_each(old, new)
 
     # ---- for files ----
 
@@ -220,10 +235,10 @@ class CacheMemory:
         blocks = np.unique(slots // SLOTS)
         is_open = (self.open_at[blocks] >= 0).astype(np.uint8)
         k, v = (
-            self._read_blocks(side, blocks)
-            if side.by_channel
-            else side.read(slots // SLOTS, slots % SLOTS)
-            for side in self._sides
+            self._read_blocks(array, blocks)
+            if array.by_channel
+            else array.read(slots // SLOTS, slots % SLOTS)
+            for array in self.arrays
         )
         return Stored(k, v, is_open if self.by_channel else is_open[:0])
 
@@ -235,9 +250,9 @@ class CacheMemory:
             return False
         n_open = int(marks.sum())
         return all(
-            array.shape == side.shape(n_tokens, n_open, n_blocks - n_open)
-            and array.dtype == (np.uint8 if side.by_channel else side._slots[0].dtype)
-            for side, array in zip(self._sides, stored[:2], strict=True)
+            data.shape == array.shape(n_tokens, n_open, n_blocks - n_open)
+            and data.dtype == array.dtype
+            for array, data in zip(self.arrays, stored[:2], strict=True)
         )
 
     def write(self, slots: np.ndarray, stored: Stored, pool: BlockPool) -> None:
@@ -248,25 +263,25 @@ class CacheMemory:
                 self.open(np.array([block * SLOTS]), pool)
             else:
                 self.hold_sealed(block, pool)
-        for side, array in zip(self._sides, stored[:2], strict=True):
-            if side.by_channel:
-                self._write_blocks(side, blocks, array)
+        for array, data in zip(self.arrays, stored[:2], strict=True):
+            if array.by_channel:
+                self._write_blocks(array, blocks, data)
             else:
-                side.write(slots // SLOTS, slots % SLOTS, array)
+                array.write(slots // SLOTS, slots % SLOTS, data)
 
-    def _place_of(self, side: _Side, block: int) -> np.ndarray:
+    def _place_of(self, array: KVArray, block: int) -> np.ndarray:
         """Where a block is: a view, [n_layers, n_kv_heads, ...]."""
         place = int(self.open_at[block])
-        return side.units[:, block] if place < 0 else side.open[place]
+        return array.blocks[:, block] if place < 0 else array.open_blocks[place]
 
-    def _read_blocks(self, side: _Side, blocks: np.ndarray) -> np.ndarray:
-        places = [self._place_of(side, block) for block in blocks.tolist()]
+    def _read_blocks(self, array: KVArray, blocks: np.ndarray) -> np.ndarray:
+        places = [self._place_of(array, block) for block in blocks.tolist()]
         pieces = [np.ascontiguousarray(place).view(np.uint8).reshape(-1) for place in places]
         return np.concatenate([np.zeros(0, np.uint8), *pieces])
 
-    def _write_blocks(self, side: _Side, blocks: np.ndarray, data: np.ndarray) -> None:
+    def _write_blocks(self, array: KVArray, blocks: np.ndarray, data: np.ndarray) -> None:
         at = 0
         for block in blocks.tolist():
-            place = self._place_of(side, block)
+            place = self._place_of(array, block)
             place[:] = data[at : at + place.nbytes].view(place.dtype).reshape(place.shape)
             at += place.nbytes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lariat.chat import chat_template
 from lariat.chat.conversation import N_RESERVED, Conversation, Message, Prompt
+from lariat.checks import check_type
 from lariat.config import SamplingParams
 from lariat.errors import ChatError, ContextError
 from lariat.formats import context_file
@@ -56,6 +57,10 @@ class Chat:
         system: str = "",
         params: SamplingParams | None = None,
     ) -> None:
+        if template is not None:
+            check_type("template", template, str)
+        if params is not None:
+            check_type("params", params, SamplingParams)
         self._llm = llm
         form = chat_template.choose(template, llm.gguf, llm.tokenizer)
         self._conversation = Conversation(llm, form, system)
@@ -78,7 +83,7 @@ class Chat:
 
     @property
     def n_forgotten(self) -> int:
-        """How many of the oldest messages the context has lost, the system prompt not counted."""
+        """The number of oldest messages that the context has lost, without the system prompt."""
         return self._conversation.n_forgotten
 
     @property
@@ -219,7 +224,7 @@ class _Streams:
     def start(
         self, ids: list[int], params: SamplingParams, n_left: int, on_prompt: Progress | None
     ) -> Stream:
-        """Go on behind the tokens that the context holds of `ids`, with at most `n_left` more."""
+        """Compute the tokens of `ids` that are not in the context, and write at most `n_left`."""
         seed = None if params.seed is None else (params.seed + self._n) % (1 << 64)
         self._n += 1
         context = self.conversation.context

@@ -1,7 +1,7 @@
 """A conversation as tokens: how messages become a prompt, and which part of it the cache has.
 
 For each message the whole conversation is rendered and tokenized, and compared with the tokens in
-the cache. So no template has to be understood: also one that writes earlier turns anew is right.
+the cache. So nothing has to be known about a template; it may even write earlier turns anew.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Conversation:
 
     @property
     def can_forget(self) -> bool:
-        """Whether there is an older turn than the last that the context has not lost."""
+        """Whether the context still has a turn before the last one."""
         return len(self.messages) - self.n_forgotten > 1
 
     def prompt(self) -> Prompt:

@@ -1,4 +1,4 @@
-"""`lariat bench`: how fast models run here; the job and the habits of llama.cpp's llama-bench."""
+"""`lariat bench`: the speed of models here, with flags and columns of llama.cpp's llama-bench."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from lariat.measure.cases import Case, Result
     from lariat.measure.machine import Pins
 
-_MAX_VALUES = 1000  # of one flag: more is a slip of the hand
+_MAX_VALUES = 1000  # of one flag; more is a typing error
 _TABLE = "rope-on-read"
 _TABLE_LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
 
 _DESCRIPTION = """\
 Measure how fast a model reads prompts (pp) and writes (tg), as llama-bench of llama.cpp does, and
-what share that is of what this machine can do: of its read bandwidth when writing, of its rate of
-8-bit products when reading a prompt. Both ceilings are measured in the same run."""
+compare that with the machine: with its read bandwidth for writing, with its rate of 8-bit products
+for prompts. Both ceilings are measured in the same run. The column `others` is the share of the
+processors' time that others took meanwhile; `!` marks rows that they disturbed."""
 
 _EPILOG = """\
-Flags that say LIST take lists (1,2), ranges (1-8, 1-8+2, 1-16*2) or both, and may be given several
-times. Every combination is run; repetitions of all combinations take turns, so that a machine that
-drifts slows all of them alike.
+Flags with LIST take lists (1,2), ranges (1-8, 1-8+2, 1-16*2) or both, and may be repeated. Every
+combination runs. Repetitions of all combinations take turns, so that a machine that drifts slows
+all of them alike.
 
 examples:
   lariat bench -m model.gguf
@@ -40,7 +41,7 @@ examples:
   lariat bench -m model.gguf --table rope-on-read --plot ratio.png
   lariat bench -m model.gguf --scaling -t 1-8 --pin --plot scaling.pdf
 
-docs/benchmarks.md explains each column. Ctrl-C prints what has been measured so far."""
+docs/benchmarks.md explains each column. Ctrl-C prints the results so far."""
 
 
 def register(commands: Any) -> None:
@@ -63,8 +64,8 @@ def register(commands: Any) -> None:
         (("-p", "--n-prompt"), "LIST", "tokens of a prompt; 0: none (default: 512)"),
         (("-n", "--n-gen"), "LIST", "tokens to write; 0: none (default: 128)"),
         (("-pg",), "PP,TG", "a prompt of PP tokens and then TG tokens written, in one test"),
-        (("-d", "--n-depth"), "LIST", "tokens in the context before the test (default: 0)"),
-        (("--sequences",), "LIST", "contexts that are computed together (default: 1)"),
+        (("-d", "--n-depth"), "LIST", "tokens in the cache before the test (default: 0)"),
+        (("--sequences",), "LIST", "sequences that run in one batch (default: 1)"),
     )
     for names, metavar, text in what_lists:
         what.add_argument(*names, metavar=metavar, action="append", help=text)
@@ -72,22 +73,22 @@ def register(commands: Any) -> None:
         "--table",
         choices=[_TABLE],
         metavar=_TABLE,
-        help="compare both caches from an empty context: the table of llama.cpp pull request 3234; "
-        "-p and -n choose its rows",
+        help="compare both caches from an empty cache, as llama.cpp pull request 3234 did; "
+        "-p and -n choose the rows",
     )
     what.add_argument(
         "--scaling",
         dest="by_threads",
         action="store_true",
-        help="speed-up and efficiency by threads, with both caches unless --cache says otherwise",
+        help="speed-up and efficiency by threads, with both caches unless --cache is given",
     )
 
     engine = parser.add_argument_group("engine")
     engine_lists = (
         (("-t", "--threads"), "LIST", "threads that write (default: the physical cores)"),
         (("-tb", "--threads-batch"), "LIST", "threads that read prompts (default: -t)"),
-        (("-b", "--batch-size"), "LIST", "tokens of a batch at most (default: 2048)"),
-        (("-ub", "--ubatch-size"), "LIST", "tokens of a prompt computed at once (default: 512)"),
+        (("-b", "--batch-size"), "LIST", "max tokens of a batch (default: 2048)"),
+        (("-ub", "--ubatch-size"), "LIST", "max tokens of a forward pass (default: 512)"),
         (("--cache",), ",".join(CACHE_STRATEGIES), "strategies of the key cache (default: roped)"),
         (("-ctk", "--cache-type-k"), ",".join(CACHE_TYPES), "types of cached keys (default: f16)"),
         (
@@ -176,7 +177,7 @@ def _measure(
     repetitions: int,
     printers: Sequence[bench_output.Printer],
 ) -> tuple[list[Result], bool]:
-    """Run the cases on each model and print its rows. Returns results, and whether it was cut."""
+    """Run the cases on each model and print its rows. Returns results, and whether Ctrl-C came."""
     from lariat.measure.benchmark import Benchmark
     from lariat.measure.machine import Probe
 
@@ -201,7 +202,7 @@ def _measure(
                         use_mmap=args.use_mmap,
                     )
                 with benchmark:
-                    if not started:  # a full disk shows here, before the work
+                    if not started:  # so that a full disk shows before the work
                         started = True
                         for printer in printers:
                             printer.start()
@@ -223,7 +224,7 @@ def _measure(
                 if interrupted:
                     break
         finally:
-            if started:  # also when a later model cannot be loaded: JSON wants its bracket
+            if started:  # even if a later model cannot be loaded: JSON needs its bracket
                 for printer in printers:
                     printer.end()
     return results, interrupted
@@ -248,11 +249,11 @@ def _printer(
     return bench_output.FORMATS[name](setting, write)
 
 
-# ---- what the flags say ------------------------------------------------------------------------
+# ---- flags -------------------------------------------------------------------------------------
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:
-    """Every combination that the flags ask for. UsageError if they make no sense."""
+    """Make every combination that the flags ask for. UsageError if they contradict each other."""
     from lariat.measure.cases import combinations
     from lariat.runtime import threads
 
@@ -261,7 +262,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
     if args.table:
         _refuse(
             args,
-            f"--table: {_TABLE} compares both caches from an empty context",
+            f"--table: {_TABLE} compares both caches from an empty cache",
             ("--cache", args.cache),
             ("-d", args.n_depth),
             ("-pg", args.pg),
@@ -315,16 +316,16 @@ def _refuse(args: argparse.Namespace, why: str, *flags: tuple[str, object]) -> N
 
 
 def _numbers(
-    flag: str, texts: list[str] | None, default: list[int], least: int = 0, most: int = 1 << 27
+    flag: str, texts: list[str] | None, default: list[int], minimum: int = 0, maximum: int = 1 << 27
 ) -> list[int]:
-    """Whole numbers of a flag: lists and ranges, in order, each once."""
+    """Return the whole numbers of a flag, from lists and ranges, in order, each once."""
     if texts is None:
         return default
     values: dict[int, None] = {}
     for part in ",".join(texts).split(","):
         for value in _range(flag, part):
-            if not least <= value <= most:
-                raise UsageError(f"argument {flag}: {value} is not within {least} to {most}")
+            if not minimum <= value <= maximum:
+                raise UsageError(f"argument {flag}: {value} is not within {minimum} to {maximum}")
             values[value] = None
             if len(values) > _MAX_VALUES:
                 raise UsageError(f"argument {flag}: {part!r} makes more than {_MAX_VALUES} values")
@@ -351,7 +352,7 @@ def _range(flag: str, text: str) -> Iterator[int]:
 
 
 def _pairs(texts: list[str] | None) -> list[tuple[int, int]]:
-    """Values of -pg."""
+    """Return the pairs (n_prompt, n_gen) of -pg."""
     pairs = []
     for text in texts or []:
         match = re.fullmatch(r"(\d{1,9}),(\d{1,9})", text.strip())
@@ -364,7 +365,7 @@ def _pairs(texts: list[str] | None) -> list[tuple[int, int]]:
 def _names(
     flag: str, texts: list[str] | None, known: tuple[str, ...], default: list[str]
 ) -> list[str]:
-    """Names of a flag, in order, each once."""
+    """Return the names of a flag, in order, each once."""
     if texts is None:
         return default
     names = list(dict.fromkeys(part.strip() for part in ",".join(texts).split(",")))
@@ -387,7 +388,7 @@ def _repetitions(args: argparse.Namespace) -> int:
 
 
 def _check_models(paths: Sequence[str], cases: Sequence[Case], use_mmap: bool) -> None:
-    """Refuse what can be refused before the first model runs for an hour."""
+    """Find bad models and cases that do not fit before the first model runs for an hour."""
     from lariat.architectures.loading import read_config
     from lariat.formats.gguf_split import GGUFModel
     from lariat.measure.cases import check_fits

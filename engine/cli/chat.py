@@ -224,7 +224,7 @@ class _Session:
     def system(self, text: str) -> None:
         if text:
             self._chat.system = text
-            self._hint("lariat: the conversation goes on with this system prompt")
+            self._hint("lariat: the conversation continues with this system prompt")
         else:
             console.note(console.printable(self._chat.system) or "there is no system prompt")
 
@@ -271,7 +271,7 @@ _COMMANDS: dict[str, tuple[Callable[[_Session, str], None], str, str]] = {
     "/undo": (_Session.undo, "", "take back the last message and its answer"),
     "/system": (_Session.system, " TEXT", "change the system prompt; without TEXT, show it"),
     "/save": (_Session.save, " FILE", "save the conversation with its cache, or as .json without"),
-    "/load": (_Session.load, " FILE", "go on with one that was saved"),
+    "/load": (_Session.load, " FILE", "continue a saved conversation"),
     "/stats": (_Session.show_stats, "", "tokens, memory and speed"),
     "/help": (_Session.help, "", "this list"),
     "/quit": (_Session.quit, "", "leave, as Ctrl-D does"),

@@ -41,6 +41,7 @@ def register(commands: Any) -> None:
     add.set_defaults(run=run_add)
     add.add_argument("name", metavar="NAME", help="its name; a document of this name is replaced")
     prompt.add_arguments(add)
+    prompt.add_parse_special(add)
     engine_flags.add(add, cache="raw")
     add.add_argument("-q", "--quiet", action="store_true", help="no bars, only errors")
 
@@ -65,7 +66,8 @@ def run_add(args: argparse.Namespace) -> int:
     from lariat.reuse.library import ChunkLibrary
 
     with engine_flags.load(args, config, overrides) as llm:
-        chunk = ChunkLibrary(args.library).add(llm, args.name, text)
+        library = ChunkLibrary(args.library)
+        chunk = library.add(llm, args.name, text, parse_special=args.parse_special)
     console.write(f"{args.name}: {len(chunk)} tokens, {chunk.nbytes} bytes\n")
     return 0
 

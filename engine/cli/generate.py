@@ -34,6 +34,7 @@ examples:
   lariat generate -m model.gguf -p "Once upon a time" -n 128
   lariat generate -m model.gguf -f story.txt --temp 0 --cache raw -q
   lariat generate -m model.gguf -e -p "Q: Who?\\nA:" -r "\\nQ:" --seed 7
+  lariat generate -m model.gguf -e -p "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
 
 The text ends at the model's end token, at a text of -r (which is not printed), after -n tokens, or
 when the context is full. With -n -1 --context-shift --ignore-eos it never ends. Ctrl-C ends it and
@@ -50,6 +51,7 @@ def register(commands: Any) -> None:
 
     text = parser.add_argument_group("text")
     prompt.add_arguments(text)
+    prompt.add_parse_special(text)
     sampling_flags.add_length(text)
     add_flags(text, _KEEP, SamplingParams)
     text.add_argument(
@@ -74,8 +76,14 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_flags.params(args, _KEEP, context_shift=args.context_shift)
     config = engine_flags.config(args)
     reuse.check(args)
+    if args.context_shift and not config.can_shift:
+        raise UsageError(
+            f"argument --context-shift: keys of type {config.type_k} cannot move in the roped "
+            "cache: choose --cache raw, or another type of keys"
+        )
     overrides = model_file.overrides(args)
     text = prompt.read(args)
+    reuse.check_files(args)
 
     with engine_flags.load(args, config, overrides) as llm:
         params = sampling_flags.with_file(params, llm.sampling, args)
@@ -95,7 +103,11 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
     try:
         start = reuse.start(llm, text, args)
         stream = llm.stream(
-            start.prompt, params, context=start.context, prompt_progress=prompt_progress
+            start.prompt,
+            params,
+            context=start.context,
+            prompt_progress=prompt_progress,
+            parse_special=args.parse_special,
         )
     except LariatError:
         raise

@@ -47,6 +47,7 @@ def register(commands: Any) -> None:
     parser.set_defaults(run=run)
     text = parser.add_argument_group("text")
     prompt.add_arguments(text, required=False)
+    prompt.add_parse_special(text, default=False)
     text.add_argument(
         "--chunks",
         type=int,
@@ -102,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
     ):
         windows = None
         if text is not None:
-            windows = perplexity.cut(llm, text, llm.n_ctx, args.chunks)
+            windows = perplexity.cut(
+                llm, text, llm.n_ctx, args.chunks, parse_special=args.parse_special
+            )
         about = _about(llm, args)
         if base is not None:
             return _compare(llm, base, windows, about, args, bar)

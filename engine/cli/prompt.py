@@ -1,4 +1,4 @@
-"""The flags of the prompt: -p TEXT or -f FILE, with -e for escapes."""
+"""The flags of the prompt: -p TEXT or -f FILE, -e for escapes, and its special tokens."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def add_arguments(
         "--escape",
         action="store_true",
         help=r"read \n \t \r \\ \" \' \xHH in the prompt and in -r as escapes",
+    )
+
+
+def add_parse_special(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: bool = True
+) -> None:
+    """Add --parse-special and --no-parse-special. llama.cpp's programs have the same defaults."""
+    parser.add_argument(
+        "--parse-special",
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help="take control tokens that are written in the text, such as </s>, for those tokens, or "
+        f"for text (default: --{'' if default else 'no-'}parse-special)",
     )
 
 

@@ -76,6 +76,26 @@ def check(args: argparse.Namespace) -> None:
     recompute(args)
 
 
+def check_files(args: argparse.Namespace) -> None:
+    """Find out before the model is loaded that files or their folders are missing.
+
+    Raises ContextError, or OSError for a prompt cache that is only to be read.
+    """
+    if args.chunk:
+        from lariat.reuse.library import ChunkLibrary
+
+        library = ChunkLibrary(args.library)
+        for name in args.chunk:
+            library.entry(name)
+    if args.prompt_cache is None:
+        return
+    path = Path(args.prompt_cache)
+    if args.prompt_cache_ro:
+        path.stat()
+    elif not path.parent.is_dir():
+        raise ContextError(f"{path}: {path.parent} is not a folder that can be written")
+
+
 def recompute(args: argparse.Namespace) -> int | None:
     """The value of --recompute; None: all. Raises UsageError if it is not a number."""
     if args.recompute == "all":
@@ -108,7 +128,7 @@ class PromptCache(Start):
         from lariat.reuse import prompt_reuse
 
         self._path, self._all = Path(args.prompt_cache), args.prompt_cache_all
-        self._ids = llm.tokenize(text)
+        self._ids = llm.tokenizer.encode_part(text, parse_special=args.parse_special)
         self.context = context = llm.context()
         is_empty = self._path.is_file() and not self._path.stat().st_size
         if args.prompt_cache_ro or (self._path.exists() and not is_empty):
@@ -152,12 +172,12 @@ class Library(Start):
 
         library = ChunkLibrary(args.library)
         chunks = [library[name] for name in args.chunk]
-        self.prompt = llm.tokenize(text, add_bos=False)
         start = time.perf_counter()
         self.context = context = llm.context()
         self._n_computed = sum(context.append(c, recompute=recompute(args)) for c in chunks)
         self._n_reused = len(context) - self._n_computed
         self._seconds = time.perf_counter() - start
+        self.prompt = text
 
     def prompt_read(self, completion: Completion) -> None:
         """Count the tokens of the chunks too."""

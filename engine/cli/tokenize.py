@@ -25,11 +25,7 @@ def register(commands: Any) -> None:
     prompt.add_arguments(parser)
     parser.add_argument("--ids", action="store_true", help="print only the ids, as [1, 2, 3]")
     parser.add_argument("--no-bos", action="store_true", help="do not add the begin and end tokens")
-    parser.add_argument(
-        "--parse-special",
-        action="store_true",
-        help="take control tokens that are written in the text, such as </s>, for those tokens",
-    )
+    prompt.add_parse_special(parser)
 
 
 def run(args: argparse.Namespace) -> int:

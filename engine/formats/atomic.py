@@ -17,7 +17,7 @@ from typing import BinaryIO
 from lariat.errors import LariatError
 
 SUFFIX = ".tmp"
-"""How the names of unfinished files end; they begin with a dot."""
+"""The end of the names of unfinished files, which begin with a dot."""
 
 _MAX_NAME_BYTES = 100  # of the file's name in that of the unfinished one, which may have 255
 # Renaming onto a file that is mounted alone fails with one of these.

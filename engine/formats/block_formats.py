@@ -450,8 +450,24 @@ def _decode_q6_k(blocks: U8) -> F32:
     return weights.reshape(n_blocks, 256)
 
 
+def _decode_iq4_xs(blocks: U8) -> F32:
+    """f16 d, 2 and 4 bytes of scales, 128 bytes of nibbles q: weight = d (scale - 32) steps[q].
+
+    A scale of 6 bits serves 32 weights. Scale i has 4 bits in nibble i % 2 of byte i / 2 of the
+    four, and 2 at bit 2 i of the two. Each 16 bytes of q are 32 weights, as in IQ4_NL.
+    """
+    n_blocks = blocks.shape[0]
+    packed = blocks[:, 4:8]
+    low = np.stack([packed & 15, packed >> 4], axis=2).reshape(n_blocks, 8)
+    high = (blocks[:, 2:4, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
+    scales = (low | (high.reshape(n_blocks, 8) << 4)).view(np.int8) - np.int8(32)
+    q = _unpack_nibbles(blocks[:, 8:].reshape(-1, 16)).reshape(n_blocks, 8, 32)
+    weights: F32 = _scaled(blocks, 0, scales) * _IQ4_NL_STEPS[q]
+    return weights.reshape(n_blocks, 256)
+
+
 def _nearest(x: F32) -> npt.NDArray[np.int32]:
-    """Whole numbers, halves to even, as ggml makes them: the sum has no room for a fraction."""
+    """Whole numbers, halves to even, as ggml makes them: the sum has no bits for a fraction."""
     return ((x + np.float32(12582912)).view(np.int32) & 0x7FFFFF) - 0x400000
 
 
@@ -459,7 +475,7 @@ def _search_q6_k(groups: F32) -> tuple[npt.NDArray[np.int32], F32]:
     """[n_blocks, 16, 16] weights -> steps -32 to 31 of each, and scale of each group.
 
     Of 19 scales around -32 steps for the largest weight, the one of least squared error, each error
-    weighed by its weight squared. Sums are made weight by weight in float32, as ggml makes them.
+    multiplied by its weight squared. Sums are made weight by weight in float32, as ggml makes them.
     """
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)
 
@@ -486,7 +502,7 @@ def _search_q6_k(groups: F32) -> tuple[npt.NDArray[np.int32], F32]:
 
 
 def _encode_q6_k(weights: F32) -> U8:
-    """The largest scale of a block becomes -128 d; steps are then chosen for what was stored."""
+    """The largest scale of a block becomes -128 d; steps are then chosen for the stored scales."""
     n_blocks = weights.shape[0]
     groups = weights.reshape(n_blocks, 16, 16)
     steps, scale = _search_q6_k(groups)
@@ -522,6 +538,7 @@ _DECODERS: dict[GGMLType, _Decode] = {
     GGMLType.Q5_K: _decode_q5_k,
     GGMLType.Q6_K: _decode_q6_k,
     GGMLType.IQ4_NL: _decode_iq4_nl,
+    GGMLType.IQ4_XS: _decode_iq4_xs,
 }
 _ENCODERS: dict[GGMLType, _Encode] = {
     GGMLType.F32: _encode_f32,

@@ -7,7 +7,8 @@ A safetensors file with the tensors
     tokens        int32 [n_tokens]
     sink          int32 [0 or 1]: BOS, if the tokens were computed behind it
     segments      int32 [n_segments, 3], of sink and tokens; see `lariat.formats.segments`
-and, as metadata, the signature of the cache that wrote them, and a checksum.
+and, as metadata, the signature of the cache that wrote them, a checksum, and what else the library
+keeps there.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class StoredChunk:
     keys, values  uint8 [n_layers, n_blocks, bytes], views of the file
     file      the open file, and `offsets`: where in it each tensor begins
     checksum  of all of it
+    metadata  of the file, see above; the checksum does not cover it
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -66,6 +68,7 @@ class StoredChunk:
             mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
             self.file = os.fdopen(os.dup(file.fileno()), "rb")
         self._header = header
+        self.metadata = header.metadata
         arrays = {}
         for name in TENSORS:
             tensor = header.tensors[name]

@@ -41,7 +41,7 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
 
 
 class Saved(NamedTuple):
-    """What a file holds; see the module's docstring for the shapes."""
+    """The tensors of a file; the module's docstring has their shapes."""
 
     tokens: np.ndarray
     segments: np.ndarray

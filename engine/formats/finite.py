@@ -39,6 +39,7 @@ NUMBERS: dict[GGMLType, tuple[tuple[str, int, int], tuple[int, ...]]] = {
     GGMLType.Q5_K: (_F16, (0, 2)),
     GGMLType.Q6_K: (_F16, (208,)),
     GGMLType.IQ4_NL: (_F16, (0,)),
+    GGMLType.IQ4_XS: (_F16, (0,)),
 }
 """Format and offsets of the numbers in a block of each type; `block_formats` has the layouts."""
 

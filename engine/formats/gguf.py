@@ -74,7 +74,7 @@ _OTHER_FORMATS = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in its file, and what it is."""
+    """Name, type, shape and place of a tensor in its file."""
 
     name: str
     shape: tuple[int, ...]  # row-major: the last is the length of a row (GGUF's ne, reversed)

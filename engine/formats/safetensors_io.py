@@ -51,7 +51,7 @@ _SIGNATURE_NAMES = {
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies in a file, and what it is."""
+    """Place, type and shape of a tensor in a file."""
 
     dtype: str  # the format's name of it, such as F16
     shape: tuple[int, ...]
@@ -60,14 +60,14 @@ class StoredTensor(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says about itself."""
+    """Metadata and tensors of a file."""
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, StoredTensor]
 
 
 class Layout(NamedTuple):
-    """How a file is to be written."""
+    """The beginning of a file to write, and the places of its tensors."""
 
     head: bytes  # everything before the data
     offsets: Mapping[str, int]  # where each tensor begins, from the start of the file

@@ -20,19 +20,25 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from lariat.cache.blocks import SLOTS
 from lariat.cache.kv_cache import FileBlocks
+from lariat.checks import as_index, check_path
 from lariat.errors import ContextError, quote
 from lariat.formats.atomic import SUFFIX, written_beside
 from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, check_fits, save
+from lariat.reuse.prompt_reuse import common_prefix
 from lariat.runtime.context import Placement
 from lariat.runtime.runner import Runner
+from lariat.tokenizers.tokenizer import Tokenizer
 
 _INDEX, _LOCK, _SUFFIX = "index.json", ".lock", ".safetensors"
+_BEGINNING = "beginning"  # key of a file's metadata, see `Beginning`
 
 
 @dataclass(frozen=True)
@@ -63,29 +69,76 @@ class Engine(Protocol):
     """The side of an `LLM` that computes a document."""
 
     runner: Runner
+    tokenizer: Tokenizer
 
-    def tokenize(self, text: str, add_bos: bool = True) -> list[int]:
-        """Token ids of `text`."""
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a document begins behind other text: `ids` stand for its first `n_replaced` tokens.
+
+    They differ where SentencePiece puts a blank in front of a text.
+    """
+
+    n_replaced: int = 0
+    ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, first: list[int], continued: list[int]) -> Beginning:
+        """Compare the ids of a text that begins with those of the same text behind another."""
+        n_equal = common_prefix(first[::-1], continued[::-1])
+        return cls(len(first) - n_equal, tuple(continued[: len(continued) - n_equal]))
+
+    @classmethod
+    def parsed(cls, text: str, n_tokens: int) -> Beginning:
+        """Read the metadata of a file, "" for none. ValueError if it does not fit a document of
+        `n_tokens` tokens."""
+        try:
+            n_replaced, *ids = map(int, text.split()) if text else (0,)
+        except ValueError:
+            n_replaced, ids = -1, []
+        if not 0 <= n_replaced <= n_tokens:
+            raise ValueError("its beginning behind other text does not fit")
+        return cls(n_replaced, tuple(ids))
+
+    def metadata(self) -> dict[str, str]:
+        """Metadata for `parsed`; none if the document begins alike wherever it stands."""
+        numbers = " ".join(map(str, (self.n_replaced, *self.ids)))
+        return {_BEGINNING: numbers} if self.n_replaced else {}
 
 
 class Chunk(StoredChunk):
     """A document of a library, for `Context.append` and `Context.insert`."""
 
     def plan(
-        self, runner: Runner, before: list[int], is_empty: bool, recompute: int | None
+        self,
+        runner: Runner,
+        before: list[int],
+        *,
+        is_empty: bool,
+        continues: bool,
+        recompute: int | None,
     ) -> Placement:
         """Plan to put the document behind the tokens `before` of a context.
 
         An empty context gets the sink too. Behind the sink alone the document stands where it was
-        computed; elsewhere its first `recompute` tokens (None: all) are recomputed. ValueError for
-        a bad number, ContextError for a cache of another signature and for a damaged file.
+        computed; elsewhere its first `recompute` tokens (None: all) are recomputed. A document that
+        continues ordinary text loses the blank in front of it, and the tokens that this changes
+        are computed. ValueError for a bad number, ContextError for a cache of another signature and
+        for a damaged file.
         """
-        if recompute is not None and recompute < 0:
-            raise ValueError(f"recompute is {recompute}, expected a number of tokens, or None")
+        if recompute is not None:
+            n = None if isinstance(recompute, bool) else as_index(recompute)
+            if n is None or n < 0:
+                raise ValueError(
+                    f"recompute is {recompute!r}, expected a number of tokens, or None"
+                )
+            recompute = n
         self.check_signature(runner.signature(len(self.sink) + len(self)))
         check_fits(self, *runner.cache.block_shape)
         try:
             whole = runner.check_ids([*self.sink, *self.tokens])
+            other = Beginning.parsed(self.metadata.get(_BEGINNING, ""), len(self))
+            beginning = runner.token_ids(other.ids)
         except ContextError:
             raise
         except ValueError as error:
@@ -93,6 +146,9 @@ class Chunk(StoredChunk):
         ids = whole if is_empty else whole[len(self.sink) :]
         is_there = before in ([], self.sink)
         n_recompute = len(ids) if recompute is None else 0 if is_there else min(recompute, len(ids))
+        if continues and other.n_replaced:
+            ids = [*beginning, *ids[other.n_replaced :]]
+            n_recompute = min(max(n_recompute, len(beginning)), len(ids))
         blocks = FileBlocks(
             self.segments, self.keys, self.values, self.file.fileno(),
             self.offsets["keys"], self.offsets["values"], self.checksum,
@@ -109,18 +165,23 @@ class ChunkLibrary:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Use `folder`; it is made when the first chunk is added."""
-        self.folder = Path(folder)
+        self.folder = check_path("folder", folder)
         self._open: dict[str, Chunk] = {}  # by content
 
     def entries(self) -> list[Entry]:
         """All chunks, by name."""
         return [entry for _, entry in sorted(self._read_index().items())]
 
+    def entry(self, name: str) -> Entry:
+        """What the index says of a chunk; its file is not looked at."""
+        entry = self._read_index().get(name) if isinstance(name, str) else None
+        if entry is None:
+            raise ContextError(f"{self.folder}: has no chunk named {quote(str(name))}")
+        return entry
+
     def __getitem__(self, name: str) -> Chunk:
         """Open a chunk, for `Context.append` and `Context.insert`."""
-        entry = self._read_index().get(name)
-        if entry is None:
-            raise ContextError(f"{self.folder}: has no chunk named {quote(name)}")
+        entry = self.entry(name)
         if entry.content not in self._open:
             try:
                 self._open[entry.content] = Chunk(self._path(entry.content))
@@ -133,17 +194,22 @@ class ChunkLibrary:
                 ) from error
         return self._open[entry.content]
 
-    def add(self, llm: Engine, name: str, document: str | list[int]) -> Chunk:
+    def add(
+        self, llm: Engine, name: str, document: str | list[int], *, parse_special: bool = False
+    ) -> Chunk:
         """Compute a document (text or token ids), behind BOS if the model has one, and keep it.
 
         A chunk that has this name is replaced; a document that is there already is not computed
-        again. `ContextError` if it does not fit the context of `llm`, whose cache must be raw.
+        again. With `parse_special` control tokens that are written in a text become those tokens.
+        `ContextError` if it does not fit the context of `llm`, whose cache must be raw.
         """
-        if not name or not name.isprintable():
-            raise ContextError(f"{name!r} is no name for a chunk: it is empty or not printable")
-        runner, sink = llm.runner, llm.tokenize("")
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ContextError(
+                f"{name!r} is no name for a chunk: expected a printable text that is not empty"
+            )
+        runner, sink, other = llm.runner, llm.tokenizer.encode_part(""), Beginning()
         if isinstance(document, str):
-            ids = llm.tokenize(document, add_bos=False)
+            ids, other = _encoded(llm.tokenizer, document, parse_special)
         else:
             ids = runner.token_ids(document)
         if not ids:
@@ -156,14 +222,16 @@ class ChunkLibrary:
                 f"chunk {name!r} has {len(sink) + len(ids)} tokens with BOS, "
                 f"more than the context of {runner.n_ctx}"
             )
-        described = repr((sorted(signature.items()), sink, ids)).encode()
+        described = repr(
+            (sorted(signature.items()), sink, ids, *other.metadata().values())
+        ).encode()
         content = hashlib.blake2b(described, digest_size=16).hexdigest()
         path = self._path(content)
         chunk, computed = None, None
         while chunk is None:  # twice where there is something to compute
             with self._changing() as index:
                 if computed:
-                    save(path, signature, computed)
+                    save(path, signature | other.metadata(), computed)
                 chunk = Chunk(path) if computed else _whole(path)
                 if chunk is not None:
                     types = {key: signature[key] for key in ("model", "type_k", "type_v")}
@@ -176,8 +244,8 @@ class ChunkLibrary:
     def remove(self, name: str) -> None:
         """Forget a chunk. Contexts that hold it keep it."""
         with self._changing() as index:
-            if name not in index:
-                raise ContextError(f"{self.folder}: has no chunk named {quote(name)}")
+            if not isinstance(name, str) or name not in index:
+                raise ContextError(f"{self.folder}: has no chunk named {quote(str(name))}")
             del index[name]
 
     # ---- below: the folder -------------------------------------------------------------------
@@ -231,6 +299,16 @@ class ChunkLibrary:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
             yield
+
+
+def _encoded(tokenizer: Tokenizer, text: str, parse_special: bool) -> tuple[list[int], Beginning]:
+    """Ids of a document that begins a context, and its other beginning behind ordinary text."""
+    encode = partial(tokenizer.encode_part, text, add_bos=False, parse_special=parse_special)
+    ids = encode()
+    if not tokenizer.add_space_prefix:
+        return ids, Beginning()
+    ordinary = (i for i in range(tokenizer.n_vocab) if tokenizer.is_continued([i]))
+    return ids, Beginning.of(ids, encode(list(islice(ordinary, 1))))
 
 
 def _compute(runner: Runner, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:

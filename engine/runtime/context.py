@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from lariat.cache.kv_cache import FileBlocks
 from lariat.cache.kv_storage import Stored
+from lariat.checks import as_index, check_path, check_type
 from lariat.errors import ContextError
 from lariat.formats import context_file
 from lariat.runtime.request import Request
@@ -37,10 +38,19 @@ class Placeable(Protocol):
     """A document that `Context.insert` takes: it plans, the context carries the plan out."""
 
     def plan(
-        self, runner: Runner, before: list[int], is_empty: bool, recompute: int | None
+        self,
+        runner: Runner,
+        before: list[int],
+        *,
+        is_empty: bool,
+        continues: bool,
+        recompute: int | None,
     ) -> Placement:
-        """Plan to put the document behind the tokens `before` of a context, which may be empty
-        (`is_empty`). ContextError where it does not fit the runner's cache."""
+        """Plan to put the document behind the tokens `before` of a context.
+
+        is_empty: the context has no tokens. continues: those before are ordinary text, which the
+        document continues. ContextError where it does not fit the runner's cache.
+        """
 
 
 class Context:
@@ -50,6 +60,10 @@ class Context:
     an edit changes a list of numbers; with `roped` the keys of every token whose position changes
     are rotated again. Neither recomputes anything: keys and values above the first layer still
     carry what their tokens saw when they were computed.
+
+    Text that is put behind other text continues it: SentencePiece's blank in front of a text comes
+    only where nothing stands before it, or a special token. No end token (EOS) is added. With
+    `parse_special` control tokens that are written in the text become those tokens.
 
     A method that raises leaves the context as it was: `ContextError` for things that do not fit,
     IndexError for places outside of it, ValueError for bad token ids and after `close`. While a
@@ -89,20 +103,29 @@ class Context:
         return f"<Context of {len(self)} tokens in {len(self._table.segments)} segments>"
 
     def append(
-        self, what: str | list[int] | Context | Placeable, *, recompute: int | None = 0
+        self,
+        what: str | list[int] | Context | Placeable,
+        *,
+        recompute: int | None = 0,
+        parse_special: bool = False,
     ) -> int:
         """Add text, token ids, another context's tokens or a chunk of a library at the end; see
         `insert`."""
-        return self.insert(len(self), what, recompute=recompute)
+        return self.insert(len(self), what, recompute=recompute, parse_special=parse_special)
 
     def insert(
-        self, at: int, what: str | list[int] | Context | Placeable, *, recompute: int | None = 0
+        self,
+        at: int,
+        what: str | list[int] | Context | Placeable,
+        *,
+        recompute: int | None = 0,
+        parse_special: bool = False,
     ) -> int:
         """Put text, token ids, another context's tokens or a chunk before token `at`.
 
         Text and ids are computed with the tokens before `at` as their context: they do not see
         those behind, and those behind, computed earlier, did not see them. Text gets the model's
-        first token (BOS) only in an empty context.
+        first token (BOS) only in an empty context, and continues what stands before it.
 
         Another context's tokens bring their keys and values along: by reference to its blocks with
         `raw`, as rotated copies with `roped`. The other context stays as it is.
@@ -110,6 +133,7 @@ class Context:
         A chunk (`raw` only) comes along by reference to its file, in an empty context with the BOS
         that it was computed behind. Elsewhere its tokens have not seen the tokens before them. The
         first `recompute` of them (None: all) are recomputed and then have (EPIC, arXiv 2410.15332).
+        Those that another text before it changes are computed in any case.
 
         Returns how many tokens were computed.
         """
@@ -118,14 +142,15 @@ class Context:
             return 0
         if hasattr(what, "plan"):
             return self._place(at, what, recompute)
-        ids = self._tokenize(what) if isinstance(what, str) else what
-        ids = self._runner.check_ids(ids) if len(ids) else []
+        if not isinstance(what, str):
+            what = self._runner.token_ids(what)
         with self._runner.exclusive:
             self._begin_edit()
-            self._settle()
             n = len(self._ids)
             self._check_place(at, n)
+            ids = self._ids_at(at, what, parse_special)
             self._check_length(n + len(ids))
+            self._settle()
             head = self._table.fork()
             try:
                 head.truncate(at)
@@ -197,17 +222,18 @@ class Context:
             self._settle()
             return self._within_pool(lambda: self._runner.cache.compact(self._table))
 
-    def logits(self, what: str | list[int]) -> np.ndarray:
+    def logits(self, what: str | list[int], *, parse_special: bool = False) -> np.ndarray:
         """Logits after each of these tokens, were they appended: float32 [n, n_vocab].
 
         The context does not change. LariatError if they are not finite.
         """
-        ids = self._tokenize(what) if isinstance(what, str) else what
-        ids = self._runner.check_ids(ids)
+        if not isinstance(what, str):
+            what = self._runner.check_ids(what)
         with self._runner.exclusive:
             self._begin_edit()
-            self._settle()
+            ids = self._runner.check_ids(self._ids_at(len(self._ids), what, parse_special))
             self._check_length(len(self._ids) + len(ids))
+            self._settle()
             scratch = self._table.fork()
             try:
                 return self._runner.compute(scratch, ids, "all")
@@ -220,6 +246,8 @@ class Context:
         `note` goes along as it is, for `context_file.note`. The file appears whole or not at all.
         `ContextError` if it cannot be written.
         """
+        path = check_path("path", path)
+        check_type("note", note, str)
         with self._runner.exclusive:
             self._begin_edit()
             self._settle()
@@ -237,6 +265,7 @@ class Context:
         `ContextError` for a damaged file, for one of another model, cache strategy, type, RoPE or
         version, and where it does not fit; OSError if there is no such file.
         """
+        path = check_path("path", path)
         saved = context_file.load(path, self._runner.signature())
         ids = self._ids_of(path, saved.tokens.tolist())
         cache = self._runner.cache
@@ -295,6 +324,11 @@ class Context:
         request.lend(self._table, ids, self.take_back)
         self._writer = request
 
+    def check_runner(self, runner: Runner) -> None:
+        """Raise `ContextError` if it belongs to another model than `runner` runs."""
+        if runner is not self._runner:
+            raise ContextError("the context belongs to another LLM")
+
     def take_back(self, request: Request) -> None:
         """The request is over: its tokens stay."""
         if self._writer is request:
@@ -324,12 +358,16 @@ class Context:
         if self._writer is not None:
             raise ContextError("a stream is writing this context: finish or close it first")
 
-    def _tokenize(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_bos=not len(self))
+    def _ids_at(self, at: int, what: str | list[int], parse_special: bool) -> list[int]:
+        """The ids that text (or ids) becomes before token `at`."""
+        if not isinstance(what, str):
+            return what
+        return self._tokenizer.encode_part(
+            what, self._ids[:at], add_bos=not self._ids, parse_special=parse_special
+        )
 
     def _insert_context(self, at: int, other: Context) -> None:
-        if other._runner is not self._runner:
-            raise ContextError("the other context belongs to another LLM")
+        other.check_runner(self._runner)
         with self._runner.exclusive:
             self._begin_edit()
             other._check_idle()
@@ -350,7 +388,14 @@ class Context:
             self._settle()
             n = len(self._ids)
             self._check_place(at, n)
-            plan = document.plan(runner, self._ids[:at], not n, recompute)
+            before = self._ids[:at]
+            plan = document.plan(
+                runner,
+                before,
+                is_empty=not n,
+                continues=self._tokenizer.is_continued(before),
+                recompute=recompute,
+            )
             ids, n_first = plan.ids, plan.n_recompute
             self._check_length(n + len(ids))
             head, placed = self._table.fork(), runner.new_table()
@@ -421,9 +466,17 @@ class Context:
             raise ContextError(f"that makes {n} tokens, more than the context of {n_ctx}")
 
     def _check_range(self, start: int, stop: int, n: int) -> None:
+        _check_index(start)
+        _check_index(stop)
         if not 0 <= start <= stop <= n:
             raise IndexError(f"tokens {start} to {stop} of a context of {n}")
 
     def _check_place(self, at: int, n: int) -> None:
+        _check_index(at)
         if not 0 <= at <= n:
             raise IndexError(f"place {at} is not within 0 to {n}")
+
+
+def _check_index(i: object) -> None:
+    if isinstance(i, bool) or as_index(i) is None:
+        raise ValueError(f"{i!r} is not the number of a token in a context")

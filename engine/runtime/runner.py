@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from lariat._lock import Exclusive
@@ -19,6 +19,7 @@ from lariat.cache.blocks import BlockTable
 from lariat.cache.kv_cache import SPARE_BLOCKS, STRATEGIES, KVCache
 from lariat.cache.prefix_cache import PrefixCache
 from lariat.cache.rope import RopeTables
+from lariat.checks import as_index, check_type
 from lariat.config import EngineConfig, ModelConfig, RopeConfig
 from lariat.errors import ContextError, LariatError
 from lariat.runtime import sampler, threads
@@ -131,15 +132,20 @@ class Runner:
         are none, and for ids that are not in the vocabulary."""
         if isinstance(ids, (bytes, bytearray, memoryview)):
             raise ValueError("bytes are neither text nor token ids: decode them first")
+        if not is_list(ids):
+            raise ValueError(
+                f"a prompt is text or a list of token ids, and not of type {type(ids).__name__}"
+            )
         checked = []
         for i in ids:
-            if isinstance(i, bool) or not hasattr(i, "__index__"):
+            token = None if isinstance(i, (bool, np.bool_)) else as_index(i)
+            if token is None:
                 raise ValueError(f"{i!r} is not a token id")
-            if not 0 <= i.__index__() < self.config.n_vocab:
+            if not 0 <= token < self.config.n_vocab:
                 raise ValueError(
-                    f"token id {i} is out of range, expected 0 to {self.config.n_vocab - 1}"
+                    f"token id {token} is out of range, expected 0 to {self.config.n_vocab - 1}"
                 )
-            checked.append(i.__index__())
+            checked.append(token)
         return checked
 
     def check_ids(self, ids: Sequence[int]) -> list[int]:
@@ -153,6 +159,14 @@ class Runner:
                 f"the prompt has {len(checked)} tokens, more than the context of {self.n_ctx}"
             )
         return checked
+
+    def check_can_shift(self) -> None:
+        """Raise `ContextError` if a full context could not evict tokens: the others must move."""
+        if not self.settings.can_shift:
+            raise ContextError(
+                f"context_shift needs keys that can move, and those of type {self.settings.type_k} "
+                "cannot in the roped cache: use the raw cache, or another type of keys"
+            )
 
     # ---- below requests: tables, parts, passes ----
 
@@ -217,6 +231,7 @@ class Runner:
 
     def set_rope(self, rope: RopeConfig) -> None:
         """Read all keys with other angles from now on; see `LLM.set_rope`."""
+        check_type("rope", rope, RopeConfig)
         if self.settings.cache != "raw":
             raise ContextError("RoPE can change while keys stay only in the raw cache")
         with self.exclusive:
@@ -261,7 +276,8 @@ class Runner:
         in_prompt = [request.in_prompt for request, _ in step.compute]
         n_cached = [request.table.n_tokens for request, _ in step.compute]
         try:
-            self._run(step)
+            for group in split(self._parts(step), self.n_ubatch):
+                _deal_out(self.forward(group), group)
         except BaseException as error:
             # The step may have written half of its tokens: forget them and give these requests up.
             for (request, _), n in zip(step.compute, n_cached, strict=True):
@@ -320,9 +336,9 @@ class Runner:
         kept = [table.cut(0, start), table.cut(stop, table.n_tokens)]
         self.cache.edit(table, np.concatenate(kept), self.n_threads)
 
-    def _run(self, step: Step) -> None:
-        """Compute a step's tokens, and sample wherever a request has no more pending."""
-        parts = [
+    def _parts(self, step: Step) -> list[Part]:
+        """The tokens of a step. Logits are wanted wherever a request has no more pending."""
+        return [
             self.part(
                 request.table,
                 request.ids[request.table.n_tokens : request.table.n_tokens + n],
@@ -331,18 +347,6 @@ class Runner:
             )
             for request, n in step.compute
         ]
-        for group in split(parts, self.n_ubatch):
-            logits = iter(self.forward(group))
-            for part in group:
-                request = part.request
-                assert request is not None
-                request.report_prompt()
-                if part.logits == "last":
-                    row = next(logits)
-                    try:
-                        request.append(_sample(row, request))
-                    except LariatError as error:  # this request's own; the others go on
-                        request.fail(error)
 
     def _share_prefixes(self) -> None:
         """Begin to share prefixes anew: blocks computed with other angles hold other keys.
@@ -355,6 +359,32 @@ class Runner:
             request.hide_blocks()
         share = self.settings.prefix_sharing and self._rope.rope.scaling != "dynamic"
         self.scheduler.prefixes = PrefixCache(pool) if share else None
+
+
+def _deal_out(logits: np.ndarray, group: Sequence[Part]) -> None:
+    """Sample a token for each request whose part wants logits, float32 [n_rows, n_vocab]."""
+    rows = iter(logits)
+    for part in group:
+        request = part.request
+        assert request is not None
+        request.report_prompt()
+        if part.logits == "last":
+            row = next(rows)
+            try:
+                request.append(_sample(row, request))
+            except LariatError as error:  # this request's own; the others go on
+                request.fail(error)
+
+
+def is_list(value: object) -> bool:
+    """Whether a value may be a list of token ids or of prompts: one of values in an order."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) or (
+        hasattr(value, "__len__")
+        and hasattr(value, "__getitem__")
+        and not isinstance(value, Mapping)
+    )
 
 
 def _sample(logits: np.ndarray, request: Request) -> int:

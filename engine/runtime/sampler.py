@@ -56,11 +56,12 @@ def sample(
     if logits.ndim != 1 or logits.size == 0:
         raise ValueError(f"logits have shape {logits.shape}, expected [n_vocab]")
     # Huge penalties may overflow; _check_largest finds what comes of it.
+    of_model = logits
     with np.errstate(over="ignore", invalid="ignore"):
         logits = add_bias(logits, params.logit_bias)
         logits = penalize(logits, params, previous)
     best = int(logits.argmax())  # the first of the largest; a NaN counts as larger than all
-    _check_largest(float(logits[best]))
+    _check_largest(float(logits[best]), of_model)
     if params.temperature == 0:
         return best
 
@@ -221,8 +222,12 @@ def draw(values: Floats, temperature: float, rng: np.random.Generator) -> int:
     return int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
 
 
-def _check_largest(largest: float) -> None:
+def _check_largest(largest: float, of_model: Floats) -> None:
+    """Check the largest logit. `of_model` [n_vocab]: those before biases and penalties, which say
+    whose fault it is."""
     if math.isnan(largest) or largest == math.inf:
+        if float(of_model.max()) < math.inf:  # false for NaN too
+            raise LariatError(f"biases and penalties make a logit {largest}: choose smaller ones")
         raise LariatError(f"the logits hold {largest}: the model or its file is damaged")
     if largest == -math.inf:
         raise LariatError("every token is forbidden: all logits are -inf")

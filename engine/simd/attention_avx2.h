@@ -1,6 +1,6 @@
 /* Attention tiles for AVX2 with FMA and F16C: queries against one block of up to 32 positions.
- * What each operation does is said in attention_scalar.h, the stepping of raw queries in
- * attention_avx512.h. Rows that do not divide by 8 end in a vector padded with zeros.
+ * attention_scalar.h says what each operation does, scores_avx512.h how the query of raw keys is
+ * stepped. A row that does not divide by 8 ends in a vector padded with zeros.
  */
 #ifndef LARIAT_ATTENTION_AVX2_H
 #define LARIAT_ATTENTION_AVX2_H
@@ -63,16 +63,16 @@ ALWAYS_INLINE __m256 sum_8_avx2(const __m256 p_f32x8[8]) {
                          _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
 }
 
-/* How many bytes ahead of its use a key or value is asked for, into the L2 cache: some 8 KB, in
- * whole blocks of a head. What walks a block does not read it in the order of memory, and the
- * hardware's prefetch follows it badly; so lines are asked for in that order, a little at each
- * step. That halves the time of a key from memory. In bursts, or in the order of the walk, it gains
- * a third of that. */
+/* How many bytes ahead of its use a key or value is asked for, into the L2 cache: some 8 KB, whole
+ * blocks of a head. A block is not walked in the order of memory, and the processor's own prefetch
+ * follows the walk badly; so lines are asked for in the order of memory, a few at each step. That
+ * halves the time of a key from memory. All at once, or in the order of the walk, lines bring a
+ * third of that gain. */
 ALWAYS_INLINE int64_t ahead_avx2(int64_t block_bytes) {
     return block_bytes * (block_bytes >= 8192 ? 1 : block_bytes >= 4096 ? 2 : 4);
 }
 
-/* n_lines from `byte` of a block on */
+/* Ask for n_lines lines from byte `byte` of a block on. */
 ALWAYS_INLINE void fetch_lines_avx2(const void *p_f16, int64_t head_dim, int64_t byte,
                                     const int n_lines) {
     const char *from = (const char *)p_f16 + ahead_avx2(2 * SLOTS * head_dim) + byte;
@@ -120,8 +120,9 @@ static void rotate_back_avx2(const float *x, int n, const float *row, int64_t ha
         }
 }
 
-/* Adds to n_q x n_k sums, [query][key], the products of dims i.. (of raw keys, which are turned by
- * `rows`: of both halves) with the keys that begin at at[]; with `some`, of the last dims only. */
+/* Adds the products of dims i.. with the keys that begin at at[] to n_q x n_k sums, [query][key].
+ * Raw keys are rotated by `rows`, and dims i.. are those of both halves. With `some`, the dims are
+ * the last ones, fewer than 8. */
 ALWAYS_INLINE void add_products_avx2(const float *q, const int n_q, const void *k,
                                      const int64_t *at, const int n_k, int64_t head_dim, int64_t i,
                                      const float *rows, __m256 *sum, const int raw, const int f32,
@@ -146,12 +147,12 @@ ALWAYS_INLINE void add_products_avx2(const float *q, const int n_q, const void *
     }
 }
 
-/* Keys as they are, or, if they are raw, key j turned by j with table row j; n_q is 1, 2 or 4.
- * Eight sums at once are what hides the latency of a multiply-add. */
+/* Keys as they are; if they are raw, key j rotated by row j of the table. n_q is 1, 2 or 4. Eight
+ * sums at once hide the latency of a multiply-add. */
 ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k, int n,
                                     int64_t head_dim, const float *rows, float *s, const int raw,
                                     const int f32) {
-    const int n_k = 8 / n_q, n_lines = raw ? n_k : n_k / 2; /* that hold 16 dims of n_k keys */
+    const int n_k = 8 / n_q, n_lines = raw ? n_k : n_k / 2; /* of 16 dims of n_k keys */
     const int64_t end = raw ? head_dim / 2 : head_dim;
     for (int j = 0; j < n; j += n_k) {
         __m256 sum[8];
@@ -173,22 +174,22 @@ ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k
     }
 }
 
-/* One query stepped from key to key, 8 * n_v pairs from pair i0 on. The first pairs set `partial`,
- * the others add to it. */
+/* One query, stepped from key to key: 8 * n_v pairs of it, from pair i0 on. The first pairs set
+ * `partial`, the others add to it. */
 ALWAYS_INLINE void step_query_avx2(const float *q, const void *k, int n, int64_t head_dim,
                                    const float *step, int64_t i0, const int n_v,
                                    __m256 partial[SLOTS], const int f32, const int some) {
     const int64_t half = head_dim / 2, left = half - i0;
-    __m256 x[2], y[2], dx[2], dy[2], bend[2];
+    __m256 x[2], y[2], dx[2], dy[2], factor[2]; /* factor: 2 (1 - cos theta) */
     FOR_EACH_VECTOR(v) {
         const int64_t i = i0 + 8 * v;
         x[v] = load_lanes_avx2(q, i, left, 1, some);
         y[v] = load_lanes_avx2(q, half + i, left, 1, some);
-        bend[v] = load_lanes_avx2(step, i, left, 1, some);
+        factor[v] = load_lanes_avx2(step, i, left, 1, some);
         const __m256 sine = load_lanes_avx2(step, half + i, left, 1, some);
-        const __m256 half_bend = _mm256_mul_ps(bend[v], _mm256_set1_ps(0.5f));
-        dx[v] = _mm256_fmadd_ps(half_bend, x[v], _mm256_mul_ps(sine, y[v]));
-        dy[v] = _mm256_fmsub_ps(half_bend, y[v], _mm256_mul_ps(sine, x[v]));
+        const __m256 half_factor = _mm256_mul_ps(factor[v], _mm256_set1_ps(0.5f));
+        dx[v] = _mm256_fmadd_ps(half_factor, x[v], _mm256_mul_ps(sine, y[v]));
+        dy[v] = _mm256_fmsub_ps(half_factor, y[v], _mm256_mul_ps(sine, x[v]));
     }
     for (int j = 0; j < n; j++) {
         if (!f32) fetch_lines_avx2(k, head_dim, 128 * i0 + 64 * n_v * j / 2, (n_v + 1) / 2);
@@ -197,8 +198,8 @@ ALWAYS_INLINE void step_query_avx2(const float *q, const void *k, int n, int64_t
             const int64_t at = j * head_dim + i0 + 8 * v;
             sum_x = _mm256_fmadd_ps(load_lanes_avx2(k, at, left, f32, some), x[v], sum_x);
             sum_y = _mm256_fmadd_ps(load_lanes_avx2(k, at + half, left, f32, some), y[v], sum_y);
-            dx[v] = _mm256_fnmadd_ps(bend[v], x[v], dx[v]);
-            dy[v] = _mm256_fnmadd_ps(bend[v], y[v], dy[v]);
+            dx[v] = _mm256_fnmadd_ps(factor[v], x[v], dx[v]);
+            dy[v] = _mm256_fnmadd_ps(factor[v], y[v], dy[v]);
             x[v] = _mm256_add_ps(x[v], dx[v]);
             y[v] = _mm256_add_ps(y[v], dy[v]);
         }
@@ -235,7 +236,7 @@ ALWAYS_INLINE void scores_avx2(const float *q, int n_q, const void *k, int n, in
         scores_rows_avx2(q, 1, k, n, head_dim, rows, s, raw, f32);
 }
 
-/* With a head_dim that is known when compiling, addresses are few and need few registers. */
+/* If head_dim is known when compiling, there are few addresses, and they need few registers. */
 #define BY_HEAD_DIM_AVX2(of)                  \
     if (head_dim == 128) of(128);             \
     else if (head_dim == 64) of(64);          \
@@ -268,7 +269,7 @@ static void scores_raw_f32_avx2(const float *q, int n_q, const void *k, int n, i
     scores_any_avx2(q, n_q, k, n, head_dim, rope, s, 1, 1);
 }
 
-/* Dims i..i + 7 of both halves of 8 keys, turned if there are rows, into 8 columns of the tile */
+/* Dims i..i + 7 of both halves of 8 keys, rotated if there are rows, into 8 columns of the tile */
 ALWAYS_INLINE void keys_8_avx2(const void *k, int64_t head_dim, int64_t i, const float *rows,
                                float *tile, const int f32) {
     const int64_t half = head_dim / 2;
@@ -360,19 +361,19 @@ static void tile_scores_avx2(const float *q, int n_q, const float *tile, int64_t
     }
 }
 
-static void softmax_block_avx2(float *s, int n_q, int n, int n_visible, int more, float *m,
-                               float *l, float *acc, int64_t head_dim) {
+static void softmax_block_avx2(float *s, int n_q, int n, int n_keys, int more, float *m, float *l,
+                               float *acc, int64_t head_dim) {
     for (int r = 0; r < n_q; r++, s += SLOTS, acc += head_dim) {
-        int see = n_visible + r * more < n ? n_visible + r * more : n;
-        see = see > 0 ? see : 0;
-        for (int j = see; j < SLOTS; j++) s[j] = -INFINITY;
-        __m256 most_f32x8 = _mm256_loadu_ps(s);
+        int n_row = n_keys + r * more < n ? n_keys + r * more : n;
+        n_row = n_row > 0 ? n_row : 0;
+        for (int j = n_row; j < SLOTS; j++) s[j] = -INFINITY;
+        __m256 max_f32x8 = _mm256_loadu_ps(s);
         for (int j = 8; j < SLOTS; j += 8)
-            most_f32x8 = _mm256_max_ps(most_f32x8, _mm256_loadu_ps(s + j));
-        const float most = max_lanes_avx2(most_f32x8);
-        if (most > m[r]) {
-            const float shrink = expf(m[r] - most);
-            m[r] = most;
+            max_f32x8 = _mm256_max_ps(max_f32x8, _mm256_loadu_ps(s + j));
+        const float max = max_lanes_avx2(max_f32x8);
+        if (max > m[r]) {
+            const float shrink = expf(m[r] - max);
+            m[r] = max;
             l[r] *= shrink;
             for (int64_t i = 0; i < head_dim; i += 8)
                 store_up_to_avx2(acc, i, head_dim,
@@ -382,10 +383,10 @@ static void softmax_block_avx2(float *s, int n_q, int n, int n_visible, int more
         __m256 sum = _mm256_setzero_ps();
         for (int j = 0; j < SLOTS; j += 8) {
             const __m256 score = _mm256_loadu_ps(s + j);
-            const __m256 hidden =
+            const __m256 masked =
                 _mm256_cmp_ps(score, _mm256_set1_ps(-INFINITY), _CMP_EQ_OQ);
             const __m256 e = _mm256_andnot_ps(
-                hidden, exp_avx2(_mm256_sub_ps(score, _mm256_set1_ps(m[r]))));
+                masked, exp_avx2(_mm256_sub_ps(score, _mm256_set1_ps(m[r]))));
             _mm256_storeu_ps(s + j, e);
             sum = _mm256_add_ps(sum, e);
         }
@@ -393,10 +394,11 @@ static void softmax_block_avx2(float *s, int n_q, int n, int n_visible, int more
     }
 }
 
-/* n_q rows of acc, 8 * n_v dims from dim i on, or with `some` the last dims */
-ALWAYS_INLINE void weigh_dims_avx2(const float *s, const int n_q, const void *v, int n,
-                                   int64_t head_dim, int64_t i, const int n_v, float *acc,
-                                   const int f32, const int some) {
+/* n_q rows of acc, 8 * n_v dims from dim i on. With `some`, the dims are the last ones, fewer than
+ * 8. */
+ALWAYS_INLINE void weighted_sum_dims_avx2(const float *s, const int n_q, const void *v, int n,
+                                          int64_t head_dim, int64_t i, const int n_v, float *acc,
+                                          const int f32, const int some) {
     __m256 sum[8];
     FOR_EACH_QUERY
         FOR_EACH_VECTOR(x)
@@ -420,50 +422,65 @@ ALWAYS_INLINE void weigh_dims_avx2(const float *s, const int n_q, const void *v,
                              sum[r * n_v + x]);
 }
 
-ALWAYS_INLINE void weigh_rows_avx2(const float *s, const int n_q, const void *v, int n,
-                                   int64_t head_dim, float *acc, const int f32) {
+ALWAYS_INLINE void weighted_sum_rows_avx2(const float *s, const int n_q, const void *v, int n,
+                                          int64_t head_dim, float *acc, const int f32) {
+#define DIMS(n_v, some) \
+    weighted_sum_dims_avx2(s, n_q, v, n, head_dim, i, n_v, acc, f32, some)
     int64_t i = 0;
     if (n_q == 1)
-        for (; i + 64 <= head_dim; i += 64)
-            weigh_dims_avx2(s, n_q, v, n, head_dim, i, 8, acc, f32, 0);
+        for (; i + 64 <= head_dim; i += 64) DIMS(8, 0);
     if (n_q <= 2)
-        for (; i + 32 <= head_dim; i += 32)
-            weigh_dims_avx2(s, n_q, v, n, head_dim, i, 4, acc, f32, 0);
-    for (; i + 16 <= head_dim; i += 16)
-        weigh_dims_avx2(s, n_q, v, n, head_dim, i, 2, acc, f32, 0);
-    for (; i + 8 <= head_dim; i += 8) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 1, acc, f32, 0);
-    if (i < head_dim) weigh_dims_avx2(s, n_q, v, n, head_dim, i, 1, acc, f32, 1);
+        for (; i + 32 <= head_dim; i += 32) DIMS(4, 0);
+    for (; i + 16 <= head_dim; i += 16) DIMS(2, 0);
+    for (; i + 8 <= head_dim; i += 8) DIMS(1, 0);
+    if (i < head_dim) DIMS(1, 1);
+#undef DIMS
 }
 
-ALWAYS_INLINE void weigh_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                              float *acc, const int f32) {
+ALWAYS_INLINE void weighted_sum_avx2(const float *s, int n_q, const void *v, int n,
+                                     int64_t head_dim, float *acc, const int f32) {
     for (; n_q >= 4; n_q -= 4, s += 4 * SLOTS, acc += 4 * head_dim)
-        weigh_rows_avx2(s, 4, v, n, head_dim, acc, f32);
+        weighted_sum_rows_avx2(s, 4, v, n, head_dim, acc, f32);
     for (; n_q >= 2; n_q -= 2, s += 2 * SLOTS, acc += 2 * head_dim)
-        weigh_rows_avx2(s, 2, v, n, head_dim, acc, f32);
-    if (n_q) weigh_rows_avx2(s, 1, v, n, head_dim, acc, f32);
+        weighted_sum_rows_avx2(s, 2, v, n, head_dim, acc, f32);
+    if (n_q) weighted_sum_rows_avx2(s, 1, v, n, head_dim, acc, f32);
 }
 
-#define WEIGH_AVX2(d) weigh_avx2(s, n_q, v, n, d, acc, f32)
-ALWAYS_INLINE void weigh_any_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                                  float *acc, const int f32) {
-    BY_HEAD_DIM_AVX2(WEIGH_AVX2)
+#define WEIGHTED_SUM_AVX2(d) weighted_sum_avx2(s, n_q, v, n, d, acc, f32)
+ALWAYS_INLINE void weighted_sum_any_avx2(const float *s, int n_q, const void *v, int n,
+                                         int64_t head_dim, float *acc, const int f32) {
+    BY_HEAD_DIM_AVX2(WEIGHTED_SUM_AVX2)
 }
-#undef WEIGH_AVX2
+#undef WEIGHTED_SUM_AVX2
 
-static void weigh_f16_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                           float *acc) {
-    weigh_any_avx2(s, n_q, v, n, head_dim, acc, 0);
+static void weighted_sum_f16_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                                  float *acc) {
+    weighted_sum_any_avx2(s, n_q, v, n, head_dim, acc, 0);
 }
 
-static void weigh_f32_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                           float *acc) {
-    weigh_any_avx2(s, n_q, v, n, head_dim, acc, 1);
+static void weighted_sum_f32_avx2(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                                  float *acc) {
+    weighted_sum_any_avx2(s, n_q, v, n, head_dim, acc, 1);
 }
 
 static void to_f32_avx2(const f16_t *x, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i += 8)
         store_up_to_avx2(out, i, n, load_up_to_avx2(x, i, n, 0, 0));
+}
+
+static void use_attention_avx2(kernels_t *k) {
+    k->rotate_back = rotate_back_avx2;
+    k->scores[0][C_F16] = scores_roped_f16_avx2;
+    k->scores[0][C_F32] = scores_roped_f32_avx2;
+    k->scores[1][C_F16] = scores_raw_f16_avx2;
+    k->scores[1][C_F32] = scores_raw_f32_avx2;
+    k->keys[C_F16] = keys_f16_avx2;
+    k->keys[C_F32] = keys_f32_avx2;
+    k->tile_scores = tile_scores_avx2;
+    k->softmax_block = softmax_block_avx2;
+    k->weighted_sum[C_F16] = weighted_sum_f16_avx2;
+    k->weighted_sum[C_F32] = weighted_sum_f32_avx2;
+    k->to_f32 = to_f32_avx2;
 }
 
 #endif

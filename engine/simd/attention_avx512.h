@@ -1,15 +1,6 @@
-/* Attention tiles for AVX-512: queries against one block of up to 32 cached positions.
- * What each operation does is said in attention_scalar.h.
- *
- * A raw key at position p + j, dotted with the query, is the raw key dotted with the query turned
- * back by p + j. With theta the angle of a pair, a query q(j) turned back by j more obeys
- *     q(j + 1) - 2 cos(theta) q(j) + q(j - 1) = 0,
- * which is stepped as
- *     d(j + 1) = d(j) - 2 (1 - cos(theta)) q(j),    q(j + 1) = q(j) + d(j + 1)
- * (Reinsch's form): 2 operations a component where a rotation has 3, and no table to read. Unlike
- * the plain recurrence its rounding error does not grow with the square of j, because the small
- * 2 (1 - cos theta) is kept to full precision. Several queries to a KV head share one rotation of
- * the key instead, with table rows 0..31, which stay in the L1 cache.
+/* Attention tiles for AVX-512: keys of a prompt's tile, softmax, weighted sums of values.
+ * attention_scalar.h says what each operation does; scores of keys as they are stored are in
+ * scores_avx512.h.
  */
 #ifndef LARIAT_ATTENTION_AVX512_H
 #define LARIAT_ATTENTION_AVX512_H
@@ -17,382 +8,9 @@
 #include <immintrin.h>
 
 #include "attention_scalar.h"
-#include "cores.h"
 #include "layout.h"
+#include "scores_avx512.h"
 #include "vector_avx512.h"
-
-ALWAYS_INLINE __m512 load_avx512(const void *p, int64_t i, const int f32) {
-    return f32 ? _mm512_loadu_ps((const float *)p + i)
-               : _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const f16_t *)p + i)));
-}
-
-ALWAYS_INLINE __m512 load_lanes_avx512(const void *p, int64_t i, __mmask16 lanes, const int f32) {
-    return f32 ? _mm512_maskz_loadu_ps(lanes, (const float *)p + i)
-               : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, (const f16_t *)p + i));
-}
-
-/* Intel's cores (see cores.h) read half again as fast if keys and values are asked for, `ahead` bytes before
- * they are read; 0, which asks for what is read at once, for queries beside those that asked for a block
- * already. Into the L2 cache, a line or a few at each step: many at once take all the places for misses
- * that the L1 cache has, and then a key that stands in the L2 cache waits behind them. */
-enum { FETCH_CACHE_BYTES = 6144 };
-
-/* n numbers from `at` on */
-ALWAYS_INLINE void fetch_f16_avx512(const void *p_f16, int64_t at, const int n, int64_t ahead) {
-    fetch_to_l2((const f16_t *)p_f16 + at, 2 * n, ahead);
-}
-
-/* Lane i of the result is the sum of the lanes of p[i]. */
-ALWAYS_INLINE __m512 sum_16_avx512(const __m512 p_f32x16[16]) {
-    __m512 pairs[8], fours[4];
-    for (int i = 0; i < 8; i++)
-        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(p_f32x16[2 * i], p_f32x16[2 * i + 1]),
-                                 _mm512_unpackhi_ps(p_f32x16[2 * i], p_f32x16[2 * i + 1]));
-    for (int i = 0; i < 4; i++) {
-        const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-    }
-    /* fours[i]: each 128-bit quarter holds a part of the sums 4i..4i+3; add the quarters */
-    const __m512 left = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x88),
-                                      _mm512_shuffle_f32x4(fours[0], fours[1], 0xdd));
-    const __m512 right = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2], fours[3], 0x88),
-                                       _mm512_shuffle_f32x4(fours[2], fours[3], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(left, right, 0x88),
-                         _mm512_shuffle_f32x4(left, right, 0xdd));
-}
-
-/* Lane j of the new vector i is lane i of the old vector j. */
-ALWAYS_INLINE void transpose_avx512(__m512 rows_f32x16[16]) {
-    __m512 *r = rows_f32x16, t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]);
-        const __m512d c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
-        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
-        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
-        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
-        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
-    }
-    /* r[4 g + i]: quarter h has lanes 4 h + i of the four vectors from 4 g on */
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88);
-        r[4 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd);
-        r[12 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
-
-static void rotate_back_avx512(const float *x, int n, const float *row, int64_t half, float *out) {
-    for (int64_t i = 0; i < half; i += 16) {
-        const __mmask16 lanes = first_lanes_avx512(half - i);
-        const __m512 cosine = _mm512_maskz_loadu_ps(lanes, row + i);
-        const __m512 sine = _mm512_maskz_loadu_ps(lanes, row + half + i);
-        for (int h = 0; h < n; h++) {
-            const float *from = x + 2 * half * h + i;
-            float *to = out + 2 * half * h + i;
-            const __m512 a = _mm512_maskz_loadu_ps(lanes, from);
-            const __m512 b = _mm512_maskz_loadu_ps(lanes, from + half);
-            _mm512_mask_storeu_ps(to, lanes, _mm512_fmadd_ps(a, cosine, _mm512_mul_ps(b, sine)));
-            _mm512_mask_storeu_ps(to + half, lanes,
-                                  _mm512_fmsub_ps(b, cosine, _mm512_mul_ps(a, sine)));
-        }
-    }
-}
-
-/* Keys that need no turn: n_q queries of which each keeps one sum of 16 lanes a key. */
-ALWAYS_INLINE void scores_roped_avx512(const float *q, const int n_q, const void *k, int n,
-                                       int64_t head_dim, float *s, const int f32,
-                                       const int core, int64_t ahead) {
-    const int fetch = n_q == 4 && !f32 && core != CORE_INTEL;
-    const int64_t whole = head_dim & ~(int64_t)15;
-    const __mmask16 rest = first_lanes_avx512(head_dim - whole);
-    for (int j0 = 0; j0 < n; j0 += 16) {
-        __m512 partial[4][16];
-        for (int j = 0; j < 16; j++) {
-            __m512 sum[4];
-            FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
-            if (j0 + j < n) {
-                const int64_t at = (j0 + j) * head_dim;
-                if (fetch) fetch_blocks_ahead(k, at, head_dim, head_dim);
-                if (core == CORE_INTEL) fetch_f16_avx512(k, at, (int)head_dim, ahead);
-                for (int64_t i = 0; i < whole; i += 16) {
-                    const __m512 key = load_avx512(k, at + i, f32);
-                    FOR_EACH_QUERY
-                        sum[r] =
-                            _mm512_fmadd_ps(key, _mm512_loadu_ps(q + r * head_dim + i), sum[r]);
-                }
-                if (rest) {
-                    const __m512 key = load_lanes_avx512(k, at + whole, rest, f32);
-                    FOR_EACH_QUERY
-                        sum[r] = _mm512_fmadd_ps(
-                            key, _mm512_maskz_loadu_ps(rest, q + r * head_dim + whole), sum[r]);
-                }
-            }
-            FOR_EACH_QUERY partial[r][j] = sum[r];
-        }
-        FOR_EACH_QUERY
-            _mm512_storeu_ps(s + r * SLOTS + j0, sum_16_avx512(partial[r]));
-    }
-}
-
-/* Keys j to j + n_k - 1, turned by their offsets: dims i.. of both halves of each head. Keys beyond n
- * are 0. */
-ALWAYS_INLINE void turn_keys_avx512(const void *k, int j, const int n_k, int n, int64_t head_dim,
-                                    int64_t i, const float *rows, __m512 *x, __m512 *y,
-                                    const int f32, const int masked, const int core,
-                                    int64_t ahead) {
-    const int64_t half = head_dim / 2;
-    const __mmask16 lanes = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
-    for (int o = 0; o < n_k; o++) {
-        x[o] = y[o] = _mm512_setzero_ps();
-        if (j + o >= n) continue;
-        if (core == CORE_INTEL) fetch_f16_avx512(k, j * head_dim + 2 * n_k * i + 32 * o, 32, ahead);
-        const int64_t at = (j + o) * head_dim + i;
-        const __m512 a = masked ? load_lanes_avx512(k, at, lanes, f32) : load_avx512(k, at, f32);
-        const __m512 b = masked ? load_lanes_avx512(k, at + half, lanes, f32)
-                                : load_avx512(k, at + half, f32);
-        const __m512 cosine = _mm512_maskz_loadu_ps(lanes, rows + at);
-        const __m512 sine = _mm512_maskz_loadu_ps(lanes, rows + at + half);
-        x[o] = _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine));
-        y[o] = _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine));
-    }
-}
-
-/* Adds to the sums of each query and of the keys j to j + 3 the products of dims i.. of both halves. */
-ALWAYS_INLINE void add_turned_avx512(const float *q, const int n_q, const void *k, int j, int n,
-                                     int64_t head_dim, int64_t i, const float *rows,
-                                     __m512 sum[4][4], const int f32, const int masked,
-                                     const int core, int64_t ahead) {
-    const int64_t half = head_dim / 2;
-    const __mmask16 lanes = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
-    __m512 x[4], y[4];
-    turn_keys_avx512(k, j, 4, n, head_dim, i, rows, x, y, f32, masked, core, ahead);
-    FOR_EACH_QUERY {
-        const float *qr = q + r * head_dim + i;
-        const __m512 qx = _mm512_maskz_loadu_ps(lanes, qr);
-        const __m512 qy = _mm512_maskz_loadu_ps(lanes, qr + half);
-        for (int o = 0; o < 4; o++) sum[r][o] = _mm512_fmadd_ps(x[o], qx, sum[r][o]);
-        for (int o = 0; o < 4; o++) sum[r][o] = _mm512_fmadd_ps(y[o], qy, sum[r][o]);
-    }
-}
-
-/* Several queries: turn key j by j (table row j), then as above, but four keys at a time, so that a
- * query's numbers are loaded once for them. */
-ALWAYS_INLINE void scores_turned_avx512(const float *q, const int n_q, const void *k, int n,
-                                        int64_t head_dim, const float *rows, float *s,
-                                        const int f32, const int core, int64_t ahead) {
-    const int64_t half = head_dim / 2, whole = half & ~(int64_t)15;
-    const int fetch = n_q == 4 && !f32 && core != CORE_INTEL;
-    for (int j0 = 0; j0 < n; j0 += 16) {
-        __m512 partial[4][16];
-        for (int j = 0; j < 16; j += 4) {
-            __m512 sum[4][4];
-            FOR_EACH_QUERY for (int o = 0; o < 4; o++) sum[r][o] = _mm512_setzero_ps();
-            if (j0 + j < n) {
-                if (fetch) fetch_blocks_ahead(k, (j0 + j) * head_dim, 4 * head_dim, head_dim);
-                for (int64_t i = 0; i < whole; i += 16)
-                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, i, rows, sum, f32, 0, core,
-                                      ahead);
-                if (whole < half)
-                    add_turned_avx512(q, n_q, k, j0 + j, n, head_dim, whole, rows, sum, f32, 1, core,
-                                      ahead);
-            }
-            FOR_EACH_QUERY for (int o = 0; o < 4; o++) partial[r][j + o] = sum[r][o];
-        }
-        FOR_EACH_QUERY
-            _mm512_storeu_ps(s + r * SLOTS + j0, sum_16_avx512(partial[r]));
-    }
-}
-
-/* Adds the products of dims i.. of both halves, n_dims of each, to the sums of 8 queries, where a
- * lane is a key. */
-ALWAYS_INLINE void add_transposed_avx512(const float *q, const void *k, int j0, int n,
-                                         int64_t head_dim, int64_t i, const int64_t n_dims,
-                                         const float *rows, __m512 sum[8], const int f32,
-                                         const int masked, const int core, int64_t ahead) {
-    enum { n_q = 8 };
-    __m512 x[16], y[16];
-    if (!f32 && core != CORE_INTEL) fetch_blocks_ahead(k, j0 * head_dim + 32 * i, 32 * n_dims, head_dim);
-    turn_keys_avx512(k, j0, 16, n, head_dim, i, rows, x, y, f32, masked, core, ahead);
-    transpose_avx512(x);
-    _Pragma("GCC unroll 16")
-    for (int64_t d = 0; d < n_dims; d++)
-        FOR_EACH_QUERY
-            sum[r] = _mm512_fmadd_ps(x[d], _mm512_set1_ps(q[r * head_dim + i + d]), sum[r]);
-    transpose_avx512(y);
-    q += head_dim / 2;
-    _Pragma("GCC unroll 16")
-    for (int64_t d = 0; d < n_dims; d++)
-        FOR_EACH_QUERY
-            sum[r] = _mm512_fmadd_ps(y[d], _mm512_set1_ps(q[r * head_dim + i + d]), sum[r]);
-}
-
-/* Eight queries: 16 keys are turned and transposed, so that a lane is a key. That costs less than
- * adding up the lanes for each query and key, and lets a key be turned once for all eight (16 ns a
- * key of 64 dims, roped keys 15; turned for four queries and again for four: 23). */
-ALWAYS_INLINE void scores_transposed_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                            const float *rows, float *s, const int f32,
-                                            const int core, int64_t ahead) {
-    enum { n_q = 8 };
-    const int64_t half = head_dim / 2;
-    for (int j0 = 0; j0 < n; j0 += 16) {
-        __m512 sum[n_q];
-        int64_t i = 0;
-        FOR_EACH_QUERY sum[r] = _mm512_setzero_ps();
-        for (; i + 16 <= half; i += 16)
-            add_transposed_avx512(q, k, j0, n, head_dim, i, 16, rows, sum, f32, 0, core, ahead);
-        if (i < half)
-            add_transposed_avx512(q, k, j0, n, head_dim, i, half - i, rows, sum, f32, 1, core,
-                                  ahead);
-        FOR_EACH_QUERY _mm512_storeu_ps(s + r * SLOTS + j0, sum[r]);
-    }
-}
-
-/* One query: step it instead, 16 * n_v pairs from pair i0 on. The first pairs set `partial`, the
- * others add to it. */
-ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                     const float *step, int64_t i0, const int n_v,
-                                     __m512 partial[SLOTS], const int first, const int f32,
-                                     const int masked, const int core, int64_t ahead) {
-    const int64_t half = head_dim / 2;
-    __m512 x[4], y[4], dx[4], dy[4], bend[4];
-    __mmask16 lanes[4];
-    FOR_EACH_VECTOR(v) {
-        const int64_t i = i0 + 16 * v;
-        lanes[v] = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
-        x[v] = _mm512_maskz_loadu_ps(lanes[v], q + i);
-        y[v] = _mm512_maskz_loadu_ps(lanes[v], q + half + i);
-        bend[v] = _mm512_maskz_loadu_ps(lanes[v], step + i);
-        /* d(0) = q(0) - q(-1), where q(-1) is q(0) turned forward by theta */
-        const __m512 sine = _mm512_maskz_loadu_ps(lanes[v], step + half + i);
-        const __m512 half_bend = _mm512_mul_ps(bend[v], _mm512_set1_ps(0.5f));
-        dx[v] = _mm512_fmadd_ps(half_bend, x[v], _mm512_mul_ps(sine, y[v]));
-        dy[v] = _mm512_fmsub_ps(half_bend, y[v], _mm512_mul_ps(sine, x[v]));
-    }
-    for (int j = 0; j < n; j++) {
-        if (core == CORE_INTEL) fetch_f16_avx512(k, 2 * SLOTS * i0 + 32 * n_v * j, 32 * n_v, ahead);
-        __m512 sum_x = first ? _mm512_setzero_ps() : partial[j], sum_y = _mm512_setzero_ps();
-        FOR_EACH_VECTOR(v) {
-            const int64_t at = j * head_dim + i0 + 16 * v;
-            const __m512 a = masked ? load_lanes_avx512(k, at, lanes[v], f32)
-                                    : load_avx512(k, at, f32);
-            const __m512 b = masked ? load_lanes_avx512(k, at + half, lanes[v], f32)
-                                    : load_avx512(k, at + half, f32);
-            sum_x = _mm512_fmadd_ps(a, x[v], sum_x);
-            sum_y = _mm512_fmadd_ps(b, y[v], sum_y);
-            dx[v] = _mm512_fnmadd_ps(bend[v], x[v], dx[v]);
-            dy[v] = _mm512_fnmadd_ps(bend[v], y[v], dy[v]);
-            x[v] = _mm512_add_ps(x[v], dx[v]);
-            y[v] = _mm512_add_ps(y[v], dy[v]);
-        }
-        partial[j] = _mm512_add_ps(sum_x, sum_y);
-    }
-}
-
-ALWAYS_INLINE void scores_stepped_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                         const float *step, float *s, const int f32,
-                                         const int core, int64_t ahead) {
-    const int64_t half = head_dim / 2;
-    __m512 partial[SLOTS];
-    for (int j = n; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
-    int64_t i = 0;
-    if (half >= 64) {
-        step_query_avx512(q, k, n, head_dim, step, 0, 4, partial, 1, f32, 0, core, ahead);
-        i = 64;
-    } else if (half >= 32) {
-        step_query_avx512(q, k, n, head_dim, step, 0, 2, partial, 1, f32, 0, core, ahead);
-        i = 32;
-    } else {
-        step_query_avx512(q, k, n, head_dim, step, 0, 1, partial, 1, f32, 1, core, ahead);
-        i = 16;
-    }
-    for (; i + 64 <= half; i += 64)
-        step_query_avx512(q, k, n, head_dim, step, i, 4, partial, 0, f32, 0, core, ahead);
-    for (; i + 32 <= half; i += 32)
-        step_query_avx512(q, k, n, head_dim, step, i, 2, partial, 0, f32, 0, core, ahead);
-    for (; i < half; i += 16)
-        step_query_avx512(q, k, n, head_dim, step, i, 1, partial, 0, f32, 1, core, ahead);
-    _mm512_storeu_ps(s, sum_16_avx512(partial));
-    if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
-}
-
-ALWAYS_INLINE void scores_one_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                     const rope_t *rope, float *s, const int f32, const int core,
-                                     int64_t ahead) {
-    if (rope->step)
-        scores_stepped_avx512(q, k, n, head_dim, rope->step, s, f32, core, ahead);
-    else
-        scores_turned_avx512(q, 1, k, n, head_dim, rope->rows, s, f32, core, ahead);
-}
-
-/* Queries in fours, twos and ones, each compiled on its own so that sums stay in registers. */
-#define BY_QUERIES_AVX512(four, two, one)                                                  \
-    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS, ahead = 0) four;         \
-    if (n_q >= 2) {                                                                        \
-        two;                                                                               \
-        n_q -= 2, q += 2 * head_dim, s += 2 * SLOTS, ahead = 0;                            \
-    }                                                                                      \
-    if (n_q) one;
-
-ALWAYS_INLINE void scores_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
-                                 const rope_t *rope, float *s, const int raw, const int f32,
-                                 const int core) {
-    int64_t ahead = FETCH_CACHE_BYTES;
-    if (!raw) {
-        BY_QUERIES_AVX512(scores_roped_avx512(q, 4, k, n, head_dim, s, f32, core, ahead),
-                          scores_roped_avx512(q, 2, k, n, head_dim, s, f32, core, ahead),
-                          scores_roped_avx512(q, 1, k, n, head_dim, s, f32, core, ahead))
-        return;
-    }
-    const float *rows = rope->rows;
-    for (; n_q >= 8; n_q -= 8, q += 8 * head_dim, s += 8 * SLOTS, ahead = 0)
-        scores_transposed_avx512(q, k, n, head_dim, rows, s, f32, core, ahead);
-    BY_QUERIES_AVX512(scores_turned_avx512(q, 4, k, n, head_dim, rows, s, f32, core, ahead),
-                      scores_turned_avx512(q, 2, k, n, head_dim, rows, s, f32, core, ahead),
-                      scores_one_avx512(q, k, n, head_dim, rope, s, f32, core, ahead))
-}
-#undef BY_QUERIES_AVX512
-
-/* For Intel's cores with a head_dim that is known when compiling, where it is a usual one; another one is
- * not asked for. */
-#define BY_HEAD_DIM_AVX512(call)                                           \
-    if (CORE == CORE_INTEL && head_dim == 128) call(128, CORE_INTEL);      \
-    else if (CORE == CORE_INTEL && head_dim == 64) call(64, CORE_INTEL);   \
-    else call(head_dim, CORE_OTHER);
-
-static void scores_roped_f16_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
-                                    const rope_t *rope, float *s) {
-#define SCORES(d, core) scores_avx512(q, n_q, k, n, d, rope, s, 0, 0, core)
-    BY_HEAD_DIM_AVX512(SCORES)
-#undef SCORES
-}
-
-static void scores_roped_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
-                                    const rope_t *rope, float *s) {
-    scores_avx512(q, n_q, k, n, head_dim, rope, s, 0, 1, CORE_OTHER);
-}
-
-static void scores_raw_f16_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
-                                  const rope_t *rope, float *s) {
-#define SCORES(d, core) scores_avx512(q, n_q, k, n, d, rope, s, 1, 0, core)
-    BY_HEAD_DIM_AVX512(SCORES)
-#undef SCORES
-}
-
-static void scores_raw_f32_avx512(const float *q, int n_q, const void *k, int n, int64_t head_dim,
-                                  const rope_t *rope, float *s) {
-    scores_avx512(q, n_q, k, n, head_dim, rope, s, 1, 1, CORE_OTHER);
-}
 
 /* Dims i.. of 16 keys to rows of SLOTS floats, one row a dim */
 ALWAYS_INLINE void store_transposed_avx512(__m512 keys_f32x16[16], int64_t n_dims, float *tile) {
@@ -400,8 +18,8 @@ ALWAYS_INLINE void store_transposed_avx512(__m512 keys_f32x16[16], int64_t n_dim
     for (int64_t i = 0; i < n_dims; i++) _mm512_storeu_ps(tile + i * SLOTS, keys_f32x16[i]);
 }
 
-ALWAYS_INLINE void keys_avx512(const void *k, int n, int64_t head_dim, const float *row, float *tile,
-                               const int f32) {
+ALWAYS_INLINE void keys_avx512(const void *k, int n, int64_t head_dim, const float *row,
+                               float *tile, const int f32) {
     const int64_t half = head_dim / 2;
     for (int j0 = 0; j0 < SLOTS; j0 += 16)
         for (int64_t i = 0; i < half; i += 16) {
@@ -409,8 +27,8 @@ ALWAYS_INLINE void keys_avx512(const void *k, int n, int64_t head_dim, const flo
             const __mmask16 lanes = first_lanes_avx512(n_dims);
             __m512 x[16], y[16];
             if (row)
-                turn_keys_avx512(k, j0, 16, n, head_dim, i, row, x, y, f32, 1, CORE_OTHER,
-                                 0);
+                rotate_keys_avx512(k, j0, 16, n, head_dim, i, row, x, y, f32, 1, CACHE_FETCH_NONE,
+                                   0);
             else
                 for (int j = 0; j < 16; j++) {
                     const int64_t at = (j0 + j) * head_dim + i;
@@ -457,21 +75,21 @@ static void tile_scores_avx512(const float *q, int n_q, const float *tile, int64
     for (; n_q >= 1; n_q -= 1, q += head_dim, s += SLOTS) tile_rows_avx512(q, 1, tile, head_dim, s);
 }
 
-static void softmax_block_avx512(float *s, int n_q, int n, int n_visible, int more, float *m,
+static void softmax_block_avx512(float *s, int n_q, int n, int n_keys, int more, float *m,
                                  float *l, float *acc, int64_t head_dim) {
     const __m512 nothing = _mm512_set1_ps(-INFINITY);
     for (int r = 0; r < n_q; r++, s += SLOTS, acc += head_dim) {
-        int see = n_visible + r * more < n ? n_visible + r * more : n;
-        see = see > 0 ? see : 0;
-        const __mmask16 seen0 = first_lanes_avx512(see);
-        const __mmask16 seen1 = see > 16 ? first_lanes_avx512(see - 16) : 0;
-        const __m512 s0 = _mm512_mask_loadu_ps(nothing, seen0, s);
-        const __m512 s1 = _mm512_mask_loadu_ps(nothing, seen1, s + 16);
-        const float most = _mm512_reduce_max_ps(_mm512_max_ps(s0, s1));
-        if (most > m[r]) {
-            const float shrink = expf(m[r] - most);
+        int n_row = n_keys + r * more < n ? n_keys + r * more : n;
+        n_row = n_row > 0 ? n_row : 0;
+        const __mmask16 lanes0 = first_lanes_avx512(n_row);
+        const __mmask16 lanes1 = n_row > 16 ? first_lanes_avx512(n_row - 16) : 0;
+        const __m512 s0 = _mm512_mask_loadu_ps(nothing, lanes0, s);
+        const __m512 s1 = _mm512_mask_loadu_ps(nothing, lanes1, s + 16);
+        const float max = _mm512_reduce_max_ps(_mm512_max_ps(s0, s1));
+        if (max > m[r]) {
+            const float shrink = expf(m[r] - max);
             const __m512 factor = _mm512_set1_ps(shrink);
-            m[r] = most;
+            m[r] = max;
             l[r] *= shrink;
             for (int64_t i = 0; i < head_dim; i += 16) {
                 const __mmask16 lanes = first_lanes_avx512(head_dim - i);
@@ -480,8 +98,8 @@ static void softmax_block_avx512(float *s, int n_q, int n, int n_visible, int mo
             }
         }
         const __m512 base = _mm512_set1_ps(m[r]);
-        const __m512 e0 = _mm512_maskz_mov_ps(seen0, exp_avx512(_mm512_sub_ps(s0, base)));
-        const __m512 e1 = _mm512_maskz_mov_ps(seen1, exp_avx512(_mm512_sub_ps(s1, base)));
+        const __m512 e0 = _mm512_maskz_mov_ps(lanes0, exp_avx512(_mm512_sub_ps(s0, base)));
+        const __m512 e1 = _mm512_maskz_mov_ps(lanes1, exp_avx512(_mm512_sub_ps(s1, base)));
         _mm512_storeu_ps(s, e0);
         _mm512_storeu_ps(s + 16, e1);
         l[r] += _mm512_reduce_add_ps(_mm512_add_ps(e0, e1));
@@ -489,18 +107,19 @@ static void softmax_block_avx512(float *s, int n_q, int n, int n_visible, int mo
 }
 
 /* n_q rows of acc, 16 * n_v dims from dim i on */
-ALWAYS_INLINE void weigh_dims_avx512(const float *s, const int n_q, const void *v, int n,
-                                     int64_t head_dim, int64_t i, const int n_v, __mmask16 lanes,
-                                     float *acc, const int f32, const int masked, const int core,
-                                     int64_t ahead) {
-    const int fetch = n_q == 4 && n_v == 4 && !f32 && core != CORE_INTEL;
+ALWAYS_INLINE void weighted_sum_dims_avx512(const float *s, const int n_q, const void *v, int n,
+                                            int64_t head_dim, int64_t i, const int n_v,
+                                            __mmask16 lanes, float *acc, const int f32,
+                                            const int masked, const int fetch, int64_t ahead) {
     __m512 sum[4][8];
     FOR_EACH_QUERY
         FOR_EACH_VECTOR(x)
             sum[r][x] = _mm512_maskz_loadu_ps(lanes, acc + r * head_dim + i + 16 * x);
     for (int j = 0; j < n; j++) {
-        if (fetch) fetch_blocks_ahead(v, j * head_dim + i, 16 * n_v, head_dim);
-        if (core == CORE_INTEL) fetch_f16_avx512(v, SLOTS * i + 16 * n_v * j, 16 * n_v, ahead);
+        if (fetch == CACHE_FETCH_BLOCKS && n_q == 4 && n_v == 4)
+            fetch_blocks_ahead_avx512(v, j * head_dim + i, 16 * n_v, head_dim);
+        if (fetch == CACHE_FETCH_LINES)
+            fetch_f16_avx512(v, SLOTS * i + 16 * n_v * j, 16 * n_v, ahead);
         FOR_EACH_VECTOR(x) {
             const int64_t at = j * head_dim + i + 16 * x;
             const __m512 value = masked ? load_lanes_avx512(v, at, lanes, f32)
@@ -514,47 +133,48 @@ ALWAYS_INLINE void weigh_dims_avx512(const float *s, const int n_q, const void *
             _mm512_mask_storeu_ps(acc + r * head_dim + i + 16 * x, lanes, sum[r][x]);
 }
 
-ALWAYS_INLINE void weigh_rows_avx512(const float *s, const int n_q, const void *v, int n,
-                                     int64_t head_dim, float *acc, const int f32, const int core,
-                                     int64_t ahead) {
+ALWAYS_INLINE void weighted_sum_rows_avx512(const float *s, const int n_q, const void *v, int n,
+                                            int64_t head_dim, float *acc, const int f32,
+                                            const int fetch, int64_t ahead) {
+#define DIMS(n_v, lanes, masked)                                                                 \
+    weighted_sum_dims_avx512(s, n_q, v, n, head_dim, i, n_v, lanes, acc, f32, masked, fetch, ahead)
     int64_t i = 0;
     if (n_q < 4)
-        for (; i + 128 <= head_dim; i += 128)
-            weigh_dims_avx512(s, n_q, v, n, head_dim, i, 8, 0xffff, acc, f32, 0, core,
-                              ahead);
-    for (; i + 64 <= head_dim; i += 64)
-        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 4, 0xffff, acc, f32, 0, core,
-                              ahead);
-    for (; i + 16 <= head_dim; i += 16)
-        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 1, 0xffff, acc, f32, 0, core,
-                              ahead);
-    if (i < head_dim)
-        weigh_dims_avx512(s, n_q, v, n, head_dim, i, 1, first_lanes_avx512(head_dim - i), acc, f32,
-                          1, core, ahead);
+        for (; i + 128 <= head_dim; i += 128) DIMS(8, 0xffff, 0);
+    for (; i + 64 <= head_dim; i += 64) DIMS(4, 0xffff, 0);
+    for (; i + 16 <= head_dim; i += 16) DIMS(1, 0xffff, 0);
+    if (i < head_dim) DIMS(1, first_lanes_avx512(head_dim - i), 1);
+#undef DIMS
 }
 
-ALWAYS_INLINE void weigh_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                                float *acc, const int f32, const int core) {
-    int64_t ahead = FETCH_CACHE_BYTES;
+ALWAYS_INLINE void weighted_sum_avx512(const float *s, int n_q, const void *v, int n,
+                                       int64_t head_dim, float *acc, const int f32,
+                                       const int fetch) {
+    int64_t ahead = CACHE_FETCH_BYTES;
     for (; n_q >= 4; n_q -= 4, s += 4 * SLOTS, acc += 4 * head_dim, ahead = 0)
-        weigh_rows_avx512(s, 4, v, n, head_dim, acc, f32, core, ahead);
+        weighted_sum_rows_avx512(s, 4, v, n, head_dim, acc, f32, fetch, ahead);
     if (n_q >= 2) {
-        weigh_rows_avx512(s, 2, v, n, head_dim, acc, f32, core, ahead);
+        weighted_sum_rows_avx512(s, 2, v, n, head_dim, acc, f32, fetch, ahead);
         n_q -= 2, s += 2 * SLOTS, acc += 2 * head_dim, ahead = 0;
     }
-    if (n_q) weigh_rows_avx512(s, 1, v, n, head_dim, acc, f32, core, ahead);
+    if (n_q) weighted_sum_rows_avx512(s, 1, v, n, head_dim, acc, f32, fetch, ahead);
 }
 
-static void weigh_f16_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                             float *acc) {
-#define WEIGH(d, core) weigh_avx512(s, n_q, v, n, d, acc, 0, core)
-    BY_HEAD_DIM_AVX512(WEIGH)
-#undef WEIGH
+static void weighted_sum_f16_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                                    float *acc) {
+    weighted_sum_avx512(s, n_q, v, n, head_dim, acc, 0, CACHE_FETCH_BLOCKS);
 }
 
-static void weigh_f32_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                             float *acc) {
-    weigh_avx512(s, n_q, v, n, head_dim, acc, 1, CORE_OTHER);
+static void weighted_sum_f32_avx512(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                                    float *acc) {
+    weighted_sum_avx512(s, n_q, v, n, head_dim, acc, 1, CACHE_FETCH_NONE);
+}
+
+static void weighted_sum_f16_avx512_intel(const float *s, int n_q, const void *v, int n,
+                                          int64_t head_dim, float *acc) {
+#define WEIGHTED_SUM(d) weighted_sum_avx512(s, n_q, v, n, d, acc, 0, CACHE_FETCH_LINES)
+    BY_HEAD_DIM_AVX512(WEIGHTED_SUM, weighted_sum_f16_avx512(s, n_q, v, n, head_dim, acc))
+#undef WEIGHTED_SUM
 }
 
 static void to_f32_avx512(const f16_t *x, int64_t n, float *out) {
@@ -562,6 +182,28 @@ static void to_f32_avx512(const f16_t *x, int64_t n, float *out) {
         const __mmask16 lanes = first_lanes_avx512(n - i);
         _mm512_mask_storeu_ps(out + i, lanes, load_lanes_avx512(x, i, lanes, 0));
     }
+}
+
+static void use_attention_avx512(kernels_t *k) {
+    k->rotate_back = rotate_back_avx512;
+    k->scores[0][C_F16] = scores_roped_f16_avx512;
+    k->scores[0][C_F32] = scores_roped_f32_avx512;
+    k->scores[1][C_F16] = scores_raw_f16_avx512;
+    k->scores[1][C_F32] = scores_raw_f32_avx512;
+    k->keys[C_F16] = keys_f16_avx512;
+    k->keys[C_F32] = keys_f32_avx512;
+    k->tile_scores = tile_scores_avx512;
+    k->softmax_block = softmax_block_avx512;
+    k->weighted_sum[C_F16] = weighted_sum_f16_avx512;
+    k->weighted_sum[C_F32] = weighted_sum_f32_avx512;
+    k->to_f32 = to_f32_avx512;
+}
+
+/* On top of use_attention_avx512 */
+static void use_attention_avx512_intel(kernels_t *k) {
+    k->scores[0][C_F16] = scores_roped_f16_avx512_intel;
+    k->scores[1][C_F16] = scores_raw_f16_avx512_intel;
+    k->weighted_sum[C_F16] = weighted_sum_f16_avx512_intel;
 }
 
 #endif

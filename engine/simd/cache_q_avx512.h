@@ -1,10 +1,10 @@
-/* Quantized keys and values for AVX-512. Layouts and operations are said in cache_q_scalar.h, the
- * stepping of a raw query in attention_avx512.h.
+/* Quantized keys and values for AVX-512. cache_q_scalar.h says what the layouts and operations are,
+ * scores_avx512.h how the query of raw keys is stepped.
  *
- * Numbers become float as they are; scales go elsewhere. A channel's goes into the query before
- * keys are read (stepping is linear, so it stays there), and into the sum of values at its end.
- * Those of 32 channels of a position are turned to float for the whole unit first, so that each is
- * an operand that is broadcast from memory.
+ * Numbers become float as they are; scales go elsewhere. A channel's scale goes into the query
+ * before keys are read (stepping is linear, so it stays there), and into the sum of values at its
+ * end. The scales of 32 channels of a position are made float for the whole block first, so that
+ * each is an operand that is broadcast from memory.
  */
 #ifndef LARIAT_CACHE_Q_AVX512_H
 #define LARIAT_CACHE_Q_AVX512_H
@@ -13,6 +13,12 @@
 
 #include "attention_avx512.h"
 #include "cache_q_scalar.h"
+
+/* How a tile asks for the next head's block (prefetch_next) while it reads this one */
+enum {
+    NEXT_AS_READ, /* for the bytes that stand where each step reads, some lines twice */
+    NEXT_BY_LINE  /* for each line once, values in the order of memory: better on Intel's cores */
+};
 
 /* The 32 numbers of a group */
 ALWAYS_INLINE void load_group_avx512(const uint8_t *group, __m512 x[2], const int type) {
@@ -35,13 +41,13 @@ ALWAYS_INLINE __m512 load_f16_avx512(const f16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
-/* Scales of n slots, [head_dim / 32][SLOTS] with zeros behind, times the slot's weight if there are
- * weights */
-ALWAYS_INLINE void slot_scales_avx512(const void *unit, int first, int n, int64_t head_dim,
+/* Scales of n slots, [head_dim / 32][SLOTS], zeros behind them. If there are weights, times the
+ * slot's weight. */
+ALWAYS_INLINE void slot_scales_avx512(const void *block, int first, int n, int64_t head_dim,
                                       const float *weights, float *out, const int type) {
     for (int64_t g = 0; g < head_dim / 32; g++) {
-        const f16_t *scales = scales_of(unit, head_dim, type) + g * SLOTS;
-        prefetch_next(scales, cache_unit_bytes(type, head_dim));
+        const f16_t *scales = scales_of(block, head_dim, type) + g * SLOTS;
+        prefetch_next(scales, cache_block_bytes(type, head_dim));
         for (int j = 0; j < SLOTS; j += 16, out += 16) {
             const __mmask16 lanes = j < n ? first_lanes_avx512(n - j) : 0;
             __m512 scale = load_lanes_avx512(scales, first + j, lanes, 0);
@@ -51,11 +57,11 @@ ALWAYS_INLINE void slot_scales_avx512(const void *unit, int first, int n, int64_
     }
 }
 
-/* Channels 32 g.. of one row as the values they are */
-ALWAYS_INLINE void values_avx512(const void *unit, int64_t j, int64_t g, int64_t head_dim,
+/* Channels 32 g.. of slot j, dequantized */
+ALWAYS_INLINE void values_avx512(const void *block, int64_t j, int64_t g, int64_t head_dim,
                                  __m512 x[2], const int type) {
-    const f16_t *scales = scales_of(unit, head_dim, type);
-    load_group_avx512(group_of(unit, j, g, head_dim, type), x, type);
+    const f16_t *scales = scales_of(block, head_dim, type);
+    load_group_avx512(group_of(block, j, g, head_dim, type), x, type);
     for (int v = 0; v < 2; v++) {
         const int64_t i = 32 * g + 16 * v;
         if (type == C_Q4_CH) x[v] = _mm512_add_ps(x[v], load_f16_avx512(scales + head_dim + i));
@@ -66,18 +72,18 @@ ALWAYS_INLINE void values_avx512(const void *unit, int64_t j, int64_t g, int64_t
     }
 }
 
-ALWAYS_INLINE void dequantize_avx512(const void *unit, int first, int n, int64_t head_dim,
+ALWAYS_INLINE void dequantize_avx512(const void *block, int first, int n, int64_t head_dim,
                                      float *out, const int type) {
     for (int j = 0; j < n; j++)
         for (int64_t g = 0; g < head_dim / 32; g++, out += 32) {
             __m512 x[2];
-            values_avx512(unit, first + j, g, head_dim, x, type);
+            values_avx512(block, first + j, g, head_dim, x, type);
             _mm512_storeu_ps(out, x[0]);
             _mm512_storeu_ps(out + 16, x[1]);
         }
 }
 
-/* Lanes of four vectors added up in part: in each quarter of the result, lane r is of p[r]. */
+/* Adds up lanes of four vectors in part: lane r of each quarter of the result belongs to p[r]. */
 ALWAYS_INLINE __m512 sum_4_avx512(const __m512 p_f32x16[4]) {
     const __m512 *p = p_f32x16;
     const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(p[0], p[1]), _mm512_unpackhi_ps(p[0], p[1]));
@@ -87,7 +93,7 @@ ALWAYS_INLINE __m512 sum_4_avx512(const __m512 p_f32x16[4]) {
                          _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
 }
 
-/* The rest of it, for 16 vectors: lane i of the result is the sum of the lanes of vector i. */
+/* The rest of that, for 16 vectors: lane i of the result is the sum of the lanes of vector i. */
 ALWAYS_INLINE __m512 sum_quarters_avx512(const __m512 fours_f32x16[4]) {
     const __m512 *f = fours_f32x16;
     const __m512 left = _mm512_add_ps(_mm512_shuffle_f32x4(f[0], f[1], 0x88),
@@ -98,34 +104,34 @@ ALWAYS_INLINE __m512 sum_quarters_avx512(const __m512 fours_f32x16[4]) {
                          _mm512_shuffle_f32x4(left, right, 0xdd));
 }
 
-/* A query (or, of raw keys, its pairs) against n_g groups of 32 channels from g0 on, and as many
- * half a head further on. Adds to `fours`, a vector for four keys (see sum_4_avx512): storing one
- * for each key costs as much as two of its multiplications. */
-ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int first, int n,
-                                      int64_t head_dim, const float *step, int64_t g0,
-                                      const int n_g, const float *slot_scales,
-                                      __m512 fours[SLOTS / 4], const int type, const int raw,
-                                      const int core) {
+/* A query (or, if keys are raw, its pairs) against n_g groups of 32 channels from g0 on, and as
+ * many half a head further on. Adds to `fours`, a vector for four keys (see sum_4_avx512): storing
+ * a vector for each key costs as much as two of its multiplications. */
+ALWAYS_INLINE void block_scores_groups_avx512(const float *q, const void *block, int first, int n,
+                                              int64_t head_dim, const float *step, int64_t g0,
+                                              const int n_g, const float *slot_scales,
+                                              __m512 fours[SLOTS / 4], const int type,
+                                              const int raw, const int next) {
     const int64_t half = head_dim / 2;
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
-    const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
-    const f16_t *scales = scales_of(unit, head_dim, type);
-    __m512 x[4], y[4], dx[4], dy[4], bend[4], zx[4], zy[4];
+    const int64_t block_bytes = cache_block_bytes(type, head_dim);
+    const f16_t *scales = scales_of(block, head_dim, type);
+    __m512 x[4], y[4], dx[4], dy[4], zx[4], zy[4], factor[4]; /* factor: 2 (1 - cos theta) */
     FOR_EACH_VECTOR(v) {
         const int64_t i = 32 * g0 + 16 * v;
         x[v] = _mm512_loadu_ps(q + i);
         y[v] = _mm512_loadu_ps(q + half + i);
-        bend[v] = dx[v] = dy[v] = zx[v] = zy[v] = _mm512_setzero_ps();
+        factor[v] = dx[v] = dy[v] = zx[v] = zy[v] = _mm512_setzero_ps();
         if (raw) {
-            bend[v] = _mm512_loadu_ps(step + i);
+            factor[v] = _mm512_loadu_ps(step + i);
             const __m512 sine = _mm512_loadu_ps(step + half + i);
-            const __m512 half_bend = _mm512_mul_ps(bend[v], _mm512_set1_ps(0.5f));
-            dx[v] = _mm512_fmadd_ps(half_bend, x[v], _mm512_mul_ps(sine, y[v]));
-            dy[v] = _mm512_fmsub_ps(half_bend, y[v], _mm512_mul_ps(sine, x[v]));
+            const __m512 half_factor = _mm512_mul_ps(factor[v], _mm512_set1_ps(0.5f));
+            dx[v] = _mm512_fmadd_ps(half_factor, x[v], _mm512_mul_ps(sine, y[v]));
+            dy[v] = _mm512_fmsub_ps(half_factor, y[v], _mm512_mul_ps(sine, x[v]));
         }
         if (by_channel) {
-            prefetch_next(scales + i, unit_bytes);
-            prefetch_next(scales + half + i, unit_bytes);
+            prefetch_next(scales + i, block_bytes);
+            prefetch_next(scales + half + i, block_bytes);
             const __m512 scale_x = load_f16_avx512(scales + i);
             const __m512 scale_y = load_f16_avx512(scales + half + i);
             x[v] = _mm512_mul_ps(x[v], scale_x);
@@ -134,22 +140,22 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
             dy[v] = _mm512_mul_ps(dy[v], scale_y);
         }
         if (type == C_Q4_CH) {
-            prefetch_next(scales + head_dim + i, unit_bytes);
-            prefetch_next(scales + head_dim + half + i, unit_bytes);
+            prefetch_next(scales + head_dim + i, block_bytes);
+            prefetch_next(scales + head_dim + half + i, block_bytes);
             zx[v] = load_f16_avx512(scales + head_dim + i);
             zy[v] = load_f16_avx512(scales + head_dim + half + i);
         }
     }
     const int64_t row_bytes = cache_row_bytes(type, head_dim);
-    const int64_t apart = group_of(unit, 0, half / 32, head_dim, type) - (const uint8_t *)unit;
-    const uint8_t *row = group_of(unit, first, g0, head_dim, type);
+    const int64_t apart = group_of(block, 0, half / 32, head_dim, type) - (const uint8_t *)block;
+    const uint8_t *row = group_of(block, first, g0, head_dim, type);
     const float *scale = slot_scales + g0 * SLOTS;
     for (int j = 0; j < n; j += 4) {
         __m512 p[4];
         _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++) {
             __m512 sum_x = _mm512_setzero_ps(), sum_y = _mm512_setzero_ps();
-            prefetch_next(row, unit_bytes);
-            if (core != CORE_INTEL || apart >= 64) prefetch_next(row + apart, unit_bytes);
+            prefetch_next(row, block_bytes);
+            if (next != NEXT_BY_LINE || apart >= 64) prefetch_next(row + apart, block_bytes);
             _Pragma("GCC unroll 2") for (int g = 0; g < n_g; g++) {
                 const int64_t group_bytes = type == C_Q8_0 || type == C_Q8_CH ? 32 : 16;
                 __m512 a[2], b[2];
@@ -177,14 +183,14 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
             }
             if (raw)
                 FOR_EACH_VECTOR(v) {
-                    dx[v] = _mm512_fnmadd_ps(bend[v], x[v], dx[v]);
-                    dy[v] = _mm512_fnmadd_ps(bend[v], y[v], dy[v]);
+                    dx[v] = _mm512_fnmadd_ps(factor[v], x[v], dx[v]);
+                    dy[v] = _mm512_fnmadd_ps(factor[v], y[v], dy[v]);
                     x[v] = _mm512_add_ps(x[v], dx[v]);
                     y[v] = _mm512_add_ps(y[v], dy[v]);
                 }
             p[r] = _mm512_add_ps(sum_x, sum_y);
             scale++;
-            /* What stands behind the last key is read, if it is in the unit, and not used. */
+            /* The row behind the last key is read if it is in the block, and not used. */
             if (first + j + r + 1 < SLOTS) row += row_bytes;
         }
         fours[j / 4] = _mm512_add_ps(fours[j / 4], sum_4_avx512(p));
@@ -192,40 +198,42 @@ ALWAYS_INLINE void unit_groups_avx512(const float *q, const void *unit, int firs
 }
 
 /* `step` is that of the RoPE table; not used for keys that are rotated already. */
-ALWAYS_INLINE void unit_scores_rows_avx512(const float *q, const void *unit, int first, int n,
-                                      int64_t head_dim, const float *step, float *s,
-                                      const int type, const int raw, const int core) {
+ALWAYS_INLINE void block_scores_rows_avx512(const float *q, const void *block, int first, int n,
+                                            int64_t head_dim, const float *step, float *s,
+                                            const int type, const int raw, const int next) {
     float slot_scales[SLOTS * MAX_HEAD_DIM / 32];
     __m512 fours[SLOTS / 4];
-    if (type < C_Q8_CH) slot_scales_avx512(unit, first, n, head_dim, NULL, slot_scales, type);
+    if (type < C_Q8_CH) slot_scales_avx512(block, first, n, head_dim, NULL, slot_scales, type);
     for (int j = 0; j < SLOTS / 4; j++) fours[j] = _mm512_setzero_ps();
     int64_t g = 0;
     for (; g + 2 <= head_dim / 64; g += 2)
-        unit_groups_avx512(q, unit, first, n, head_dim, step, g, 2, slot_scales, fours, type, raw,
-                           core);
+        block_scores_groups_avx512(q, block, first, n, head_dim, step, g, 2, slot_scales, fours,
+                                   type, raw, next);
     for (; g < head_dim / 64; g++)
-        unit_groups_avx512(q, unit, first, n, head_dim, step, g, 1, slot_scales, fours, type, raw,
-                           core);
+        block_scores_groups_avx512(q, block, first, n, head_dim, step, g, 1, slot_scales, fours,
+                                   type, raw, next);
     _mm512_storeu_ps(s, sum_quarters_avx512(fours));
     if (n > 16) _mm512_storeu_ps(s + 16, sum_quarters_avx512(fours + 4));
 }
 
 /* n_g groups of 32 channels from g0 on */
-ALWAYS_INLINE void unit_weigh_groups_avx512(const float *s, const void *unit, int first, int n,
-                                            int64_t head_dim, int64_t g0, const int n_g,
-                                            const float *weights, float total, float *acc,
-                                            const int type, const int core) {
+ALWAYS_INLINE void block_weighted_sum_groups_avx512(const float *s, const void *block, int first,
+                                                    int n, int64_t head_dim, int64_t g0,
+                                                    const int n_g, const float *weights,
+                                                    float total, float *acc, const int type,
+                                                    const int next) {
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     __m512 sum[8];
     FOR_EACH_VECTOR(v)
         sum[v] = by_channel ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + 32 * g0 + 16 * v);
-    const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
+    const int64_t block_bytes = cache_block_bytes(type, head_dim);
     for (int j = 0; j < n; j++)
         _Pragma("GCC unroll 4") for (int g = 0; g < n_g; g++) {
             __m512 x[2];
-            if (g % (core == CORE_INTEL ? 4 : 2) == 0)
-                prefetch_next(group_of(unit, first + j, g0 + g, head_dim, type), unit_bytes);
-            load_group_avx512(group_of(unit, first + j, g0 + g, head_dim, type), x, type);
+            /* A line holds 2 groups of bytes or 4 of nibbles; Intel's tile has nibbles here. */
+            if (g % (next == NEXT_BY_LINE ? 4 : 2) == 0)
+                prefetch_next(group_of(block, first + j, g0 + g, head_dim, type), block_bytes);
+            load_group_avx512(group_of(block, first + j, g0 + g, head_dim, type), x, type);
             const __m512 weight =
                 _mm512_set1_ps(by_channel ? s[j] : weights[(g0 + g) * SLOTS + j]);
             sum[2 * g] = _mm512_fmadd_ps(x[0], weight, sum[2 * g]);
@@ -234,9 +242,9 @@ ALWAYS_INLINE void unit_weigh_groups_avx512(const float *s, const void *unit, in
     FOR_EACH_VECTOR(v) {
         const int64_t i = 32 * g0 + 16 * v;
         if (by_channel) {
-            const f16_t *scales = scales_of(unit, head_dim, type) + i;
-            prefetch_next(scales, unit_bytes);
-            if (type == C_Q4_CH) prefetch_next(scales + head_dim, unit_bytes);
+            const f16_t *scales = scales_of(block, head_dim, type) + i;
+            prefetch_next(scales, block_bytes);
+            if (type == C_Q4_CH) prefetch_next(scales + head_dim, block_bytes);
             if (type == C_Q4_CH)
                 sum[v] = _mm512_fmadd_ps(_mm512_set1_ps(total), load_f16_avx512(scales + head_dim),
                                          sum[v]);
@@ -246,10 +254,10 @@ ALWAYS_INLINE void unit_weigh_groups_avx512(const float *s, const void *unit, in
     }
 }
 
-/* Weights of 16 bits in two vectors of bytes, for 64 channels of which the second half has other
- * ones: bytes 0..31 of each are the slots' of the first half. w[h] is of slots 0..15 and 16..31 of
- * the first half, then of the second. Returns what 1 of the sums is, 0 if there is no weight
- * and NaN if one is NaN. */
+/* Weights as numbers of 16 bits, in two vectors of bytes. There are 64 channels; the second half of
+ * them has other weights than the first. w[0] and w[1] are those of slots 0..15 and 16..31 for the
+ * first half, w[2] and w[3] for the second; bytes 0..31 of *high and *low are the first half's.
+ * Returns what 1 of the sums stands for; 0 if there is no weight, NaN if one is NaN. */
 ALWAYS_INLINE float split_weights_avx512(const __m512 w_f32x16[4], __m512i *high, __m512i *low) {
     static const uint8_t PICK[64] = {
         0,  4,  8,  12, 16, 20, 24, 28, 32, 36, 40, 44,  48,  52,  56,  60,
@@ -258,12 +266,12 @@ ALWAYS_INLINE float split_weights_avx512(const __m512 w_f32x16[4], __m512i *high
         66, 70, 74, 78, 82, 86, 90, 94, 98, 102, 106, 110, 114, 118, 122, 126,
     };
     const __m512 *w = w_f32x16;
-    __m512i most_i32x16 = _mm512_setzero_si512(); /* see magnitude_bits */
+    __m512i max_i32x16 = _mm512_setzero_si512(); /* see magnitude_bits */
     for (int h = 0; h < 4; h++)
-        most_i32x16 = _mm512_max_epi32(most_i32x16, _mm512_castps_si512(_mm512_abs_ps(w[h])));
-    const float most = float_of_bits(_mm512_reduce_max_epi32(most_i32x16));
-    if (most == 0) return 0;
-    const __m512 by = _mm512_set1_ps(65535.0f / most);
+        max_i32x16 = _mm512_max_epi32(max_i32x16, _mm512_castps_si512(_mm512_abs_ps(w[h])));
+    const float max = float_of_bits(_mm512_reduce_max_epi32(max_i32x16));
+    if (max == 0) return 0;
+    const __m512 by = _mm512_set1_ps(65535.0f / max);
     __m512i u[4]; /* 32 bits each, of which 16 are used */
     for (int h = 0; h < 4; h++) u[h] = _mm512_cvtps_epi32(_mm512_mul_ps(w[h], by));
     const __m512i first = _mm512_or_si512(u[0], _mm512_slli_epi32(u[1], 16));
@@ -271,26 +279,26 @@ ALWAYS_INLINE float split_weights_avx512(const __m512 w_f32x16[4], __m512i *high
     const __m512i pick = _mm512_loadu_si512(PICK);
     *low = _mm512_permutex2var_epi8(first, pick, second);
     *high = _mm512_permutex2var_epi8(first, _mm512_or_si512(pick, _mm512_set1_epi8(1)), second);
-    return most / 65535.0f;
+    return max / 65535.0f;
 }
 
-/* Bytes as whole numbers: weights, of which 32 channels of q8_0 have their own, become numbers of
- * 16 bits in two bytes, and a 32-bit sum takes four positions of a channel at once. That is a third
- * of the operations of float sums. A weight loses what is below 2^-17 of the largest. head_dim
- * divides by 64. */
-ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int first, int n,
-                                           int64_t head_dim, float *acc, const int type,
-                                           const int core) {
-    const int64_t unit_bytes = cache_unit_bytes(type, head_dim);
-    const f16_t *scales = scales_of(unit, head_dim, type);
+/* Values of 8 bits are summed as whole numbers: weights (32 channels of q8_0 have their own) become
+ * numbers of 16 bits in two bytes, and a 32-bit sum takes four positions of a channel at once. That
+ * is a third of the operations of float sums. A weight loses what is below 2^-17 of the largest.
+ * head_dim divides by 64. */
+ALWAYS_INLINE void block_weighted_sum_bytes_avx512(const float *s, const void *block, int first,
+                                                   int n, int64_t head_dim, float *acc,
+                                                   const int type, const int next) {
+    const int64_t block_bytes = cache_block_bytes(type, head_dim);
+    const f16_t *scales = scales_of(block, head_dim, type);
     const __mmask16 lanes[2] = {first_lanes_avx512(n), n > 16 ? first_lanes_avx512(n - 16) : 0};
     const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
-    __m512 seen[2], w[4];
+    __m512 weight_of[2], w[4];
     __m512i high, low;
     float back = 0;
-    for (int h = 0; h < 2; h++) seen[h] = _mm512_maskz_loadu_ps(lanes[h], s + 16 * h);
+    for (int h = 0; h < 2; h++) weight_of[h] = _mm512_maskz_loadu_ps(lanes[h], s + 16 * h);
     if (type == C_Q8_CH) {
-        for (int h = 0; h < 4; h++) w[h] = seen[h % 2];
+        for (int h = 0; h < 4; h++) w[h] = weight_of[h % 2];
         back = split_weights_avx512(w, &high, &low);
         if (back == 0) return;
     }
@@ -298,10 +306,10 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
         if (type == C_Q8_0) {
             for (int h = 0; h < 4; h++) {
                 const f16_t *of = scales + (i / 32 + h / 2) * SLOTS;
-                if (h % 2 == 0) prefetch_next(of, unit_bytes);
+                if (h % 2 == 0) prefetch_next(of, block_bytes);
                 const __m512 scale =
                     load_lanes_avx512(of, first + h % 2 * 16, lanes[h % 2], 0);
-                w[h] = _mm512_mul_ps(scale, seen[h % 2]);
+                w[h] = _mm512_mul_ps(scale, weight_of[h % 2]);
             }
             back = split_weights_avx512(w, &high, &low);
             if (back == 0) continue;
@@ -312,11 +320,12 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
         __m512i which = halves;
         for (int j = 0; j < n; j += 4) {
             __m512i row[4], pair[4], four[4];
-            for (int r = 0; r < 4; r++) { /* rows behind the last one have no weight */
+            for (int r = 0; r < 4; r++) { /* rows behind the last one have weight 0 */
                 const int slot = first + j + r < SLOTS ? first + j + r : SLOTS - 1;
-                const uint8_t *p = (const uint8_t *)unit + slot * head_dim + i;
-                /* Intel: in the order of memory, not of the walk (q8_0: 25 ns a key and value, not 28) */
-                prefetch_next(core == CORE_INTEL ? (const uint8_t *)unit + SLOTS * i + 64 * (j + r) : p, unit_bytes);
+                const uint8_t *p = (const uint8_t *)block + slot * head_dim + i;
+                /* q8_0 on Intel's cores: 25 ns a key and value in this order, 28 in the walk's */
+                const uint8_t *in_order = (const uint8_t *)block + SLOTS * i + 64 * (j + r);
+                prefetch_next(next == NEXT_BY_LINE ? in_order : p, block_bytes);
                 row[r] = _mm512_loadu_si512(p);
             }
             for (int r = 0; r < 4; r += 2) {
@@ -349,7 +358,7 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
             float *to = acc + i + 16 * l;
             __m512 scale = _mm512_set1_ps(back);
             if (type == C_Q8_CH) {
-                prefetch_next(scales + i + 16 * l, unit_bytes);
+                prefetch_next(scales + i + 16 * l, block_bytes);
                 scale = _mm512_mul_ps(scale, load_f16_avx512(scales + i + 16 * l));
             }
             _mm512_storeu_ps(to, _mm512_fmadd_ps(of, scale, _mm512_loadu_ps(to)));
@@ -357,41 +366,69 @@ ALWAYS_INLINE void unit_weigh_bytes_avx512(const float *s, const void *unit, int
     }
 }
 
-ALWAYS_INLINE void unit_weigh_rows_avx512(const float *s, const void *unit, int first, int n,
-                                     int64_t head_dim, float *acc, const int type,
-                                     const int core) {
+ALWAYS_INLINE void block_weighted_sum_rows_avx512(const float *s, const void *block, int first,
+                                                  int n, int64_t head_dim, float *acc,
+                                                  const int type, const int next) {
     float weights[SLOTS * MAX_HEAD_DIM / 32], total = 0;
     if ((type == C_Q8_0 || type == C_Q8_CH) && head_dim % 64 == 0) {
-        unit_weigh_bytes_avx512(s, unit, first, n, head_dim, acc, type, core);
+        block_weighted_sum_bytes_avx512(s, block, first, n, head_dim, acc, type, next);
         return;
     }
-    if (type < C_Q8_CH) slot_scales_avx512(unit, first, n, head_dim, s, weights, type);
+    if (type < C_Q8_CH) slot_scales_avx512(block, first, n, head_dim, s, weights, type);
     for (int j = 0; j < n; j++) total += s[j];
     int64_t g = 0;
     for (; g + 4 <= head_dim / 32; g += 4)
-        unit_weigh_groups_avx512(s, unit, first, n, head_dim, g, 4, weights, total, acc, type,
-                                 core);
+        block_weighted_sum_groups_avx512(s, block, first, n, head_dim, g, 4, weights, total, acc,
+                                         type, next);
     for (; g < head_dim / 32; g++)
-        unit_weigh_groups_avx512(s, unit, first, n, head_dim, g, 1, weights, total, acc, type,
-                                 core);
+        block_weighted_sum_groups_avx512(s, block, first, n, head_dim, g, 1, weights, total, acc,
+                                         type, next);
 }
 
-#define SCORES(d, core) unit_scores_rows_avx512(q, unit, first, n, d, step, s, type, raw, core)
-#define WEIGH(d, core) unit_weigh_rows_avx512(s, unit, first, n, d, acc, type, core)
-ALWAYS_INLINE void unit_scores_avx512(const float *q, const void *unit, int first, int n,
-                                      int64_t head_dim, const rope_t *rope, float *s, const int raw,
-                                      const int type) {
+ALWAYS_INLINE void block_scores_avx512(const float *q, const void *block, int first, int n,
+                                       int64_t head_dim, const rope_t *rope, float *s,
+                                       const int raw, const int type) {
     const float *step = raw ? rope->step : NULL;
-    BY_HEAD_DIM_AVX512(SCORES)
+    block_scores_rows_avx512(q, block, first, n, head_dim, step, s, type, raw, NEXT_AS_READ);
 }
 
-ALWAYS_INLINE void unit_weigh_avx512(const float *s, const void *unit, int first, int n,
-                                     int64_t head_dim, float *acc, const int type) {
-    BY_HEAD_DIM_AVX512(WEIGH)
+ALWAYS_INLINE void block_weighted_sum_avx512(const float *s, const void *block, int first, int n,
+                                             int64_t head_dim, float *acc, const int type) {
+    block_weighted_sum_rows_avx512(s, block, first, n, head_dim, acc, type, NEXT_AS_READ);
 }
+
+ALWAYS_INLINE void block_scores_avx512_intel(const float *q, const void *block, int first, int n,
+                                             int64_t head_dim, const rope_t *rope, float *s,
+                                             const int raw, const int type) {
+    const float *step = raw ? rope->step : NULL;
+#define SCORES(d) block_scores_rows_avx512(q, block, first, n, d, step, s, type, raw, NEXT_BY_LINE)
+    BY_HEAD_DIM_AVX512(SCORES,
+                       block_scores_avx512(q, block, first, n, head_dim, rope, s, raw, type))
 #undef SCORES
-#undef WEIGH
+}
 
-CACHE_TYPES(avx512)
+ALWAYS_INLINE void block_weighted_sum_avx512_intel(const float *s, const void *block, int first,
+                                                   int n, int64_t head_dim, float *acc,
+                                                   const int type) {
+#define WEIGHTED_SUM(d) \
+    block_weighted_sum_rows_avx512(s, block, first, n, d, acc, type, NEXT_BY_LINE)
+    BY_HEAD_DIM_AVX512(WEIGHTED_SUM,
+                       block_weighted_sum_avx512(s, block, first, n, head_dim, acc, type))
+#undef WEIGHTED_SUM
+}
+
+FOR_CACHE_TYPES(CACHE_PRODUCTS, avx512)
+FOR_CACHE_TYPES(CACHE_CONVERSIONS, avx512)
+FOR_CACHE_TYPES(CACHE_PRODUCTS, avx512_intel)
+
+static void use_cache_avx512(kernels_t *k) {
+    FOR_CACHE_TYPES(USE_CACHE_PRODUCTS, avx512)
+    FOR_CACHE_TYPES(USE_CACHE_CONVERSIONS, avx512)
+}
+
+/* On top of use_cache_avx512 */
+static void use_cache_avx512_intel(kernels_t *k) {
+    FOR_CACHE_TYPES(USE_CACHE_PRODUCTS, avx512_intel)
+}
 
 #endif

@@ -1,4 +1,4 @@
-/* What every instruction set agrees on: block layouts, activations, small scalar helpers.
+/* Shared by all instruction sets: layouts of blocks, activations, small scalar helpers.
  *
  * Weights are interleaved by groups of 16 rows, so that one 64-byte vector holds the same 4
  * columns (or the same 1, for float types) of all 16 rows, and one broadcast of 4 activations
@@ -12,13 +12,17 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LARIAT_X86 1
+#endif
+
 enum {
     GROUP_ROWS = 16,   /* rows of a group */
     BLOCK = 32,        /* weights that share a scale, and activations that do */
     SLOTS = 32,        /* positions of a cache block */
-    TILE_COLUMNS = 16, /* most columns of one matmul tile */
+    TILE_COLUMNS = 16, /* of one matmul tile at most */
     MAX_HEAD_DIM = 4096, /* of quantized keys and values */
-    SCORE_ROWS = 8     /* most queries of one call that reads keys in their stored type */
+    SCORE_ROWS = 8     /* queries at most of one call that reads keys in their stored type */
 };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
@@ -29,12 +33,14 @@ enum {
 
 typedef uint16_t f16_t;
 
-/* Vector v of the nibbles: byte 4r + j belongs to row r; its low nibble is column 4v + j of the
- * block, its high nibble column 16 + 4v + j. */
+/* PLANES (see below). Vector v of the nibbles: byte 4r + j belongs to row r; its low nibble is
+ * column 4v + j of the block, its high nibble column 16 + 4v + j. */
 typedef struct {
     f16_t d[16];
     uint8_t q[4][64];
 } q4_0_x16;
+
+typedef q4_0_x16 iq4_nl_x16; /* the nibbles count steps */
 
 typedef struct {
     f16_t d[16];
@@ -42,16 +48,16 @@ typedef struct {
     uint8_t q[4][64];
 } q4_1_x16;
 
-/* Vector v: byte 4r + j is row r, column 4v + j, stored as q + 128 because the dot product
- * instruction wants its first operand unsigned. */
+/* BYTES. Vector v: byte 4r + j is row r, column 4v + j, stored as q + 128 because the first operand
+ * of the dot product instruction is unsigned. */
 typedef struct {
     f16_t d[16];
     uint8_t q[8][64];
 } q8_0_x16;
 
-/* A super-block of 256 columns in 8 parts of 32, each of two halves that have a scale. Byte 4r + j of
- * vector k of half h is column 4 (4h + k) + j of row r, in bits 0..5. Bits 6, 7 of the three vectors
- * are together the 6 bits of vector 4h + 3's column, those of vector 0 on top. */
+/* SIXES: a super-block of 256 columns in 8 parts of 32, each of two halves that have a scale. Byte
+ * 4r + j of vector k of half h is column 4 (4h + k) + j of row r, in bits 0..5. Bits 6, 7 of the
+ * three vectors are together the 6 bits of vector 4h + 3's column, those of vector 0 on top. */
 typedef struct {
     f16_t d[16];
     struct {
@@ -60,10 +66,10 @@ typedef struct {
     } part[8];
 } q6_K_x16;
 
-/* Integers of other widths stand in planes of 4, 2 or 1 bits. In a plane of n bits, column 4v + j
- * of row r has its bits at n (v / n) and up of byte 4r + j of vector v % n; so Q4_0's nibbles.
- * `qh` is the bit above those in `q`. Scales of the K types stay packed as
- * in the file (unpack.h); [i][r] is byte i of row r. */
+/* PLANES of 4, 2 or 1 bits. In a plane of n bits, column 4v + j of row r has its bits at n (v / n)
+ * and up of byte 4r + j of vector v % n; Q4_0's nibbles are a plane of 4. `qh` is the bit above
+ * those in `q`. The factors of super-blocks stay packed as in the file (unpack.h); [i][r] is byte i
+ * of row r. */
 typedef struct {
     f16_t d[16];
     uint8_t q[4][64];
@@ -79,7 +85,7 @@ typedef struct {
 
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[16][16];
     uint8_t q[8][2][64];
 } q2_K_x16;
@@ -93,28 +99,36 @@ typedef struct {
     } part[8];
 } q3_K_x16;
 
-/* Parts in pairs: of byte 4r + j of vector v the low nibble is column 4v + j of part 2i, row r, the
+/* PAIRS of parts: of byte 4r + j of vector v the low nibble is column 4v + j of part 2i, row r, the
  * high one that column of part 2i + 1. */
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[12][16];
     struct {
         uint8_t q[8][64];
     } pair[4];
 } q4_K_x16;
 
-/* As before, with 5 bits low in a byte, and above them the upper 3 of the other 5, whose lower 2 are
- * bits 2 (v % 4) and up of byte 4r + j of qh[v / 4]. */
+/* As before, with 5 bits low in a byte, and above them the upper 3 of the other 5, whose lower 2
+ * are bits 2 (v % 4) and up of byte 4r + j of qh[v / 4]. */
 typedef struct {
     f16_t d[16];
-    f16_t dmin[16];
+    f16_t m[16];
     uint8_t scales[12][16];
     struct {
         uint8_t qh[2][64];
         uint8_t q[8][64];
     } pair[4];
 } q5_K_x16;
+
+/* Byte i < 4 of the scales has the low nibbles of scales i and, above, i + 4; byte 4 + i, two bits
+ * each from the lowest on, the upper bits of scales i, i + 4, i + 2 and i + 6. */
+typedef struct {
+    f16_t d[16];
+    uint8_t scales[6][16];
+    uint8_t q[8][4][64];
+} iq4_xs_x16;
 
 /* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale
  * (see activation_scale).
@@ -136,7 +150,7 @@ typedef struct {
 typedef struct {
     const float *rows; /* [n_positions][2][half]: cos and sin of position * theta[i] */
     const float *step; /* [2][half]: 2 (1 - cos theta[i]) and sin theta[i]; NULL: use rows alone */
-    float gain;        /* scores of the pairs that turn are multiplied by it */
+    float gain;        /* scores of the pairs that are rotated are multiplied by it */
     int32_t group_n, group_window; /* of group attention; 1: none */
 } rope_t;
 
@@ -179,8 +193,8 @@ static inline f16_t f32_to_f16(float f) {
     return (f16_t)(sign | ((magnitude - 0x38000000u) >> 13));
 }
 
-/* |x| as an integer. Largest magnitudes are found among these, because NaN is the largest of them;
- * a comparison of floats would lose it, and what a damaged weight makes would look sound. */
+/* |x| as an integer. Largest magnitudes are found among these, because NaN is the largest of them.
+ * A comparison of floats would lose NaN, and the results of a damaged weight would look sound. */
 static inline int32_t magnitude_bits(float x) {
     int32_t bits;
     memcpy(&bits, &x, 4);
@@ -193,14 +207,14 @@ static inline float float_of_bits(int32_t bits) {
     return x;
 }
 
-/* The scale of a block of activations whose largest magnitude is `most`: most / 127, rounded to
- * the 11 significant bits of f16 though not to its range. llama.cpp keeps these scales as f16;
- * with the same rounding our logits are those of llama.cpp to six digits, instead of differing by
- * the noise of 8-bit rounding (2 % of a prompt's negative log-likelihood on a tiny model).
- * NaN where the block holds infinity or NaN. */
-static inline float activation_scale(float most) {
-    if (!(most < INFINITY)) return NAN;
-    float scale = most / 127.0f;
+/* The scale of a block of activations whose largest magnitude is `max`: max / 127, rounded to the
+ * 11 significant bits of f16 but not to its range. llama.cpp keeps these scales as f16. With the
+ * same rounding our logits are those of llama.cpp to six digits; without it they differ by the
+ * noise of 8-bit rounding (2 % of a prompt's negative log-likelihood on a tiny model). NaN where
+ * the block holds infinity or NaN. */
+static inline float activation_scale(float max) {
+    if (!(max < INFINITY)) return NAN;
+    float scale = max / 127.0f;
     uint32_t bits;
     memcpy(&bits, &scale, 4);
     bits = (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu;
@@ -208,8 +222,8 @@ static inline float activation_scale(float most) {
     return scale;
 }
 
-/* 1 / sqrt(mean + eps) of n squares. NaN where their sum is no number, which infinity is not: its
- * 0 would turn a row that is out of range into one of zeros. */
+/* 1 / sqrt(mean + eps) of n squares. NaN where their sum is NaN or infinite: with 1 / infinity, a
+ * row that is out of range would become one of zeros. */
 static inline float norm_factor(double sum, int64_t n, float eps) {
     return sum < INFINITY ? (float)(1.0 / sqrt(sum / (double)n + eps)) : NAN;
 }

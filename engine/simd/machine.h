@@ -1,25 +1,23 @@
-/* What this processor can do at best: probes that read memory, that multiply bytes, and floats.
+/* Probes of the best that this processor can do: reading memory, multiplying bytes, multiplying
+ * floats.
  *
- * Decoding reads every weight once a token, so the rate of plain reading is its ceiling; a prompt
+ * Decoding reads every weight once a token, so the rate of plain reading is its ceiling. A prompt
  * multiplies 8-bit activations with weights of up to 8 bits, so the rate of those products, from
- * registers, is its ceiling, except of attention and float weights, whose ceiling is that of float
- * products. One probe a level, with the instructions that the kernels of that
- * level have. Each returns a sum that depends on all it did, so that no compiler drops any of it
- * and a test can check it.
+ * registers, is its ceiling; that of attention and of float weights is the rate of float products.
+ * Each instruction set has its probes, with the instructions of its kernels. A probe returns a sum
+ * that depends on all of its work, so that no compiler drops any and a test can check it.
  */
 #ifndef LARIAT_MACHINE_H
 #define LARIAT_MACHINE_H
 
-#include <stdint.h>
-#include <string.h>
+#include "layout.h"
 
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define LARIAT_X86 1
+#ifdef LARIAT_X86
 #include <immintrin.h>
 #define TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512vnni")))
@@ -30,7 +28,7 @@
 
 enum {
     READ_STEP = 256,      /* bytes: four vectors of 64 into four sums, to hide their latency */
-    MULTIPLY_STEP = 8192, /* products of one step of `multiply` and `multiply_floats`, at every level */
+    MULTIPLY_STEP = 8192, /* products of one step of `multiply` and `multiply_floats` */
     WEIGHT = 3            /* the weight byte of all products; the activation is 1 to 100 */
 };
 
@@ -55,7 +53,7 @@ static uint64_t read_scalar(const uint8_t *p, int64_t n) {
     return sum[0] + sum[1] + sum[2] + sum[3];
 }
 
-/* Two runs of bytes from the L1 cache: what the compiler makes of a dot product of bytes. */
+/* Two runs of bytes from the L1 cache: a dot product as the compiler translates it */
 static uint32_t multiply_scalar(int64_t n_steps, int activation) {
     enum { N = 1024 };
     uint8_t w[N];
@@ -132,7 +130,8 @@ TARGET_AVX2 static uint32_t multiply_avx2(int64_t n_steps, int activation) {
 }
 
 TARGET_AVX2 static float multiply_floats_avx2(int64_t n_steps, float x) {
-    /* A multiply-add takes 4 cycles, and two start in each; 16 sums would leave no register for x. */
+    /* A multiply-add takes 4 cycles, and two start in each; 16 sums would leave no register for x.
+     */
     enum { CHAINS = 12, VECTORS = MULTIPLY_STEP / 8 };
     const __m256 one = _mm256_set1_ps(1), x_f32x8 = _mm256_set1_ps(x);
     __m256 sum[CHAINS];
@@ -201,17 +200,19 @@ TARGET_AVX512 static float multiply_floats_avx512(int64_t n_steps, float x) {
 
 #endif
 
-/* The probes of a level, numbered as in kernels.h; the caller knows that the processor has it. */
-static probes_t probes_of(int level) {
-    const probes_t scalar = {read_scalar, multiply_scalar, multiply_floats_scalar};
+static const probes_t PROBES_scalar = {read_scalar, multiply_scalar, multiply_floats_scalar};
 #ifdef LARIAT_X86
-    const probes_t avx2 = {read_avx2, multiply_avx2, multiply_floats_avx2};
-    const probes_t avx512 = {read_avx512, multiply_avx512, multiply_floats_avx512};
-    if (level == 2) return avx512;
-    if (level == 1) return avx2;
+static const probes_t PROBES_avx2 = {read_avx2, multiply_avx2, multiply_floats_avx2};
+static const probes_t PROBES_avx512 = {read_avx512, multiply_avx512, multiply_floats_avx512};
 #endif
-    (void)level;
-    return scalar;
+
+/* The probes of an instruction set by its name in targets.def; NULL if there is none of that name.
+ * The caller knows that the processor has it. */
+static const probes_t *probes_of(const char *name) {
+#define TARGET(target, isa, core, below, supported, probes) \
+    if (!strcmp(name, isa)) return &PROBES_##probes;
+#include "targets.def"
+    return NULL;
 }
 
 /* The system's number of the calling thread, 0 where it has none */

@@ -1,24 +1,32 @@
 /* Matmul tiles for AVX-512 (F, BW, VL, VNNI): one group of 16 rows times one tile of columns.
  *
  * A row of lanes is a row of the group: vpdpbusd adds, for each of 16 rows, 4 products of an
- * unsigned weight byte and a signed activation byte. Weights keep their offset (8, 128, 32); since
+ * unsigned weight byte and a signed activation byte. Weights keep their offset (8, 128, ...); since
  *     sum (n - 8) q = sum n q - 8 sum q
- * the correction is the start value of the integer sum and costs nothing. Up to 16 columns share
- * one unpacking of the weights. Each column is summed in the same order whatever the tile's width,
- * so that a token's result does not depend on its neighbours in the batch.
+ * the correction is the start value of the integer sum and costs nothing. A minimum costs one more
+ * FMA a column: sum (d q + m) x = d sum q x + m sum x. Up to 16 columns share one unpacking of the
+ * weights. Each column is summed in the same order whatever the tile's width, so that a token's
+ * result does not depend on its neighbours in the batch.
+ *
+ * Q4_0 has a loop of its own for one column, which needs fewer instructions; Q4_K, Q5_K and Q6_K
+ * have loops that make one float of eight parts (matmul_super_avx512.h). columns_avx512 does the
+ * rest.
  */
 #ifndef LARIAT_MATMUL_AVX512_H
 #define LARIAT_MATMUL_AVX512_H
 
-#include <immintrin.h>
-
-#include "cores.h"
-#include "layout.h"
+#include "integers_avx512.h"
+#include "tuning.h"
 
 #define FOR_EACH_OF(n) _Pragma("GCC unroll 16") for (int c = 0; c < n; c++)
 #define FOR_EACH_COLUMN FOR_EACH_OF(nc)
 /* Columns from `first` on, `n` at a time */
 #define FOR_COLUMNS_BY(n) _Pragma("GCC unroll 16") for (int first = 0; first < nc; first += n)
+
+/* Columns that are multiplied side by side */
+ALWAYS_INLINE int columns_at_once(const tuning_t *tuning, const int nc) {
+    return nc < tuning->columns_at_once ? nc : tuning->columns_at_once;
+}
 
 /* Each lane of `sum` plus 4 weights of a row times the 4 bytes at q. Compilers load the broadcast
  * apart; as an operand it costs no instruction (16 columns: 8 to 10 % faster). */
@@ -27,10 +35,6 @@ ALWAYS_INLINE __m512i add_products_avx512(__m512i sum, __m512i w_u8x64, const in
             : "+v"(sum)
             : "v"(w_u8x64), "m"(*(const int8_t(*)[4])q));
     return sum;
-}
-
-ALWAYS_INLINE __m512 load_16_f16_avx512(const f16_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
 ALWAYS_INLINE void store_columns_avx512(const __m512 *acc_f32x16, const int nc, float *out,
@@ -43,18 +47,9 @@ ALWAYS_INLINE void store_columns_avx512(const __m512 *acc_f32x16, const int nc, 
     }
 }
 
-ALWAYS_INLINE void unpack_nibbles_avx512(const uint8_t q[4][64], __m512i w_u8x64[8]) {
-    const __m512i low = _mm512_set1_epi8(15);
-    for (int v = 0; v < 4; v++) {
-        const __m512i t = _mm512_loadu_si512(q[v]);
-        w_u8x64[v] = _mm512_and_si512(t, low);
-        w_u8x64[4 + v] = _mm512_and_si512(_mm512_srli_epi16(t, 4), low);
-    }
-}
-
 /* sum[c] += the dot product of weight vectors [from, to) with the block of n columns at q */
-ALWAYS_INLINE void add_dots_avx512(__m512i *sum, const __m512i *w_u8x64, const int8_t *q, const int n,
-                                   const int from, const int to) {
+ALWAYS_INLINE void add_dots_avx512(__m512i *sum, const __m512i *w_u8x64, const int8_t *q,
+                                   const int n, const int from, const int to) {
     _Pragma("GCC unroll 8")
     for (int v = from; v < to; v++)
         FOR_EACH_OF(n) sum[c] = add_products_avx512(sum[c], w_u8x64[v], q + c * BLOCK + 4 * v);
@@ -67,14 +62,14 @@ ALWAYS_INLINE void add_scaled_avx512(__m512 *acc_f32x16, __m512i dot, __m512 d, 
 }
 
 /* One column: high nibbles stay where they are, and 16 times their sum is moved down once. Four
- * blocks a turn of the loop: a fifth faster from the L2 cache, the same from memory. */
-ALWAYS_INLINE __m512 q4_0_column_avx512(const q4_0_x16 *w, const int8_t *q, const float *scale,
-                                        const int32_t *neg8_sum, int64_t n_blocks,
-                                        const int core) {
+ * blocks a round of the loop: a fifth faster from the L2 cache, the same from memory. */
+ALWAYS_INLINE __m512 q4_0_sum_avx512(const q4_0_x16 *w, const int8_t *q, const float *scale,
+                                     const int32_t *neg8_sum, int64_t n_blocks,
+                                     const fetch_t fetch) {
     __m512 acc_f32x16 = _mm512_setzero_ps();
     _Pragma("GCC unroll 4")
     for (int64_t b = 0; b < n_blocks; b++, w++, q += BLOCK) {
-        fetch_ahead(w, sizeof *w, fetch_of(core, 1));
+        fetch_ahead(w, sizeof *w, fetch);
         __m512i low = _mm512_set1_epi32(neg8_sum[b]), high = _mm512_setzero_si512();
         _Pragma("GCC unroll 4")
         for (int v = 0; v < 4; v++) {
@@ -90,201 +85,93 @@ ALWAYS_INLINE __m512 q4_0_column_avx512(const q4_0_x16 *w, const int8_t *q, cons
     return acc_f32x16;
 }
 
-ALWAYS_INLINE void q4_0_columns_avx512(const void *weights, const activations_t *a, int64_t col,
-                                       const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int core) {
-    const q4_0_x16 *w = weights;
-    const int n = columns_at_once(core, nc);
-    const int64_t n_blocks = a->n_k / BLOCK;
-    const int8_t *q = a->q + col * a->n_k;
-    const float *scale = a->scale + col * n_blocks;
-    const int32_t *neg8_sum = a->neg8_sum + col * n_blocks;
-    __m512 acc_f32x16[TILE_COLUMNS];
-    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
-    if (nc == 1) {
-        acc_f32x16[0] = q4_0_column_avx512(w, q, scale, neg8_sum, n_blocks, core);
-        store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
-        return;
-    }
-    for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead(w, sizeof *w, fetch_of(core, nc));
-        __m512i w_u8x64[8];
-        unpack_nibbles_avx512(w->q, w_u8x64);
-        const __m512 d = load_16_f16_avx512(w->d);
-        FOR_COLUMNS_BY(n) {
-            __m512i dot[TILE_COLUMNS];
-            FOR_EACH_OF(n) dot[c] = _mm512_set1_epi32(neg8_sum[first + c]);
-            add_dots_avx512(dot, w_u8x64, q + first * BLOCK, n, 0, 8);
-            FOR_EACH_OF(n) add_scaled_avx512(acc_f32x16 + first + c, dot[c], d, scale[first + c]);
-        }
-    }
-    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
+ALWAYS_INLINE void q4_0_column_avx512(const void *weights, const activations_t *a, int64_t col,
+                                      float *out, int64_t out_stride, int n_rows, int add,
+                                      const fetch_t fetch) {
+    const int64_t n_blocks = a->n_k / BLOCK, at = col * n_blocks;
+    const __m512 sum = q4_0_sum_avx512(weights, a->q + at * BLOCK, a->scale + at, a->neg8_sum + at,
+                                       n_blocks, fetch);
+    store_columns_avx512(&sum, 1, out, out_stride, n_rows, add);
 }
 
-ALWAYS_INLINE void q4_1_columns_avx512(const void *weights, const activations_t *a, int64_t col,
-                                       const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int core) {
-    const q4_1_x16 *w = weights;
-    const int n = columns_at_once(core, nc);
-    const int64_t n_blocks = a->n_k / BLOCK;
-    const int8_t *q = a->q + col * a->n_k;
-    const float *scale = a->scale + col * n_blocks;
-    const int32_t *neg8_sum = a->neg8_sum + col * n_blocks;
-    __m512 acc_f32x16[TILE_COLUMNS];
-    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead(w, sizeof *w, fetch_of(core, nc));
-        __m512i w_u8x64[8];
-        unpack_nibbles_avx512(w->q, w_u8x64);
-        const __m512 d = load_16_f16_avx512(w->d), m = load_16_f16_avx512(w->m);
-        FOR_COLUMNS_BY(n) {
-            __m512i dot[TILE_COLUMNS];
-            FOR_EACH_OF(n) dot[c] = _mm512_setzero_si512();
-            add_dots_avx512(dot, w_u8x64, q + first * BLOCK, n, 0, 8);
-            FOR_EACH_OF(n) {
-                __m512 *acc = acc_f32x16 + first + c;
-                const float s = scale[first + c], sum = s * -0.125f * (float)neg8_sum[first + c];
-                add_scaled_avx512(acc, dot[c], d, s);
-                *acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), *acc);
-            }
-        }
+/* Asks for what is read of a block: all of it, or only its integers where factors of a super-block
+ * stand apart and are not asked for. */
+ALWAYS_INLINE void fetch_block_avx512(const void *weights, int64_t b, block_x16 block, const int nc,
+                                      const int type, const tuning_t *tuning) {
+    const int bits = low_bits(type) + high_bits(type);
+    if (is_super(type) && !tuning->fetches_factors)
+        fetch_ahead(block.low, 8 * bits * 8, fetch_of(tuning, nc));
+    else
+        fetch_ahead((const char *)weights + b * block_bytes(type), block_bytes(type),
+                    fetch_of(tuning, nc));
+}
+
+/* acc += a block times n columns, from column `first` of those at `at` on: d dot s + m sum */
+ALWAYS_INLINE void add_block_avx512(__m512 *acc_f32x16, const __m512i *w_u8x64, const __m512 d[2],
+                                    const __m512 m[2], const activations_t *a, int64_t at,
+                                    const sums_t *sums, const int first, const int n,
+                                    const int type) {
+    const int8_t *q = a->q + (at + first) * BLOCK;
+    const float *scale = a->scale + at + first;
+    __m512i dot[2][TILE_COLUMNS];
+    _Pragma("GCC unroll 2")
+    for (int h = 0; h < 1 + has_halves(type); h++) {
+        FOR_EACH_OF(n) dot[h][c] = has_minimum(type) ? _mm512_setzero_si512()
+                                                     : _mm512_set1_epi32(start_of(
+                                                           sums, a, at, h, first + c, type));
+        add_dots_avx512(dot[h], w_u8x64, q, n, 4 * h, has_halves(type) ? 4 * h + 4 : 8);
     }
-    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
-}
-
-ALWAYS_INLINE void q8_0_columns_avx512(const void *weights, const activations_t *a, int64_t col,
-                                       const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int core) {
-    const q8_0_x16 *w = weights;
-    const int n = columns_at_once(core, nc);
-    const int64_t n_blocks = a->n_k / BLOCK;
-    const int8_t *q = a->q + col * a->n_k;
-    const float *scale = a->scale + col * n_blocks;
-    const int32_t *neg8_sum = a->neg8_sum + col * n_blocks;
-    __m512 acc_f32x16[TILE_COLUMNS];
-    FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, w++, q += nc * BLOCK, scale += nc, neg8_sum += nc) {
-        fetch_ahead(w, sizeof *w, fetch_of(core, nc));
-        __m512i w_u8x64[8];
-        for (int v = 0; v < 8; v++) w_u8x64[v] = _mm512_loadu_si512(w->q[v]);
-        const __m512 d = load_16_f16_avx512(w->d);
-        FOR_COLUMNS_BY(n) {
-            __m512i dot[TILE_COLUMNS];
-            FOR_EACH_OF(n) dot[c] = _mm512_set1_epi32(16 * neg8_sum[first + c]);
-            add_dots_avx512(dot, w_u8x64, q + first * BLOCK, n, 0, 8);
-            FOR_EACH_OF(n) add_scaled_avx512(acc_f32x16 + first + c, dot[c], d, scale[first + c]);
+    FOR_EACH_OF(n) {
+        __m512 *acc = acc_f32x16 + first + c;
+        if (has_halves(type)) {
+            const __m512 second = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[1][c]), d[1]);
+            const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[0][c]), d[0], second);
+            *acc = _mm512_fmadd_ps(both, _mm512_set1_ps(scale[c]), *acc);
+        } else {
+            add_scaled_avx512(acc, dot[0][c], d[0], scale[c]);
         }
-    }
-    store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
-}
-
-/* Vector k = 0..3 of a half's integers */
-ALWAYS_INLINE __m512i q6_integers_avx512(const uint8_t (*q)[64], const int k) {
-    const __m512i mask = _mm512_set1_epi8(63);
-    if (k < 3) return _mm512_and_si512(_mm512_loadu_si512(q[k]), mask);
-    const int choose = 0xca; /* bit by bit: where the first operand is 1 the second, else the third */
-    const __m512i top = _mm512_srli_epi16(_mm512_loadu_si512(q[0]), 2);
-    const __m512i middle = _mm512_srli_epi16(_mm512_loadu_si512(q[1]), 4);
-    const __m512i bottom = _mm512_srli_epi16(_mm512_loadu_si512(q[2]), 6);
-    const __m512i upper = _mm512_ternarylogic_epi32(_mm512_set1_epi8(48), top, middle, choose);
-    const __m512i all = _mm512_ternarylogic_epi32(_mm512_set1_epi8(60), upper, bottom, choose);
-    return _mm512_and_si512(all, mask);
-}
-
-/* A part: total += scale (f0 dot0 + f1 dot1) for its two halves; as in matmul_k_avx512.h */
-ALWAYS_INLINE void add_q6_part_avx512(const uint8_t (*q)[3][64], const int8_t (*factor)[16],
-                                      const int8_t *x, const int32_t *start, const float *scale,
-                                      const int nc, const int core, __m512 *total) {
-    const int n = nc > 4 ? columns_at_once(core, 4) : columns_at_once(core, nc);
-    __m512i w_u8x64[8], f[2];
-    for (int v = 0; v < 8; v++) w_u8x64[v] = q6_integers_avx512(q[v / 4], v % 4);
-    for (int h = 0; h < 2; h++)
-        f[h] = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)factor[h]));
-    FOR_COLUMNS_BY(n) {
-        __m512i dot[2][TILE_COLUMNS];
-        _Pragma("GCC unroll 2")
-        for (int h = 0; h < 2; h++) {
-            FOR_EACH_OF(n) dot[h][c] = _mm512_set1_epi32(start[2 * (first + c) + h]);
-            add_dots_avx512(dot[h], w_u8x64, x + first * BLOCK, n, 4 * h, 4 * h + 4);
-        }
-        FOR_EACH_OF(n) {
-            __m512 sum;
-            if (core == CORE_INTEL) /* for which a product of 32-bit integers is two operations */
-                sum = _mm512_fmadd_ps(
-                    _mm512_cvtepi32_ps(dot[0][c]), _mm512_cvtepi32_ps(f[0]),
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(dot[1][c]), _mm512_cvtepi32_ps(f[1])));
-            else
-                sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mullo_epi32(dot[0][c], f[0]),
-                                                          _mm512_mullo_epi32(dot[1][c], f[1])));
-            total[first + c] =
-                _mm512_fmadd_ps(sum, _mm512_set1_ps(scale[first + c]), total[first + c]);
-        }
+        if (has_minimum(type))
+            for (int h = 0; h < 1 + has_halves(type); h++)
+                *acc = _mm512_fmadd_ps(m[h], _mm512_set1_ps(sums->scaled[h][first + c]), *acc);
     }
 }
 
-ALWAYS_INLINE void q6_K_columns_avx512(const void *weights, const activations_t *a, int64_t col,
-                                       const int nc, float *out, int64_t out_stride, int n_rows,
-                                       int add, const int core) {
-    const q6_K_x16 *w = weights;
+ALWAYS_INLINE void columns_avx512(const void *weights, const activations_t *a, int64_t col,
+                                  const int nc, float *out, int64_t out_stride, int n_rows, int add,
+                                  const int type, const tuning_t *tuning) {
+    const int n = columns_at_once(tuning, nc);
     const int64_t n_blocks = a->n_k / BLOCK;
     int64_t at = col * n_blocks;
     __m512 acc_f32x16[TILE_COLUMNS];
     FOR_EACH_COLUMN acc_f32x16[c] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b += 8, at += 8 * nc, w++) {
-        int32_t start[16 * TILE_COLUMNS]; /* [part][nc][half] */
-        for (int i = 0; i < 16 * nc; i += 16) {
-            const __m256i sums =
-                _mm256_loadu_si256((const __m256i *)(a->half_sum + 2 * at + i));
-            _mm512_storeu_si512(start + i, _mm512_mullo_epi32(_mm512_cvtepi16_epi32(sums),
-                                                              _mm512_set1_epi32(-32)));
+    factors_t factors;
+    for (int64_t b = 0; b < n_blocks; b++, at += nc) {
+        const block_x16 block = block_of(weights, b, type);
+        fetch_block_avx512(weights, b, block, nc, type, tuning);
+        __m512i w_u8x64[8];
+        integers_avx512(block, type, w_u8x64);
+        unpack_factors(block, type, &factors);
+        __m512 d[2], m[2];
+        _Pragma("GCC unroll 2")
+        for (int h = 0; h < 1 + has_halves(type); h++) {
+            d[h] = scaled_avx512(block.d, d_factors(block, &factors, h, type), type);
+            if (has_minimum(type))
+                m[h] = scaled_avx512(block.m, m_factors(block, &factors, h, type), type);
         }
-        __asm__("" : "+m"(start)); /* from memory a broadcast is a load and nothing else */
-        __m512 total[TILE_COLUMNS];
-        FOR_EACH_COLUMN total[c] = _mm512_setzero_ps();
-        /* As many parts unrolled as memory is read fastest with: the hardware's prefetch goes by the
-         * steps of single instructions. */
-        const int run = nc == 2 ? 8 : 1;
-        _Pragma("GCC unroll 1")
-        for (int first = 0; first < 8; first += run) {
-            _Pragma("GCC unroll 8")
-            for (int p = first; p < first + run; p++) {
-                fetch_ahead(&w->part[p], sizeof w->part[p], fetch_of(core, nc));
-                add_q6_part_avx512(w->part[p].q, w->part[p].scale, a->q + (at + p * nc) * BLOCK,
-                                   start + 2 * p * nc, a->scale + at + p * nc, nc, core, total);
-            }
-        }
-        const __m512 d = load_16_f16_avx512(w->d);
-        FOR_EACH_COLUMN acc_f32x16[c] = _mm512_fmadd_ps(d, total[c], acc_f32x16[c]);
+        sums_t sums;
+        block_sums(a, at, nc, type, &sums);
+        FOR_COLUMNS_BY(n)
+            add_block_avx512(acc_f32x16, w_u8x64, d, m, a, at, &sums, first, n, type);
     }
     store_columns_avx512(acc_f32x16, nc, out, out_stride, n_rows, add);
 }
 
-/* A tile's width is one of five, each compiled on its own so that its sums stay in registers. What
- * follows `columns` is passed on. */
-#define COLUMNS_AVX512(columns, nc, ...) \
-    BY_CORE(columns, w, a, col, nc, out, out_stride, n_rows, add, ##__VA_ARGS__)
-#define MATMUL_AVX512(name, columns, ...)                                            \
-    static void name(const void *w, const activations_t *a, int64_t col, int n_cols, \
-                     float *out, int64_t out_stride, int n_rows, int add) {          \
-        switch (n_cols) {                                                            \
-        case 16: COLUMNS_AVX512(columns, 16, ##__VA_ARGS__); break;                  \
-        case 8: COLUMNS_AVX512(columns, 8, ##__VA_ARGS__); break;                    \
-        case 4: COLUMNS_AVX512(columns, 4, ##__VA_ARGS__); break;                    \
-        case 2: COLUMNS_AVX512(columns, 2, ##__VA_ARGS__); break;                    \
-        default: COLUMNS_AVX512(columns, 1, ##__VA_ARGS__);                          \
-        }                                                                            \
-    }
-MATMUL_AVX512(matmul_q4_0_avx512, q4_0_columns_avx512)
-MATMUL_AVX512(matmul_q4_1_avx512, q4_1_columns_avx512)
-MATMUL_AVX512(matmul_q8_0_avx512, q8_0_columns_avx512)
-MATMUL_AVX512(matmul_q6_K_avx512, q6_K_columns_avx512)
-
-enum { F32_WEIGHTS_AVX512, F16_WEIGHTS_AVX512, BF16_WEIGHTS_AVX512 };
+/* ---- floats ---- */
 
 ALWAYS_INLINE __m512 load_weights_avx512(const void *w, int64_t k, const int type) {
-    if (type == F32_WEIGHTS_AVX512) return _mm512_loadu_ps((const float *)w + 16 * k);
+    if (type == W_F32) return _mm512_loadu_ps((const float *)w + 16 * k);
     const uint16_t *p = (const uint16_t *)w + 16 * k;
-    if (type == F16_WEIGHTS_AVX512) return load_16_f16_avx512(p);
+    if (type == W_F16) return load_16_f16_avx512(p);
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
@@ -292,8 +179,8 @@ ALWAYS_INLINE __m512 load_weights_avx512(const void *w, int64_t k, const int typ
 /* Float weights, nc columns: even and odd k in two chains to hide the latency of the sums. */
 ALWAYS_INLINE void float_columns_avx512(const void *w, const float *x, int64_t n_k, const int nc,
                                         float *out, int64_t out_stride, int n_rows, int add,
-                                        const int type, const int fetch) {
-    const int pair_bytes = type == F32_WEIGHTS_AVX512 ? 128 : 64;
+                                        const int type, const fetch_t fetch) {
+    const int pair_bytes = 2 * GROUP_ROWS * WEIGHT_TYPES[type].bytes;
     __m512 even[8], odd[8];
     FOR_EACH_COLUMN even[c] = odd[c] = _mm512_setzero_ps();
     int64_t k = 0;
@@ -316,8 +203,7 @@ ALWAYS_INLINE void float_columns_avx512(const void *w, const float *x, int64_t n
 
 ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int64_t col, int n_cols,
                                      float *out, int64_t out_stride, int n_rows, int add,
-                                     const int type, const int core) {
-    const int fetch = core == CORE_INTEL ? FETCH_TWICE : FETCH_NONE;
+                                     const int type, const fetch_t fetch) {
     const float *x = a->x + col * a->n_k;
     const int64_t n_k = a->n_k;
     int c = 0;
@@ -332,14 +218,7 @@ ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int6
                              type, fetch);
 }
 
-#define FLOAT_MATMUL_AVX512(name, type)                                                 \
-    static void name(const void *w, const activations_t *a, int64_t col, int n_cols,    \
-                     float *out, int64_t out_stride, int n_rows, int add) {             \
-        BY_CORE(float_tile_avx512, w, a, col, n_cols, out, out_stride, n_rows, add, type); \
-    }
-FLOAT_MATMUL_AVX512(matmul_f32_avx512, F32_WEIGHTS_AVX512)
-FLOAT_MATMUL_AVX512(matmul_f16_avx512, F16_WEIGHTS_AVX512)
-FLOAT_MATMUL_AVX512(matmul_bf16_avx512, BF16_WEIGHTS_AVX512)
-#undef FLOAT_MATMUL_AVX512
-
+#undef FOR_COLUMNS_BY
+#undef FOR_EACH_COLUMN
+#undef FOR_EACH_OF
 #endif

@@ -17,17 +17,20 @@
 #include <emmintrin.h>
 #endif
 
-/* Has the system map all pages of n bytes that are about to be read, at once: one fault a page costs
- * more than reading it. What cannot be had so is still read page by page. */
+/* Asks the system to map all pages of n bytes at once before they are read: one fault a page costs
+ * more than reading it. Where the system refuses, each page is mapped when it is read. */
 static inline void map_pages(const uint8_t *p, int64_t n) {
 #if defined(__linux__)
-    enum { POPULATE_READ = 22 }; /* MADV_POPULATE_READ, since Linux 5.14 */
+    enum { POPULATE_READ = 22 }; /* MADV_POPULATE_READ, from Linux 5.14 on */
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)p & ~(page - 1);
     madvise((void *)start, (uintptr_t)p + (uintptr_t)n - start, POPULATE_READ);
 #else
     (void)p, (void)n;
 #endif
 }
+
+/* Interleaves rows of n_cols weights each. */
+typedef void (*pack_fn)(const uint8_t *const rows[16], int64_t n_cols, void *out);
 
 /* 16 bytes of a row, which are 4 columns each of 4 vectors */
 typedef uint8_t bytes16_t __attribute__((vector_size(16)));
@@ -58,8 +61,8 @@ static inline void put_vectors(const bytes16_t x[16], uint8_t q[4][64]) {
 #endif
 }
 
-/* The rows of a group follow each other in the file, and so do groups: ask for the bytes that stand
- * as far into the next group as the block, of n_bytes for all rows, does in this one. */
+/* Rows of a group follow each other in the file, and so do groups. Asks for the bytes of the next
+ * group that stand where the block, of n_bytes for all rows, stands in this one. */
 static inline void fetch_next_group(const uint8_t *const rows[16], int64_t row_bytes, int64_t block,
                                     int n_bytes) {
     if (!rows[15]) return;
@@ -138,7 +141,8 @@ static inline void put_scales(uint8_t scales[][16], int n, int r, const uint8_t 
     for (int i = 0; i < n; i++) scales[i][r] = src[i];
 }
 
-/* block_q5_0 and block_q5_1: f16 d, f16 m if `w_m`, bits 4 of 32 columns, nibbles as Q4_0's */
+/* block_q5_0 and block_q5_1: f16 d, f16 m unless `m` is NULL, bits 4 of 32 columns, nibbles as
+ * Q4_0's */
 static inline void pack_5_bits(const uint8_t *const rows[16], int64_t b, int n_bytes, f16_t *d,
                                f16_t *m, uint8_t q[4][64], uint8_t qh[64]) {
     static const uint8_t nothing[24];
@@ -183,7 +187,7 @@ static void pack_q2_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         for (int r = 0; r < 16; r++) {
             const uint8_t *block = rows[r] ? rows[r] + b * 84 : nothing;
             memcpy(&w->d[r], block + 80, 2);
-            memcpy(&w->dmin[r], block + 82, 2);
+            memcpy(&w->m[r], block + 82, 2);
             put_scales(w->scales, 16, r, block);
             for (int part = 0; part < 8; part++)
                 put_pairs(block + 16 + 32 * (part / 4), part % 4, r, w->q[part]);
@@ -220,7 +224,7 @@ static void pack_q4_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         for (int r = 0; r < 16; r++) {
             block[r] = rows[r] ? rows[r] + b * 144 : nothing;
             memcpy(&w->d[r], block[r], 2);
-            memcpy(&w->dmin[r], block[r] + 2, 2);
+            memcpy(&w->m[r], block[r] + 2, 2);
             put_scales(w->scales, 12, r, block[r] + 4);
         }
         for (int i = 0; i < 8; i++) { /* half a pair */
@@ -256,11 +260,45 @@ static void pack_q5_K(const uint8_t *const rows[16], int64_t n_cols, void *out) 
         for (int r = 0; r < 16; r++) {
             block[r] = rows[r] ? rows[r] + b * 176 : nothing;
             memcpy(&w->d[r], block[r], 2);
-            memcpy(&w->dmin[r], block[r] + 2, 2);
+            memcpy(&w->m[r], block[r] + 2, 2);
             put_scales(w->scales, 12, r, block[r] + 4);
         }
         for (int i = 0; i < 8; i++)
             put_half_pair(block, i, w->pair[i / 2].q + i % 2 * 4, w->pair[i / 2].qh[i % 2]);
+    }
+}
+
+/* block_iq4_xs: f16 d, uint16 scales_h, scales_l[4], qs[128]. Scale i has nibble i % 2 of
+ * scales_l[i / 2], and bits 2 i of scales_h on top; each 16 bytes of qs are the nibbles of a part,
+ * as Q4_0's. */
+static void put_iq4_xs_scales(const uint8_t *block, int r, uint8_t scales[6][16]) {
+    const unsigned high = block[2] | (unsigned)block[3] << 8;
+    const uint8_t *low = block + 4;
+    for (int i = 0; i < 4; i++)
+        scales[i][r] = (uint8_t)((low[i / 2] >> i % 2 * 4 & 15) |
+                                 (low[2 + i / 2] >> i % 2 * 4 & 15) << 4);
+    for (int i = 0; i < 2; i++)
+        scales[4 + i][r] = (uint8_t)((high >> 2 * i & 3) | (high >> (2 * i + 8) & 3) << 2 |
+                                     (high >> (2 * i + 4) & 3) << 4 |
+                                     (high >> (2 * i + 12) & 3) << 6);
+}
+
+static void pack_iq4_xs(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[136];
+    iq4_xs_x16 *w = out;
+    for (int64_t b = 0; b < n_cols / 256; b++, w++) {
+        const uint8_t *block[16];
+        fetch_next_group(rows, n_cols / 256 * 136, b, 16 * 136);
+        for (int r = 0; r < 16; r++) {
+            block[r] = rows[r] ? rows[r] + b * 136 : nothing;
+            memcpy(&w->d[r], block[r], 2);
+            put_iq4_xs_scales(block[r], r, w->scales);
+        }
+        for (int part = 0; part < 8; part++) {
+            bytes16_t x[16];
+            for (int r = 0; r < 16; r++) x[r] = load16(block[r] + 8 + 16 * part);
+            put_vectors(x, w->q[part]);
+        }
     }
 }
 

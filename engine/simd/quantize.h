@@ -2,17 +2,16 @@
  * (https://github.com/ggml-org/ggml, src/ggml-quants.c).
  *
  * The algorithms are plain C over arrays of a fixed length, which compilers turn into vectors of
- * whatever set the caller has; the levels differ in nothing else, so they give the same bits. What
- * is summed is summed in the order of the reference, and no product and sum may be contracted to
- * one rounding: this header is compiled with -ffp-contract=off.
+ * the caller's instruction set. The levels differ in nothing else, so they give the same bits. Sums
+ * are made in the order of the reference, and a product and a sum must not be contracted to one
+ * rounding: this header is compiled with -ffp-contract=off.
  */
 #ifndef LARIAT_QUANTIZE_H
 #define LARIAT_QUANTIZE_H
 
 #include "layout.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define LARIAT_X86 1
+#ifdef LARIAT_X86
 #define TARGET_AVX2 __attribute__((target("avx2")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 #endif
@@ -20,7 +19,7 @@
 enum { FROM_F32, FROM_F16, FROM_BF16 };
 enum { TO_F16, TO_Q4_0, TO_Q8_0, TO_Q6_K };
 enum { SUPER = 256, GROUP = 16, N_GROUPS = SUPER / GROUP };
-/* What can be wrong with weights; flags of one result */
+/* Faults of weights; flags of one result */
 enum { NOT_FINITE = 1, TOO_LARGE = 2 };
 
 /* See quantize_weights */
@@ -39,7 +38,7 @@ ALWAYS_INLINE float float_of(uint32_t bits) {
     return f;
 }
 
-/* To the nearest whole number, ties to even, for |f| < 2^22: the sum has no room for a fraction. */
+/* To the nearest whole number, ties to even, for |f| < 2^22: the sum has no bits for a fraction. */
 ALWAYS_INLINE int32_t nearest(float f) {
     return (int32_t)(bits_of(f + 12582912.0f) & 0x7fffffu) - 0x400000;
 }
@@ -48,38 +47,39 @@ ALWAYS_INLINE int32_t nearest(float f) {
 
 /* Returns NOT_FINITE if a weight is NaN or infinite, else 0. */
 ALWAYS_INLINE int load_f32(const uint8_t *p, float *x, int n) {
-    uint32_t most = 0;
+    uint32_t max = 0;
     memcpy(x, p, 4 * n);
     for (int i = 0; i < n; i++) {
         const uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
-        most = most > magnitude ? most : magnitude;
+        max = max > magnitude ? max : magnitude;
     }
-    return most >= 0x7f800000u ? NOT_FINITE : 0;
+    return max >= 0x7f800000u ? NOT_FINITE : 0;
 }
 
 ALWAYS_INLINE int load_bf16(const uint8_t *p, float *x, int n) {
     uint16_t h[SUPER];
-    uint32_t most = 0;
+    uint32_t max = 0;
     memcpy(h, p, 2 * n);
     for (int i = 0; i < n; i++) {
         const uint32_t magnitude = h[i] & 0x7fffu;
-        most = most > magnitude ? most : magnitude;
+        max = max > magnitude ? max : magnitude;
         x[i] = float_of((uint32_t)h[i] << 16);
     }
-    return most >= 0x7f80u ? NOT_FINITE : 0;
+    return max >= 0x7f80u ? NOT_FINITE : 0;
 }
 
-/* Exponent and mantissa as those of a float, which is then 2^112 times too small, subnormal or not */
+/* Exponent and mantissa become those of a float, which is then 2^112 times too small, subnormal or
+ * not. */
 ALWAYS_INLINE int load_f16(const uint8_t *p, float *x, int n) {
     uint16_t h[SUPER];
-    uint32_t most = 0;
+    uint32_t max = 0;
     memcpy(h, p, 2 * n);
     for (int i = 0; i < n; i++) {
         const uint32_t magnitude = h[i] & 0x7fffu, sign = (uint32_t)(h[i] & 0x8000u) << 16;
-        most = most > magnitude ? most : magnitude;
+        max = max > magnitude ? max : magnitude;
         x[i] = float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
     }
-    return most >= 0x7c00u ? NOT_FINITE : 0;
+    return max >= 0x7c00u ? NOT_FINITE : 0;
 }
 
 /* ---- blocks ---- */
@@ -92,21 +92,21 @@ ALWAYS_INLINE int store_scale(float d, uint8_t *out) {
 }
 
 ALWAYS_INLINE uint32_t largest(const float *x, int n) {
-    uint32_t most = 0;
+    uint32_t max = 0;
     for (int i = 0; i < n; i++) {
         const uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
-        most = most > magnitude ? most : magnitude;
+        max = max > magnitude ? max : magnitude;
     }
-    return most;
+    return max;
 }
 
 /* f16 d, 16 bytes of nibbles q, weight = d (q - 8): the first weight of largest magnitude becomes
  * -8 d, so d takes its sign, negated. */
 ALWAYS_INLINE int block_q4_0(const float *x, uint8_t *out) {
-    const uint32_t most = largest(x, BLOCK);
+    const uint32_t max = largest(x, BLOCK);
     int32_t first = BLOCK;
     for (int i = 0; i < BLOCK; i++) {
-        const int32_t here = (bits_of(x[i]) & 0x7fffffffu) == most ? i : BLOCK;
+        const int32_t here = (bits_of(x[i]) & 0x7fffffffu) == max ? i : BLOCK;
         first = here < first ? here : first;
     }
     /* Only zeros: ggml's largest is +0, whatever their signs. */
@@ -132,20 +132,20 @@ ALWAYS_INLINE int block_q8_0(const float *x, uint8_t *out) {
     return store_scale(d, out);
 }
 
-/* The steps of a group of Q6_K are those of least squared error, each weighed by its weight
- * squared, among 19 scales around -32 steps for the largest weight. The 16 groups of a super-block
- * are searched together: group g is lane g of every vector, and its sums are made in the order of
- * the reference.
+/* The steps of a group of Q6_K are those of least squared error, each error multiplied by its
+ * weight squared, among 19 scales around -32 steps for the largest weight. The 16 groups of a
+ * super-block are searched together: group g is lane g of every vector, and its sums are made in
+ * the order of the reference.
  *
  * x_t, q [weight of the group][group]; scale [group] */
 ALWAYS_INLINE void search_q6_K(const float x_t[GROUP][N_GROUPS], int32_t q[GROUP][N_GROUPS],
                                float scale[N_GROUPS]) {
-    float most[N_GROUPS], factor[N_GROUPS], best[N_GROUPS];
+    float max[N_GROUPS], factor[N_GROUPS], best[N_GROUPS];
     float square[GROUP][N_GROUPS], cube[GROUP][N_GROUPS];
-    for (int g = 0; g < N_GROUPS; g++) most[g] = 0;
+    for (int g = 0; g < N_GROUPS; g++) max[g] = 0;
     for (int i = 0; i < GROUP; i++) {
         for (int g = 0; g < N_GROUPS; g++) {
-            most[g] = fabsf(x_t[i][g]) > fabsf(most[g]) ? x_t[i][g] : most[g];
+            max[g] = fabsf(x_t[i][g]) > fabsf(max[g]) ? x_t[i][g] : max[g];
             square[i][g] = x_t[i][g] * x_t[i][g];
             cube[i][g] = square[i][g] * x_t[i][g];
         }
@@ -155,7 +155,7 @@ ALWAYS_INLINE void search_q6_K(const float x_t[GROUP][N_GROUPS], int32_t q[GROUP
         const int shift = attempt == 0 ? 0 : attempt <= 9 ? attempt - 10 : attempt - 9;
         float tried[N_GROUPS], sum_xq[N_GROUPS], sum_qq[N_GROUPS];
         for (int g = 0; g < N_GROUPS; g++) {
-            tried[g] = -(32 + 0.1f * (float)shift) / most[g];
+            tried[g] = -(32 + 0.1f * (float)shift) / max[g];
             sum_xq[g] = sum_qq[g] = 0;
         }
         for (int i = 0; i < GROUP; i++) {
@@ -179,15 +179,15 @@ ALWAYS_INLINE void search_q6_K(const float x_t[GROUP][N_GROUPS], int32_t q[GROUP
         for (int g = 0; g < N_GROUPS; g++) {
             int32_t step = nearest(factor[g] * x_t[i][g]);
             step = step < -32 ? -32 : step > 31 ? 31 : step;
-            q[i][g] = fabsf(most[g]) < 1e-15f ? 0 : step + 32;
+            q[i][g] = fabsf(max[g]) < 1e-15f ? 0 : step + 32;
         }
     }
-    for (int g = 0; g < N_GROUPS; g++) scale[g] = fabsf(most[g]) < 1e-15f ? 0.0f : scale[g];
+    for (int g = 0; g < N_GROUPS; g++) scale[g] = fabsf(max[g]) < 1e-15f ? 0.0f : scale[g];
 }
 
-/* 128 bytes of low nibbles, 64 bytes of high bits, 16 int8 scales, f16 d; weight = d scale (q - 32).
- * Of 128 weights, bytes l and 32 + l have the low bits of weights l, 64 + l and 32 + l, 96 + l; byte l
- * of the high bits has those of all four. */
+/* 128 bytes of low nibbles, 64 bytes of high bits, 16 int8 scales, f16 d; weight = d scale (q -
+ * 32). Of 128 weights, bytes l and 32 + l have the low bits of weights l, 64 + l and 32 + l, 96 +
+ * l; byte l of the high bits has those of all four. */
 ALWAYS_INLINE int block_q6_K(const float *x, uint8_t *out) {
     float x_t[GROUP][N_GROUPS], scale[N_GROUPS], d_group[N_GROUPS];
     int32_t q[GROUP][N_GROUPS];
@@ -240,9 +240,10 @@ ALWAYS_INLINE int values_f16(const float *x, int n, uint8_t *out) {
     return status;
 }
 
-/* ---- levels ---- */
+/* ---- instruction sets ---- */
 
-/* n weights of type `from`, whole blocks of type `to`, to that; returns what is wrong with them. */
+/* Rounds n weights of type `from`, whole blocks of type `to`, and returns the flags of their
+ * faults. */
 ALWAYS_INLINE int quantize_weights(const uint8_t *weights, int from, int64_t n, int to,
                                    uint8_t *out) {
     float x[SUPER];
@@ -289,14 +290,13 @@ TARGET_AVX512 static int quantize_avx512(const uint8_t *weights, int from, int64
 }
 #endif
 
-/* The function of a level, numbered as in table.h; the caller knows that the processor has it. */
-static quantize_weights_fn quantizer_of(int level) {
-#ifdef LARIAT_X86
-    if (level == 2) return quantize_avx512;
-    if (level == 1) return quantize_avx2;
-#endif
-    (void)level;
-    return quantize_scalar;
+/* The quantizer of an instruction set by its name in targets.def; NULL if there is none of that
+ * name. The caller knows that the processor has it. */
+static quantize_weights_fn quantizer_of(const char *name) {
+#define TARGET(target, isa, core, below, supported, probes) \
+    if (!strcmp(name, isa)) return quantize_##probes;
+#include "targets.def"
+    return NULL;
 }
 
 #endif

@@ -4,35 +4,41 @@
 
 #include "layout.h"
 
-/* Weight types in the order of the matmul table; the numbers are ours, not ggml's. From W_Q5_0 on,
- * integers stand in planes of bits; from W_Q2_K on, in super-blocks (unpack.h). */
+/* Numbers of the weight types, in the order of types.def */
 enum {
-    W_F32, W_F16, W_BF16, W_Q4_0, W_Q4_1, W_Q8_0, W_Q6_K,
-    W_Q5_0, W_Q5_1, W_IQ4_NL, W_Q2_K, W_Q3_K, W_Q4_K, W_Q5_K,
+#define TYPE(NAME, name) W_##NAME,
+#include "types.def"
     N_WEIGHT_TYPES
 };
 /* Types of cached keys and values; those from C_Q8_CH on are quantized by channel. */
 enum { C_F16, C_F32, N_FLOAT_TYPES };
 enum { C_Q8_0 = N_FLOAT_TYPES, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES };
-enum { LEVEL_SCALAR, LEVEL_AVX2, LEVEL_AVX512 };
 
+/* out [n_cols][out_stride] = n_rows rows of weights times n_cols columns from `col` on; out += with
+ * `add` */
 typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
                           float *out, int64_t out_stride, int n_rows, int add);
+/* A matmul_fn of one type and target: the tile of its level, compiled for both */
+#define MATMUL(name, tile, type, tuning)                                                   \
+    static void name(const void *weights, const activations_t *a, int64_t col, int n_cols, \
+                     float *out, int64_t out_stride, int n_rows, int add) {                \
+        tile(weights, a, col, n_cols, out, out_stride, n_rows, add, type, tuning);         \
+    }
 typedef void (*scores_fn)(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                           const rope_t *rope, float *s);
 typedef void (*keys_fn)(const void *k, int n, int64_t head_dim, const float *row, float *tile);
-typedef void (*weigh_fn)(const float *s, int n_q, const void *v, int n, int64_t head_dim,
-                         float *acc);
-/* `unit`: a block's quantized keys or values of one KV head; n from slot `first` on are read. */
-typedef void (*unit_scores_fn)(const float *q, const void *unit, int first, int n, int64_t head_dim,
-                               const rope_t *rope, float *s);
-typedef void (*unit_weigh_fn)(const float *s, const void *unit, int first, int n, int64_t head_dim,
-                              float *acc);
-typedef void (*dequantize_fn)(const void *unit, int first, int n, int64_t head_dim, float *out);
-typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *unit);
+typedef void (*weighted_sum_fn)(const float *s, int n_q, const void *v, int n, int64_t head_dim,
+                                float *acc);
+/* `block`: quantized keys or values of a block's slots, of one KV head; those of n slots from
+ * `first` on are read. */
+typedef void (*block_scores_fn)(const float *q, const void *block, int first, int n,
+                                int64_t head_dim, const rope_t *rope, float *s);
+typedef void (*block_weighted_sum_fn)(const float *s, const void *block, int first, int n,
+                                      int64_t head_dim, float *acc);
+typedef void (*dequantize_fn)(const void *block, int first, int n, int64_t head_dim, float *out);
+typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *block);
 
 typedef struct {
-    int level;
     matmul_fn matmul[N_WEIGHT_TYPES];
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*quantize_column)(const float *x, int64_t n_k, int64_t width, int8_t *q, float *scale,
@@ -45,11 +51,11 @@ typedef struct {
     scores_fn scores[2][N_FLOAT_TYPES]; /* [roped, raw] */
     keys_fn keys[N_FLOAT_TYPES];
     void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, float *s);
-    void (*softmax_block)(float *s, int n_q, int n, int n_visible, int more, float *m, float *l,
+    void (*softmax_block)(float *s, int n_q, int n, int n_keys, int more, float *m, float *l,
                           float *acc, int64_t head_dim);
-    weigh_fn weigh[N_FLOAT_TYPES];
-    unit_scores_fn unit_scores[2][N_CACHE_TYPES]; /* quantized types only, as all below */
-    unit_weigh_fn unit_weigh[N_CACHE_TYPES];
+    weighted_sum_fn weighted_sum[N_FLOAT_TYPES];
+    block_scores_fn block_scores[2][N_CACHE_TYPES]; /* quantized types only, as all below */
+    block_weighted_sum_fn block_weighted_sum[N_CACHE_TYPES];
     dequantize_fn dequantize[N_CACHE_TYPES];
     quantize_fn quantize[N_CACHE_TYPES]; /* a position, or (by channel) all of a block's */
 } kernels_t;
@@ -77,15 +83,15 @@ static inline int64_t cache_scale_bytes(int type, int64_t head_dim) {
 }
 
 /* Bytes of a block's SLOTS positions of one KV head */
-static inline int64_t cache_unit_bytes(int type, int64_t head_dim) {
+static inline int64_t cache_block_bytes(int type, int64_t head_dim) {
     return SLOTS * cache_row_bytes(type, head_dim) + cache_scale_bytes(type, head_dim);
 }
 
-/* Asks for a cache line of the unit behind this one, which belongs to the next head and is read next:
- * units are too short for the processor to see by itself that a run goes on. Into the L2 cache; the
- * L1 cache has no room for it. */
-static inline void prefetch_next(const void *p, int64_t unit_bytes) {
-    __builtin_prefetch((const char *)p + unit_bytes, 0, 2);
+/* Asks for a cache line of the next head's block, which is read next: a block of one head is too
+ * short for the processor to see by itself that a run goes on. Into the L2 cache; the L1 cache has
+ * no room for it. */
+static inline void prefetch_next(const void *p, int64_t block_bytes) {
+    __builtin_prefetch((const char *)p + block_bytes, 0, 2);
 }
 
 #endif

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "layout.h"
+#include "table.h"
 #include "vector_scalar.h"
 
 ALWAYS_INLINE float sum_lanes_avx2(__m256 x) {
@@ -78,17 +79,17 @@ static void quantize_column_avx2(const float *x, int64_t n_k, int64_t width, int
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     const __m256i ones = _mm256_set1_epi8(1);
     for (int64_t b = 0; b < n_k / BLOCK; b++, x += BLOCK) {
-        __m256i most_i32x8 = _mm256_setzero_si256();
+        __m256i max_i32x8 = _mm256_setzero_si256();
         for (int i = 0; i < 4; i++)
-            most_i32x8 = _mm256_max_epi32(
-                most_i32x8,
+            max_i32x8 = _mm256_max_epi32(
+                max_i32x8,
                 _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + 8 * i)), magnitude));
-        __m128i half = _mm_max_epi32(_mm256_castsi256_si128(most_i32x8),
-                                     _mm256_extracti128_si256(most_i32x8, 1));
+        __m128i half = _mm_max_epi32(_mm256_castsi256_si128(max_i32x8),
+                                     _mm256_extracti128_si256(max_i32x8, 1));
         half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
         half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
-        const float most = float_of_bits(_mm_cvtsi128_si32(half));
-        const __m256 inverse = _mm256_set1_ps(most > 0 ? 127.0f / most : 0.0f);
+        const float max = float_of_bits(_mm_cvtsi128_si32(half));
+        const __m256 inverse = _mm256_set1_ps(max > 0 ? 127.0f / max : 0.0f);
         __m256i v_i32x8[4];
         for (int i = 0; i < 4; i++)
             v_i32x8[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
@@ -100,7 +101,7 @@ static void quantize_column_avx2(const float *x, int64_t n_k, int64_t width, int
         _mm256_storeu_si256((__m256i *)part, sums_i32x8);
         const int sum0 = part[0] + part[1] + part[2] + part[3];
         const int sum1 = part[4] + part[5] + part[6] + part[7];
-        scale[b * width] = activation_scale(most);
+        scale[b * width] = activation_scale(max);
         neg8_sum[b * width] = -8 * (sum0 + sum1);
         half_sum[2 * b * width] = (int16_t)sum0;
         half_sum[2 * b * width + 1] = (int16_t)sum1;
@@ -140,6 +141,14 @@ static void to_f16_avx2(const float *x, int64_t n, f16_t *out) {
     for (; i + 8 <= n; i += 8)
         _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
     to_f16_scalar(x + i, n - i, out + i);
+}
+
+static void use_vector_avx2(kernels_t *k) {
+    k->rms_norm = rms_norm_avx2;
+    k->quantize_column = quantize_column_avx2;
+    k->rope_head = rope_head_avx2;
+    k->silu_mul = silu_mul_avx2;
+    k->to_f16 = to_f16_avx2;
 }
 
 #endif

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "layout.h"
+#include "table.h"
 
 /* Lanes 0..n_left-1, all of them from 16 on */
 ALWAYS_INLINE __mmask16 first_lanes_avx512(int64_t n_left) {
@@ -54,10 +55,10 @@ static void quantize_column_avx512(const float *x, int64_t n_k, int64_t width, i
                                    float *scale, int32_t *neg8_sum, int16_t *half_sum) {
     for (int64_t b = 0; b < n_k / BLOCK; b++, x += BLOCK) {
         const __m512 first = _mm512_loadu_ps(x), second = _mm512_loadu_ps(x + 16);
-        const float most = float_of_bits(_mm512_reduce_max_epi32(
+        const float max = float_of_bits(_mm512_reduce_max_epi32(
             _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(first)),
                              _mm512_castps_si512(_mm512_abs_ps(second)))));
-        const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
+        const __m512 inverse = _mm512_set1_ps(max > 0 ? 127.0f / max : 0.0f);
         const __m512i q0 = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
         const __m512i q1 = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
         int8_t *block = q + b * width * BLOCK;
@@ -66,7 +67,7 @@ static void quantize_column_avx512(const float *x, int64_t n_k, int64_t width, i
         _mm_storeu_si128((__m128i *)(block + 16), bytes1);
         const int sum0 = _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes0));
         const int sum1 = _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes1));
-        scale[b * width] = activation_scale(most);
+        scale[b * width] = activation_scale(max);
         neg8_sum[b * width] = -8 * (sum0 + sum1);
         half_sum[2 * b * width] = (int16_t)sum0;
         half_sum[2 * b * width + 1] = (int16_t)sum1;
@@ -106,6 +107,14 @@ static void to_f16_avx512(const float *x, int64_t n, f16_t *out) {
         const __m256i half = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(lanes, x + i), 0);
         _mm256_mask_storeu_epi16(out + i, lanes, half);
     }
+}
+
+static void use_vector_avx512(kernels_t *k) {
+    k->rms_norm = rms_norm_avx512;
+    k->quantize_column = quantize_column_avx512;
+    k->rope_head = rope_head_avx512;
+    k->silu_mul = silu_mul_avx512;
+    k->to_f16 = to_f16_avx512;
 }
 
 #endif

@@ -3,6 +3,7 @@
 #define LARIAT_VECTOR_SCALAR_H
 
 #include "layout.h"
+#include "table.h"
 
 /* out = x / sqrt(mean(x^2) + eps) * weight */
 static void rms_norm_scalar(const float *x, const float *weight, float eps, int64_t n, float *out) {
@@ -17,11 +18,11 @@ static void rms_norm_scalar(const float *x, const float *weight, float eps, int6
 static void quantize_column_scalar(const float *x, int64_t n_k, int64_t width, int8_t *q,
                                    float *scale, int32_t *neg8_sum, int16_t *half_sum) {
     for (int64_t b = 0; b < n_k / BLOCK; b++, x += BLOCK) {
-        int32_t most_bits = 0;
+        int32_t max_bits = 0;
         for (int i = 0; i < BLOCK; i++)
-            most_bits = magnitude_bits(x[i]) > most_bits ? magnitude_bits(x[i]) : most_bits;
-        const float most = float_of_bits(most_bits);
-        const float inverse = most > 0 ? 127.0f / most : 0.0f;
+            max_bits = magnitude_bits(x[i]) > max_bits ? magnitude_bits(x[i]) : max_bits;
+        const float max = float_of_bits(max_bits);
+        const float inverse = max > 0 ? 127.0f / max : 0.0f;
         int8_t *block = q + b * width * BLOCK;
         int sums[2] = {0, 0};
         for (int i = 0; i < BLOCK; i++) {
@@ -31,7 +32,7 @@ static void quantize_column_scalar(const float *x, int64_t n_k, int64_t width, i
             block[i] = (int8_t)value;
             sums[i / 16] += value;
         }
-        scale[b * width] = activation_scale(most);
+        scale[b * width] = activation_scale(max);
         neg8_sum[b * width] = -8 * (sums[0] + sums[1]);
         half_sum[2 * b * width] = (int16_t)sums[0];
         half_sum[2 * b * width + 1] = (int16_t)sums[1];
@@ -54,6 +55,14 @@ static void silu_mul_scalar(float *gate, const float *up, int64_t n) {
 
 static void to_f16_scalar(const float *x, int64_t n, f16_t *out) {
     for (int64_t i = 0; i < n; i++) out[i] = f32_to_f16(x[i]);
+}
+
+static void use_vector_scalar(kernels_t *k) {
+    k->rms_norm = rms_norm_scalar;
+    k->quantize_column = quantize_column_scalar;
+    k->rope_head = rope_head_scalar;
+    k->silu_mul = silu_mul_scalar;
+    k->to_f16 = to_f16_scalar;
 }
 
 #endif

@@ -46,6 +46,7 @@ _MAX_MERGES = 1 << 20  # more than twice the largest number in use; bounds time 
 # begins a word.
 _PART = 1 << 20  # characters
 _SEAM = re.compile(r"(?<=[A-Za-z])[ \n](?=[A-Za-z])")
+_SEAM_BYTES = re.compile(_SEAM.pattern.encode())
 
 # ---- cutting text into words ----
 
@@ -217,6 +218,36 @@ class ByteLevelMerger:
             return ids
         stand_ins = self._stand_ins
         return [kept for i in ids for kept in stand_ins.get(i, (i,))]
+
+    def merge_behind(self, tail: list[int], text: str) -> list[int]:
+        """Ids of text that continues that of `tail`.
+
+        A word may have begun there: "345" behind "12" is not the word "345". So the words before
+        are merged again with the text. If they become other tokens, the text stands alone.
+        """
+        known = [self.text_of(i) for i in tail]
+        start = _word_start(known)
+        with contextlib.suppress(UnicodeDecodeError):
+            ids = self.merge(b"".join(known[start:]).decode() + text)
+            n = len(tail) - start
+            if ids[:n] == tail[start:]:
+                return ids[n:]
+        return self.merge(text)
+
+    def may_give(self, token_id: int) -> bool:
+        """Whether text may become this token."""
+        return False
+
+
+def _word_start(texts: list[bytes]) -> int:
+    """The last of these tokens that begins a word in any text; 0 if none surely does."""
+    text = b"".join(texts)
+    start = len(text)
+    for i in range(len(texts) - 1, 0, -1):
+        start -= len(texts[i])
+        if _SEAM_BYTES.match(text, start):
+            return i
+    return 0
 
 
 def _parts(text: str) -> Iterator[str]:

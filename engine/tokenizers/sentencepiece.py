@@ -68,7 +68,21 @@ class SentencePieceMerger:
 
     def merge(self, text: str) -> list[int]:
         """Ids of text without special tokens."""
-        ids: list[int] = self._spm.encode((" " if self.add_space_prefix else "") + text)
+        return self._merge((" " if self.add_space_prefix else "") + text)
+
+    def merge_behind(self, tail: list[int], text: str) -> list[int]:
+        """Ids of text that continues that of `tail`: without the blank.
+
+        At a boundary of tokens no two pieces were merged, so the sides do not depend on each other.
+        """
+        return self._merge(text)
+
+    def may_give(self, token_id: int) -> bool:
+        """Whether text may become this token: the unknown one, if bytes are missing."""
+        return token_id == self.vocabulary.unk_id and None in self._stand_ins.values()
+
+    def _merge(self, text: str) -> list[int]:
+        ids: list[int] = self._spm.encode(text)
         if not self._stand_ins:
             return ids
         # Some bytes are missing in the vocabulary. A run of them becomes one unknown token, as

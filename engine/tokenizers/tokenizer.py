@@ -16,7 +16,19 @@ from typing import Protocol, SupportsIndex
 
 from lariat.errors import ModelError, quote
 from lariat.formats.gguf import GGUFFile
-from lariat.tokenizers.vocabulary import BYTE, NORMAL, Vocabulary
+from lariat.tokenizers.vocabulary import (
+    BLANKS,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+)
+
+_SPECIAL_TYPES = (CONTROL, UNKNOWN, USER_DEFINED)
+# Where a text is continued, so many tokens before it are looked at. Words are shorter.
+_MAX_TAIL = 256
 
 # A marked character is written as its code between two noncharacters of Unicode, which texts that
 # are meant for others do not have.
@@ -32,7 +44,17 @@ class Merger(Protocol):
     add_space_prefix: bool
 
     def merge(self, text: str) -> list[int]:
-        """Ids of text without special tokens."""
+        """Ids of text without special tokens that begins a text or stands behind a special one."""
+
+    def merge_behind(self, tail: list[int], text: str) -> list[int]:
+        """Ids of text without special tokens that continues the text of the tokens `tail`.
+
+        `tail` is ordinary text and not empty. If both texts as one have tokens that end between
+        the two, the ids are those behind this place.
+        """
+
+    def may_give(self, token_id: int) -> bool:
+        """Whether ordinary text may become this special token."""
 
     def text_of(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text, maybe a part of a character; b"" for control
@@ -81,18 +103,60 @@ class Tokenizer:
         tokens; otherwise they are ordinary text. Raises ValueError if the text is not valid
         Unicode.
         """
-        _check_text(text)
-        ids: list[int] = []
-        if add_bos and self.add_bos and self.bos_id is not None:
-            ids.append(self.bos_id)
-        for part in self._vocabulary.split(text, parse_special):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += self._merger.merge(part)
+        ids = self.encode_part(text, add_bos=add_bos, parse_special=parse_special)
         if add_bos and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
+
+    def encode_part(
+        self,
+        text: str,
+        before: Sequence[int] = (),
+        *,
+        add_bos: bool = True,
+        parse_special: bool = False,
+    ) -> list[int]:
+        """Ids of a part of a text: it stands behind the tokens `before`, and more may follow.
+
+        No end token is added, and the begin token only if nothing stands before. A text that
+        continues ordinary text gets no blank in front (`add_space_prefix`).
+
+        If a text is cut where one of its tokens ends, the parts have the ids of the whole:
+        `encode_part(a)` and then `encode_part(b, before=ids_of_a)` give `encode_part(a + b)`. With
+        byte-level BPE, `a` alone must have the ids that it has in the whole: the blanks at its end
+        may belong to the next word. Raises ValueError as `encode` does.
+        """
+        _check_text(text)
+        ids: list[int] = []
+        if add_bos and not before and self.add_bos and self.bos_id is not None:
+            ids.append(self.bos_id)
+        if before and before[-1] in self._vocabulary.eat_blanks:
+            text = text.lstrip(BLANKS)
+        for part in self._vocabulary.split(text, parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            tail = [] if ids else self._ordinary_tail(before)
+            ids += self._merger.merge_behind(tail, part) if tail else self._merger.merge(part)
+        return ids
+
+    def is_continued(self, before: Sequence[int]) -> bool:
+        """Whether a text behind these tokens continues ordinary text."""
+        return len(before) > 0 and self._is_ordinary(before, len(before) - 1)
+
+    def _ordinary_tail(self, ids: Sequence[int]) -> list[int]:
+        """The last of `ids`, as far as they are ordinary text; a long run is cut."""
+        start = stop = len(ids)
+        while start > max(0, stop - _MAX_TAIL) and self._is_ordinary(ids, start - 1):
+            start -= 1
+        return list(ids[start:])
+
+    def _is_ordinary(self, ids: Sequence[int], at: int) -> bool:
+        """Whether a token of a context is ordinary text, and neither special nor its beginning."""
+        i = ids[at]
+        if at == 0 and self.add_bos and i == self.bos_id:  # old files may not say what type it has
+            return False
+        return self._vocabulary.types[i] not in _SPECIAL_TYPES or self._merger.may_give(i)
 
     def mark(self, text: str, also: Collection[int] = ()) -> str:
         """Mark the special tokens in a text, so that `encode_marked` takes them for ordinary text.
@@ -141,6 +205,9 @@ class Tokenizer:
         The space that `add_space_prefix` puts in front is removed. Use `decoder()` for ids that
         continue a text: it keeps that space. Raises ValueError for an id outside the vocabulary.
         """
+        is_many = isinstance(ids, Iterable) and getattr(ids, "ndim", 1) > 0  # NumPy's may be one
+        if isinstance(ids, (str, bytes, bytearray, memoryview)) or not is_many:
+            raise ValueError(f"the token ids are of type {type(ids).__name__}, expected a list")
         tokens = [self.check_id(i) for i in ids]
         text_of = self._merger.text_of
         data = b"".join([text_of(i) for i in tokens])

@@ -51,7 +51,7 @@ _ENDING_MARKS = ("fim_pad", "fim_rep", "fim_sep")
 # Marks of the harmony format that are always shown, and always found in text.
 _SHOWN_TEXTS = (b"<|channel|>", b"<|message|>", b"<|start|>", b"<|constrain|>")
 
-_BLANKS = " \t\n\v\f\r"  # isspace() of C
+BLANKS = " \t\n\v\f\r"  # isspace() of C
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Vocabulary:
 
     tokens [n_vocab]: as the file spells them. types [n_vocab]: token types of the file; control for
     tokens with the text of one. id_of: a text that is there twice belongs to its last token, as in
-    llama.cpp. eog_ids: tokens that end generation, eos among them.
+    llama.cpp. eog_ids: tokens that end generation, eos among them. eat_blanks: special tokens that
+    drop the blanks behind them.
 
     Raises GGUFError for metadata that is missing or does not fit together.
     """
@@ -108,6 +109,7 @@ class Vocabulary:
         specials = _special_tokens(gguf, tokens, self.id_of, self.types)
         self._specials = _by_beginning(specials)
         self._user_defined = _by_beginning(s for s in specials if s.is_user_defined)
+        self.eat_blanks = frozenset(s.id for s in specials if s.eats_blanks)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -305,7 +307,7 @@ def _split(
             clash = taken.rfind(1, start, end)
             if clash < 0:
                 while special.eats_blanks and end < len(text) and not taken[end]:
-                    if text[end] not in _BLANKS:
+                    if text[end] not in BLANKS:
                         break
                     end += 1
                 taken[start:end] = b"\1" * (end - start)

@@ -40,13 +40,16 @@ _TENSORS: Mapping[str, tuple[str, ...]] = {
 _FLOOR = 64.0  # nats below the likeliest token, where stored log-probabilities end
 
 
-def cut(llm: LLM, text: str, n_ctx: int, n_windows: int = -1) -> Ids:
+def cut(
+    llm: LLM, text: str, n_ctx: int, n_windows: int = -1, *, parse_special: bool = False
+) -> Ids:
     """Token ids of `text` in whole windows: int32 [n_windows, n_ctx].
 
-    `n_windows` -1 takes as many as the text has. The rest at its end is not used. Raises
-    LariatError for a text of fewer than 2 n_ctx tokens, as llama-perplexity does.
+    `n_windows` -1 takes as many as the text has. The rest at its end is not used, and there is no
+    end token. `parse_special` as for `Tokenizer.encode`. Raises LariatError for a text of fewer
+    than 2 n_ctx tokens, as llama-perplexity does.
     """
-    ids = llm.tokenize(text)
+    ids = llm.tokenizer.encode_part(text, parse_special=parse_special)
     if len(ids) < 2 * n_ctx:
         raise LariatError(
             f"the text has {len(ids)} tokens, and perplexity with a context of {n_ctx} needs at"

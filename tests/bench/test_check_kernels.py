@@ -56,7 +56,27 @@ def test_a_seed_repeats_the_shapes_and_what_is_wrong_is_named(capsys, monkeypatc
 
 @pytest.mark.parametrize("of_scalar", [1e-4, 5e-3])
 def test_levels_may_not_part(of_scalar):
-    """A quantized cache is far from what was stored; two levels are not far from each other."""
+    """A quantized cache is far from the stored numbers; two levels are near each other."""
     case = next(check_kernels.caches(np.random.default_rng(0)))
     row = check_kernels.Row(replace(case, bound=0.01), "avx2", 5e-3, of_scalar, 1.0)
     assert row.is_right == (of_scalar < 1e-3)
+
+
+def test_a_target_may_have_one_kernel_alone(capsys, monkeypatch):
+    """It passes all checks, and differs from the target below it in that kernel only."""
+    assert ("test", "other") not in _kernels.variants()
+    with pytest.raises(ValueError, match="'test' is unknown, expected one of scalar, avx2, avx512"):
+        _kernels.use_isa("test")
+    monkeypatch.setenv("LARIAT_TEST_TARGETS", "1")
+    assert ("test", "other") in _kernels.variants()
+    before = _kernels.isa()
+    _kernels.use_isa("scalar")
+    with monkeypatch.context() as patch:
+        patch.setattr(_kernels, "variants", lambda: (("scalar", "other"), ("test", "other")))
+        patch.setattr(check_kernels, "_SECONDS", 0)
+        assert check_kernels.main(["--seed", "5", "--shapes", "1"]) == 0
+    _kernels.use_isa(before)
+    rows = [line for line in capsys.readouterr().out.splitlines() if " test " in line]
+    kernels = {line.split()[0] for line in rows if "  0.0e+00 " not in line.partition(" test ")[2]}
+    assert len(rows) > 80
+    assert kernels == {"silu_mul"}

@@ -1,6 +1,6 @@
-"""bench/peers.py: the protocol, our own worker, the table, and what it says when a peer is missing.
+"""bench/peers.py: the protocol, our own worker, the table, and the message for a missing peer.
 
-How fast anything is is not looked at.
+No test looks at how fast anything is.
 """
 
 from __future__ import annotations

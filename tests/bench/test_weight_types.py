@@ -1,6 +1,6 @@
 """bench/experiments/weight_types.py: its rows, with two of our own workers in place of a peer.
 
-How fast anything is is not looked at.
+No test looks at how fast anything is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Conversations: what the model is given, what of it is computed, and what is forgotten.
+"""Conversations: the tokens that the model gets, those that are computed, and forgotten turns.
 
-The judge of an answer is the same model asked from an empty context with token ids that were put
-together here.
+The judge of an answer is the same model with an empty context and token ids that are put together
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.model_files import CHAT_TEMPLATE, chat_metadata, vocabulary_m
 
 N_VOCAB = 320
 START, END = N_VOCAB - 2, N_VOCAB - 1
-# Answers of whole characters, which can be tokenized again, and without marks of turns.
+# Answers of whole characters, which can be tokenized again, without the marks of turns.
 NO_BYTES = {i: -1e9 for i in (1, START, *range(3, 259))}
 GREEDY = SamplingParams(temperature=0, max_tokens=8, logit_bias=NO_BYTES)
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True, logit_bias=NO_BYTES)
@@ -43,14 +43,14 @@ def raw(path: Path) -> Iterator[LLM]:
 
 
 def turn(llm: LLM, role: str, text: str) -> list[int]:
-    """A message in the test model's template, put together token by token."""
+    """A message in the template of the test model, put together token by token."""
     newline = llm.tokenize("\n", add_bos=False)
     ids = llm.tokenize(f"{role}\n{text}", add_bos=False)
     return [START, *ids, END, *newline]
 
 
 def asked(llm: LLM, *messages: tuple[str, str]) -> list[int]:
-    """Ids of a conversation that waits for an answer. Answers are of the assistant."""
+    """Ids of a conversation that waits for an answer of the assistant."""
     ids = [1]
     for role, text in messages:
         ids += turn(llm, role, text)
@@ -58,7 +58,7 @@ def asked(llm: LLM, *messages: tuple[str, str]) -> list[int]:
 
 
 def chat_with(llm: LLM, system: str = "", params: SamplingParams = GREEDY) -> Chat:
-    """By the format's name, which writes what the file's own template does, but at once."""
+    """A chat with a named format, which writes the same as the file's template, but faster."""
     return Chat(llm, template="chatml", system=system, params=params)
 
 
@@ -80,7 +80,7 @@ class Counter:
 
 
 def test_an_answer_is_that_to_the_rendered_conversation(llm: LLM) -> None:
-    own = None if llm.settings.cache == "raw" else "chatml"  # the file's writes the same
+    own = None if llm.settings.cache == "raw" else "chatml"  # the file's template writes the same
     with Chat(llm, template=own, system="be brief", params=GREEDY) as chat:
         ids, messages = [1, *turn(llm, "system", "be brief")], [("system", "be brief")]
         for text in ("the hat", "and the man\nis here", "the end"):
@@ -108,14 +108,14 @@ def test_only_what_is_new_is_computed(llm: LLM, monkeypatch: pytest.MonkeyPatch)
         second = chat.say("the man")
         "".join(second)
         new = [END, *llm.tokenize("\n", add_bos=False), *asked(llm, ("user", "the man"))[1:]]
-        # The last token of an answer is known, but was not computed for another one.
+        # The last token of an answer was sampled, but not computed.
         assert counter.n == 1 + len(new) + len(second.token_ids) - 1
         assert second.timings.n_reused in (n_known, n_known - 1)
         assert chat.context.tokens[n_known:][: len(new)] == new
 
 
 def test_answers_stay_as_they_were_sampled(raw: LLM) -> None:
-    """Their text may be tokenized in another way, which would be computed again."""
+    """Their text may be tokenized in another way, and would then be computed again."""
     wild = SamplingParams(temperature=20, top_k=0, top_p=1, min_p=0, max_tokens=30, seed=5,
                           logit_bias={i: -1e9 for i in range(259)})  # fmt: skip
     with chat_with(raw, params=wild) as chat:
@@ -171,7 +171,7 @@ def test_bos_is_written_once(raw: LLM) -> None:
 
 
 def test_a_template_that_writes_earlier_turns_anew(raw: LLM) -> None:
-    """Here the last three messages are left, and cut by where they stand."""
+    """This template keeps the last three messages, and cuts them by their position."""
     template = CHAT_TEMPLATE.replace("message['content']", "message['content'][: 40 - loop.index]")
     template = template.replace("for message in messages", "for message in messages[-3:]")
     with Chat(raw, template=template, params=GREEDY) as chat:
@@ -183,7 +183,7 @@ def test_a_template_that_writes_earlier_turns_anew(raw: LLM) -> None:
 
 
 def test_the_blank_before_an_answer(raw: LLM) -> None:
-    """Some templates write it, and so does the model."""
+    """Some templates write it, and the model writes it too."""
     template = (
         "{% for m in messages %}{% if m.role == 'user' %}<s>{{ m.content }}:"
         "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
@@ -238,7 +238,7 @@ def test_the_oldest_turns_go_and_the_system_prompt_stays(
             reply = chat.say(f"the hat {i} and the man")
             "".join(reply)
             new = asked(small, ("user", f"the hat {i} and the man"))
-            # The end of the answer before, the message, and the answer: nothing else.
+            # Only the end of the answer before, the message and the answer.
             assert counter.n <= 3 + len(new) + len(reply.token_ids)
             talk = [(m["role"], m["content"]) for m in chat.messages[1 + chat.n_forgotten :]]
             whole = asked(small, ("system", "be brief"), *talk[:-1]) + reply.token_ids
@@ -285,11 +285,11 @@ def test_turns_are_forgotten_while_an_answer_is_written(
         assert chat.context.tokens == prompt + reply.token_ids
         assert len(chat.context) == 256
         assert small.tokenizer.decoder().feed(reply.token_ids[0]) == text[:1]
-        # Nothing was computed for the forgetting.
+        # Forgetting computed nothing.
         new = 3 + len(asked(small, ("user", "on and on")))
         assert counter.n <= new + len(reply.token_ids) + chat.n_forgotten // 2
         assert len(reply.token_ids) > 256 - len(prompt) - 60
-        # The next message has room again: this turn is forgotten too.
+        # The next message fits again, because this turn is forgotten too.
         "".join(chat.say("the end"))
         assert chat.n_forgotten == 6
 

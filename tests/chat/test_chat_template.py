@@ -1,7 +1,7 @@
 """Chat templates: the well-known formats, Jinja as transformers has it, and hostile Jinja.
 
-What is expected of a format is written out here, as its model's makers published it; outside the
-suite all were compared with llama.cpp's `llama_chat_apply_template`.
+The expected text of each format is written out here, as the makers of its model published it.
+Outside of the suite all were compared with llama.cpp's `llama_chat_apply_template`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_a_well_known_format(gguf: GGUFFile, tokenizer: Tokenizer, name: str) ->
     template = chat_template.choose(name, gguf, tokenizer)
     assert template.render(TALK) == FORMATS[name]
     assert FORMATS[name].count("Be brief.") == 1
-    # What ends an answer is what stands behind one.
+    # An answer ends at the text behind it.
     assert FORMATS[name].partition("Three {0}")[2].lstrip().startswith(template.end)
 
 
@@ -115,7 +115,7 @@ def test_a_well_known_format(gguf: GGUFFile, tokenizer: Tokenizer, name: str) ->
 def test_blanks_around_a_message(
     gguf: GGUFFile, tokenizer: Tokenizer, name: str, expected: str
 ) -> None:
-    """They stay, but where the makers' own template takes them away."""
+    """They stay, unless the makers' own template removes them."""
     template = chat_template.choose(name, gguf, tokenizer)
     assert template.render([{"role": "user", "content": "  x "}]) == expected
 
@@ -138,14 +138,14 @@ def render(source: str, **variables: object) -> str:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        # Blocks take their line with them: trim_blocks and lstrip_blocks.
+        # trim_blocks and lstrip_blocks: a block removes its line.
         ("a\n  {% if true %}\nb\n  {% endif %}\nc", "a\nb\nc"),
         ("{{ 'x' }}\n{{ 'y' }}\n", "x\ny"),
         ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
         ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
          "13"),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "Be brief.!"),
-        # For a person, not for a page: no escapes of HTML or of Unicode.
+        # No escapes of HTML or Unicode.
         ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),
         ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
         ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=[',', ':']) }}",
@@ -209,7 +209,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-# What the worker says of these is the same in this process, where it costs no start.
+# The worker gives these answers in this process too, without the time for a start.
 HARMLESS = [
     "many blocks", "a function's globals", "a class in a format", "a change of the messages",
     "a file", "an import", "a syntax error", "an unknown tag", "something undefined",
@@ -230,10 +230,10 @@ def test_a_hostile_template_is_an_error(gguf: GGUFFile, tokenizer: Tokenizer, na
 @pytest.mark.parametrize("name", [*HARMLESS, "many brackets", "large output", "a class"])
 def test_what_is_said_of_a_hostile_template(name: str) -> None:
     source, expected = HOSTILE[name]
-    kind, text = template_worker.answer(
+    outcome, text = template_worker.answer(
         {"template": source, "variables": {"messages": TALK}, "now": 0.0}
     )
-    assert kind == "error"
+    assert outcome == "error"
     assert expected in text
 
 
@@ -282,7 +282,7 @@ def test_a_worker_that_waits_is_an_error(
 
 
 def test_the_worker_needs_nothing_of_the_package() -> None:
-    """It starts in a moment: no NumPy, no kernels."""
+    """It starts quickly, without NumPy and kernels."""
     code = (
         "import runpy, sys, json, io; sys.stdin = io.TextIOWrapper(io.BytesIO(json.dumps("
         "[[], {'template': '{{ 1 }}', 'variables': {}, 'now': 0.0}]).encode()));"

@@ -1,6 +1,6 @@
-"""`lariat bench`: what the flags mean, every kind of bad input, signals and terminals.
+"""`lariat bench`: meaning of the flags, bad input of every type, signals and terminals.
 
-What it prints is in test_cli_bench_output.py, its pictures in test_plots.py.
+Its output is tested in test_bench_output.py, its pictures in tests/measure/test_plots.py.
 """
 
 from __future__ import annotations

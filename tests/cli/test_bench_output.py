@@ -1,6 +1,6 @@
-"""What `lariat bench` prints: every format, the table of the published ratios, and the scaling.
+"""Output of `lariat bench`: every format, the table of the published ratios, and the scaling.
 
-Nothing here looks at how fast anything is.
+No test looks at how fast anything is.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def talk(model: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
 
 
 def answers(model: str, *said: str, system: str = "", template: str | None = "chatml") -> str:
-    """What the command is to print."""
+    """The output that is expected of the command."""
     params = SamplingParams(temperature=0, max_tokens=6)
     with (
         LLM(model, n_threads=1) as llm,
@@ -220,7 +220,7 @@ def test_a_message_that_does_not_fit_ends_a_pipe(talk: Talk, model: str) -> None
 
 
 class Person:
-    """Somebody at a terminal in which `lariat chat` runs."""
+    """A user at a terminal in which `lariat chat` runs."""
 
     def __init__(self, state: Path, *argv: str) -> None:
         self.ours, theirs = pty.openpty()
@@ -232,7 +232,7 @@ class Person:
             stderr=theirs,
             env=os.environ | {"XDG_STATE_HOME": str(state), "TERM": "xterm", "LC_ALL": "C.UTF-8"},
             start_new_session=True,
-            # The terminal is the process's own, so that Ctrl-C reaches it.
+            # The process gets a terminal of its own, so that Ctrl-C reaches it.
             preexec_fn=lambda: _own_terminal(),
         )
         os.close(theirs)
@@ -242,7 +242,7 @@ class Person:
         os.write(self.ours, text.encode())
 
     def wait_for(self, pattern: str) -> str:
-        """What is seen until the pattern is; it is taken away then."""
+        """The output up to the pattern, which is removed."""
         deadline = time.monotonic() + 60
         while True:
             match = re.search(pattern, self.seen)
@@ -257,8 +257,10 @@ class Person:
                 raise AssertionError(f"left, with {self.seen!r}") from None
 
     def interrupt(self, text: str = "") -> None:
-        """Ctrl-C, behind `text`, when the program waits for a key. One that comes between the
-        prompt and the waiting is noticed by readline only with the next key."""
+        """Type `text` and Ctrl-C when the program waits for a key.
+
+        Readline notices a Ctrl-C between the prompt and the waiting only with the next key.
+        """
         deadline = time.monotonic() + 60
         while not (self._sleeps() and self._sleeps()):
             assert time.monotonic() < deadline
@@ -311,7 +313,7 @@ def test_a_conversation_in_a_terminal(
     assert "/help lists the commands" in start
     one.type("the hat\n")
     assert console.safe(expected[0]) in one.wait_for(PROMPT)
-    # A paste of several lines, as terminals mark it, is one message.
+    # A paste of several lines is one message; terminals mark its ends.
     one.type("\x1b[200~one\n  two\nthree\x1b[201~\n")
     one.wait_for(PROMPT)
     one.type("/undo\n")

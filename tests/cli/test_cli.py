@@ -1,7 +1,6 @@
-"""The command `lariat`: every kind of bad input, and that good runs print what they should.
+"""The command `lariat`: every type of bad input, and the output of good runs.
 
-Most run `main` in this process. What concerns the process itself (signals, pipes, terminals) runs
-`python -m lariat`.
+Most tests run `main` in this process. Those of signals, pipes and terminals run `python -m lariat`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose context takes longer to fill than any test waits."""
+    """A model with a context that no test waits to fill."""
     path = tmp_path_factory.mktemp("model") / "endless.gguf"
     return str(write_llama(path, dim=128, n_heads=2, n_kv_heads=2, n_layers=4, n_ctx=1 << 16))
 
@@ -79,7 +78,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     ],
 )
 def test_bad_flag_is_refused(run: Run, flags: tuple[str, ...], expected: str) -> None:
-    # The model is missing too, but the flags are looked at first.
+    # The model is missing too, but the flags are checked first.
     check_refused(run("generate", "-m", "missing.gguf", "-p", TEXT, *flags), 2, expected)
 
 
@@ -120,9 +119,9 @@ def test_unreadable_file(run: Run, tmp_path: Path) -> None:
 def test_what_is_not_a_regular_file(run: Run, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    for path, kind in ((tmp_path, "directory"), (fifo, "pipe"), (Path(os.devnull), "device")):
-        check_refused(run("generate", "-m", str(path), "-p", TEXT), 1, str(path), kind)
-        check_refused(run("info", "-m", str(path)), 1, str(path), kind)
+    for path, found in ((tmp_path, "directory"), (fifo, "pipe"), (Path(os.devnull), "device")):
+        check_refused(run("generate", "-m", str(path), "-p", TEXT), 1, str(path), found)
+        check_refused(run("info", "-m", str(path)), 1, str(path), found)
 
 
 def test_empty_file_and_not_gguf(run: Run, tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_truncated_file(run: Run, model: str, tmp_path: Path, kept: int) -> None
         ({"metadata": {"tokenizer.ggml.bos_token_id": 9999}}, "9999"),
         ({"drop_tensors": ["blk.1.ffn_up.weight"]}, "blk.1.ffn_up.weight"),
         ({"metadata": {"llama.feed_forward_length": 80}}, "ffn_"),
-        ({"dim": 256, "type_of": {"blk.0.attn_v": "IQ4_XS"}}, "IQ4_XS"),
+        ({"dim": 256, "type_of": {"blk.0.attn_v": "IQ2_XS"}}, "IQ2_XS"),
     ],
 )
 def test_model_that_cannot_run(run: Run, tmp_path: Path, shape: dict, expected: str) -> None:
@@ -223,10 +222,10 @@ def test_statistics(run: Run, model: str) -> None:
     assert re.search(r"^lariat: load +[\d.]+ ms$", err, re.M)
     rate = r"tokens in [\d.]+ ms, [\d.]+ ms per token, [\d.]+ tokens per second"
     assert re.search(rf"^lariat: prompt +{n_prompt} {rate}$", err, re.M)
-    # The first of the nine comes out of the prompt's own step.
+    # The step of the prompt gives the first of the nine.
     assert re.search(rf"^lariat: generation +8 {rate}$", err, re.M)
     assert re.search(r"^lariat: finished +-n tokens are written$", err, re.M)
-    assert "\r" not in err  # no bars: this is no terminal
+    assert "\r" not in err  # no bars, because this is not a terminal
 
 
 def test_unlimited_length_ends_with_the_context(run: Run, model: str) -> None:
@@ -467,7 +466,7 @@ def test_closed_streams(model: str) -> None:
         ["sh", "-c", command + " >&-"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     check_refused((closed.returncode, closed.stdout, closed.stderr), 1, "closed")
-    # Without -q: what is meant for stderr must not land on stdout.
+    # Without -q: lines for stderr must not appear on stdout.
     command = command.removesuffix(" -q") + " --temp 0 2>&-"
     closed = subprocess.run(
         ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
@@ -479,7 +478,7 @@ def test_closed_streams(model: str) -> None:
 def test_bars_show_on_a_terminal_only(model: str) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    # Long enough for a bar of its own, in many steps.
+    # Long enough for a progress bar with many steps.
     flags = ("-p", "the " * 300, "-c", "2000", "-ub", "8", "-n", "2")
     process = start("generate", "-m", model, *flags, stderr=theirs)
     os.close(theirs)

@@ -27,14 +27,14 @@ BLOCK_TYPES = [t for t in ENCODED if BLOCK[t][0] > 1]
 ENCODED_ALIKE = [t for t in ENCODED if t != GGMLType.Q6_K]
 
 
-def judge_quantize(x: np.ndarray, kind: GGMLType) -> np.ndarray:
+def judge_quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return gguf.quants.quantize(x, Judge(int(kind))).view(np.uint8)
+        return gguf.quants.quantize(x, Judge(int(type))).view(np.uint8)
 
 
-def judge_dequantize(data: np.ndarray, kind: GGMLType) -> np.ndarray:
+def judge_dequantize(data: np.ndarray, type: GGMLType) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return gguf.quants.dequantize(data, Judge(int(kind)))
+        return gguf.quants.dequantize(data, Judge(int(type)))
 
 
 def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
@@ -46,10 +46,10 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(found.view(np.uint32)[~nan], expected.view(np.uint32)[~nan])
 
 
-def weights(kind: GGMLType, n_rows: int = 7, n_blocks: int = 12, seed: int = 0) -> np.ndarray:
+def weights(type: GGMLType, n_rows: int = 7, n_blocks: int = 12, seed: int = 0) -> np.ndarray:
     """float32 [n_rows, n_cols] with zeros, ties, outliers, and scales from tiny to huge."""
     rng = np.random.default_rng(seed)
-    n_cols = n_blocks * max(BLOCK[kind][0], 32)
+    n_cols = n_blocks * max(BLOCK[type][0], 32)
     x = rng.normal(size=(n_rows, n_cols)).astype(np.float32)
     x[0, :32] = 0
     x[1] = np.round(x[1] * 4) / 4  # many halves and equal magnitudes
@@ -82,9 +82,9 @@ def test_types_and_sizes_are_those_of_ggml() -> None:
 
 
 def test_supported_types() -> None:
-    read = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL"
+    read = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS"
     assert {t.name for t in SUPPORTED} == set(read.split())
-    decoded_only = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL"}
+    decoded_only = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS"}
     assert {t.name for t in QUANTIZABLE} == set(read.split()) - decoded_only
 
 
@@ -99,35 +99,35 @@ def test_row_bytes() -> None:
         row_bytes(GGMLType.Q4_0, -32)
 
 
-@pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
-def test_dequantize_random_bytes(kind: GGMLType) -> None:
+@pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
+def test_dequantize_random_bytes(type: GGMLType) -> None:
     """Random bytes reach every scale, NaN and infinite ones too."""
     rng = np.random.default_rng(1)
-    data = rng.integers(0, 256, (50, 20 * BLOCK[kind][1]), np.uint8)
-    assert_same_bits(dequantize(data, kind), judge_dequantize(data, kind))
+    data = rng.integers(0, 256, (50, 20 * BLOCK[type][1]), np.uint8)
+    assert_same_bits(dequantize(data, type), judge_dequantize(data, type))
 
 
-@pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.BF16], ids=lambda t: t.name)
-def test_dequantize_every_16_bit_pattern(kind: GGMLType) -> None:
+@pytest.mark.parametrize("type", [GGMLType.F16, GGMLType.BF16], ids=lambda t: t.name)
+def test_dequantize_every_16_bit_pattern(type: GGMLType) -> None:
     data = np.arange(1 << 16, dtype="<u2").view(np.uint8).reshape(16, -1)
-    found = dequantize(data, kind)
-    assert_same_bits(found, judge_dequantize(data, kind))
+    found = dequantize(data, type)
+    assert_same_bits(found, judge_dequantize(data, type))
     number = ~np.isnan(found)
-    again = quantize(found, kind).view("<u2")
+    again = quantize(found, type).view("<u2")
     np.testing.assert_array_equal(again[number], data.view("<u2")[number])
-    assert np.isnan(dequantize(again.view(np.uint8), kind)[~number]).all()
+    assert np.isnan(dequantize(again.view(np.uint8), type)[~number]).all()
 
 
-@pytest.mark.parametrize("kind", ENCODED_ALIKE, ids=lambda t: t.name)
-def test_quantize_is_the_reference(kind: GGMLType) -> None:
-    x = weights(kind)
-    np.testing.assert_array_equal(quantize(x, kind), judge_quantize(x, kind))
+@pytest.mark.parametrize("type", ENCODED_ALIKE, ids=lambda t: t.name)
+def test_quantize_is_the_reference(type: GGMLType) -> None:
+    x = weights(type)
+    np.testing.assert_array_equal(quantize(x, type), judge_quantize(x, type))
 
 
-@pytest.mark.parametrize("kind", ENCODED_ALIKE, ids=lambda t: t.name)
+@pytest.mark.parametrize("type", ENCODED_ALIKE, ids=lambda t: t.name)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_quantize_is_the_reference_anywhere(kind: GGMLType, data: st.DataObject) -> None:
+def test_quantize_is_the_reference_anywhere(type: GGMLType, data: st.DataObject) -> None:
     # Below 1e-30 the inverse of a scale can be infinite; there the bits of a nibble mean nothing.
     number = st.one_of(
         st.just(0.0),
@@ -135,26 +135,26 @@ def test_quantize_is_the_reference_anywhere(kind: GGMLType, data: st.DataObject)
         st.sampled_from([0.5, -0.5, 1.0, -1.0, 8.0, -8.0, 127.0, -127.0]),
     )
     x = data.draw(st_np.arrays(np.float32, (2, 64), elements=number))
-    np.testing.assert_array_equal(quantize(x, kind), judge_quantize(x, kind))
+    np.testing.assert_array_equal(quantize(x, type), judge_quantize(x, type))
 
 
-@pytest.mark.parametrize("kind", [GGMLType.F32, GGMLType.F16, GGMLType.BF16], ids=lambda t: t.name)
-def test_quantize_float_specials(kind: GGMLType) -> None:
+@pytest.mark.parametrize("type", [GGMLType.F32, GGMLType.F16, GGMLType.BF16], ids=lambda t: t.name)
+def test_quantize_float_specials(type: GGMLType) -> None:
     patterns = [0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF, 0x80000000, 1]
     patterns += [0x7F7FFFFF, 0x3F808000, 0x3F818000, 0x3F808001, 0x477FEFFF, 0x477FF000]
     x = np.array(patterns, np.uint32).view(np.float32)[None, :]
-    found = dequantize(quantize(x, kind), kind)
-    assert_same_bits(found, judge_dequantize(judge_quantize(x, kind), kind))
+    found = dequantize(quantize(x, type), type)
+    assert_same_bits(found, judge_dequantize(judge_quantize(x, type), type))
     np.testing.assert_array_equal(np.isnan(found), np.isnan(x))
 
 
-@pytest.mark.parametrize("kind", BLOCK_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("type", BLOCK_TYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_quantize_refuses_what_blocks_cannot_hold(kind: GGMLType, bad: float) -> None:
+def test_quantize_refuses_what_blocks_cannot_hold(type: GGMLType, bad: float) -> None:
     x = np.ones((2, 256), np.float32)
     x[1, 200] = bad
-    with pytest.raises(ValueError, match=f"{kind.name} cannot hold NaN or infinite"):
-        quantize(x, kind)
+    with pytest.raises(ValueError, match=f"{type.name} cannot hold NaN or infinite"):
+        quantize(x, type)
 
 
 # Largest error of one weight, in units of the largest weight of its block: half a step, where a
@@ -173,10 +173,10 @@ def test_quantize_refuses_what_blocks_cannot_hold(kind: GGMLType, bad: float) ->
     ],
 )
 def test_round_trip_error(name: str, bound: float) -> None:
-    kind = GGMLType[name]
-    x = weights(kind, n_blocks=40)[[0, 1, 2, 4]]
-    found = dequantize(quantize(x, kind), kind)
-    blocks = x.reshape(-1, BLOCK[kind][0])
+    type = GGMLType[name]
+    x = weights(type, n_blocks=40)[[0, 1, 2, 4]]
+    found = dequantize(quantize(x, type), type)
+    blocks = x.reshape(-1, BLOCK[type][0])
     error = np.abs(found - x).reshape(blocks.shape)
     assert (error <= (bound + 1e-3) * np.abs(blocks).max(axis=1, keepdims=True)).all()
 
@@ -206,33 +206,33 @@ def test_q6_k_extremes() -> None:
     assert not np.isfinite(found[2]).all()
 
 
-@pytest.mark.parametrize("kind", ENCODED, ids=lambda t: t.name)
-def test_rows_are_independent_and_any_layout_is_read(kind: GGMLType) -> None:
+@pytest.mark.parametrize("type", ENCODED, ids=lambda t: t.name)
+def test_rows_are_independent_and_any_layout_is_read(type: GGMLType) -> None:
     """Enough rows for several chunks, a last chunk that is short, and strided input."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(301, 512)).astype(np.float32)
-    data = quantize(x, kind)
-    whole = dequantize(data, kind)
+    data = quantize(x, type)
+    whole = dequantize(data, type)
     assert whole.shape == x.shape
     assert whole.flags.c_contiguous
     assert whole.flags.writeable
     for row in (0, 127, 128, 300):
-        np.testing.assert_array_equal(quantize(x[row : row + 1], kind), data[row : row + 1])
-        np.testing.assert_array_equal(dequantize(data[row : row + 1], kind)[0], whole[row])
-    np.testing.assert_array_equal(dequantize(data[::-3], kind), whole[::-3])
-    np.testing.assert_array_equal(quantize(np.asfortranarray(x), kind), data)
+        np.testing.assert_array_equal(quantize(x[row : row + 1], type), data[row : row + 1])
+        np.testing.assert_array_equal(dequantize(data[row : row + 1], type)[0], whole[row])
+    np.testing.assert_array_equal(dequantize(data[::-3], type), whole[::-3])
+    np.testing.assert_array_equal(quantize(np.asfortranarray(x), type), data)
     read_only = np.frombuffer(data.tobytes(), np.uint8).reshape(data.shape)
-    result = dequantize(read_only, kind)
+    result = dequantize(read_only, type)
     result[:] = 0  # a new array, never a view of the file
 
 
-@pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
-def test_empty(kind: GGMLType) -> None:
+@pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
+def test_empty(type: GGMLType) -> None:
     for n_rows, n_cols in ((0, 256), (3, 0)):
-        data = np.zeros((n_rows, row_bytes(kind, n_cols)), np.uint8)
-        assert dequantize(data, kind).shape == (n_rows, n_cols)
-        if kind in QUANTIZABLE:
-            assert quantize(np.zeros((n_rows, n_cols), np.float32), kind).shape == data.shape
+        data = np.zeros((n_rows, row_bytes(type, n_cols)), np.uint8)
+        assert dequantize(data, type).shape == (n_rows, n_cols)
+        if type in QUANTIZABLE:
+            assert quantize(np.zeros((n_rows, n_cols), np.float32), type).shape == data.shape
 
 
 def test_errors() -> None:

@@ -1,4 +1,4 @@
-"""Contexts saved to a file: they go on bit for bit, and what does not fit is refused by name."""
+"""Contexts in files: they continue bit for bit, and files that do not fit are refused by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lariat.config import CACHE_TYPES, RopeConfig
 from lariat.errors import ContextError, LariatError
 from lariat.formats import context_file
 
-from tests.support.cache_units import CHANNEL_TYPES
+from tests.support.cache_blocks import CHANNEL_TYPES
 from tests.support.contexts import CACHES, ids_of, load, write_deep, write_shallow
 from tests.support.model_files import write_llama
 
@@ -80,7 +80,7 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_lost(deep, path, tmp_p
             context_file.save(file, llm.signature(), saved._replace(tokens=tokens))
             refused("damaged: token id .* out of range")
         segments = saved.segments.copy()
-        segments[-1, 1] = 2**31 - 1  # and its length: less than 0 in 32 bits
+        segments[-1, 1] = 2**31 - 1  # with its length below 0 in 32 bits
         context_file.save(file, llm.signature(), saved._replace(segments=segments))
         refused("damaged: its parts do not fit")
         with pytest.raises(FileNotFoundError):
@@ -110,7 +110,7 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_lost(deep, path, tmp_p
 
 
 def test_a_model_s_fingerprint_takes_little_reading(tmp_path, monkeypatch):
-    """Without a mapping too, and is the same then."""
+    """It is the same with and without a mapping."""
     path = write_llama(tmp_path / "m.gguf", dim=256, n_layers=2, n_ff=1024)
     preadv, n_read = os.preadv, []
 
@@ -126,7 +126,7 @@ def test_a_model_s_fingerprint_takes_little_reading(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_context_of_another_rope_is_refused_by_name(deep, cache, tmp_path):
-    """Rotated keys have the angles in them, raw ones what their tokens saw with them."""
+    """Rotated keys have the angles in them; raw keys depend on the angles of the layers below."""
     file, stretched = tmp_path / "context.safetensors", RopeConfig("linear", scale=2.0)
     with load(deep, cache) as llm, llm.context() as context:
         context.append(ids_of(40))
@@ -142,7 +142,7 @@ def test_a_context_of_another_rope_is_refused_by_name(deep, cache, tmp_path):
         )
         assert context.tokens == [4, 5]
     with load(deep, cache, rope=RopeConfig("none", scale=7.0)) as llm, llm.context() as context:
-        context.load(file)  # other words for the same angles
+        context.load(file)  # other settings with the same angles
         assert np.array_equal(context.logits([3]), expected)
 
 

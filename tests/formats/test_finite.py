@@ -1,4 +1,4 @@
-"""--check-tensors: a single NaN or Inf anywhere is found, and what only looks like one is not."""
+"""--check-tensors finds a single NaN or Inf anywhere, and nothing that only looks like one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NAME = "blk.0.ffn_down.weight"
 WEIGHTS = np.random.default_rng(0).standard_normal((24, 1024), dtype=np.float32)
 
 
-def write(folder: Path, kind: str) -> Path:
-    tensors = {"first": (WEIGHTS, "F32"), NAME: (WEIGHTS, kind), "last": (WEIGHTS, "F32")}
+def write(folder: Path, type_name: str) -> Path:
+    tensors = {"first": (WEIGHTS, "F32"), NAME: (WEIGHTS, type_name), "last": (WEIGHTS, "F32")}
     return write_gguf(folder / "m.gguf", {}, tensors)
 
 
@@ -33,36 +33,36 @@ def test_every_type_that_runs_is_looked_at():
     assert finite.NUMBERS.keys() == set(block_formats.SUPPORTED)
 
 
-@pytest.mark.parametrize("kind", sorted(t.name for t in block_formats.SUPPORTED))
-def test_one_bad_number_in_a_tensor(tmp_path, monkeypatch, kind):
-    """The last bytes of a number's two or four are the ones with sign and exponent."""
+@pytest.mark.parametrize("type_name", sorted(t.name for t in block_formats.SUPPORTED))
+def test_one_bad_number_in_a_tensor(tmp_path, monkeypatch, type_name):
+    """Sign and exponent are in the last bytes of a number."""
     monkeypatch.setattr(finite, "_PIECE", 5000)
     monkeypatch.setattr(finite, "_STEP", 700)
-    path = write(tmp_path, kind)
+    path = write(tmp_path, type_name)
     whole = path.read_bytes()
     with GGUFFile(path) as gguf:
         start = gguf.tensors[NAME].offset
-        n_blocks = gguf.tensors[NAME].n_bytes // BLOCK[GGMLType[kind]][1]
+        n_blocks = gguf.tensors[NAME].n_bytes // BLOCK[GGMLType[type_name]][1]
     assert check(path)[-1] == 1
-    (bits, _, infinity), offsets = finite.NUMBERS[GGMLType[kind]]
+    (bits, _, infinity), offsets = finite.NUMBERS[GGMLType[type_name]]
     for block in (0, 1, n_blocks // 2, n_blocks - 1):
         for offset in offsets:
-            at = start + block * BLOCK[GGMLType[kind]][1] + offset
+            at = start + block * BLOCK[GGMLType[type_name]][1] + offset
             for number, found in ((infinity, "Inf"), (infinity + 1, "NaN")):
                 for sign in (0, 1):
                     value = number | sign << (8 * np.dtype(bits).itemsize - 1)
                     raw = np.array([value], bits).tobytes()
                     path.write_bytes(whole[:at] + raw + whole[at + len(raw) :])
-                    with GGUFFile(path) as gguf:  # the bytes are what the reference says they are
-                        row = block_formats.dequantize(gguf.data(NAME), GGMLType[kind])
+                    with GGUFFile(path) as gguf:  # the reference reads these bytes as such a number
+                        row = block_formats.dequantize(gguf.data(NAME), GGMLType[type_name])
                     assert not np.isfinite(row).all()
                     with pytest.raises(GGUFError, match=f"'{NAME}' holds {found}, expected fin"):
                         check(path)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "IQ4_NL"])
-def test_integers_may_be_anything(tmp_path, kind):
-    path = write(tmp_path, kind)
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_integers_may_be_anything(tmp_path, type_name):
+    path = write(tmp_path, type_name)
     with GGUFFile(path) as gguf:
         info = gguf.tensors[NAME]
         blocks = np.full((info.n_bytes // BLOCK[info.type][1], BLOCK[info.type][1]), 0xFF, np.uint8)
@@ -75,10 +75,12 @@ def test_integers_may_be_anything(tmp_path, kind):
 
 
 def test_the_largest_and_smallest_numbers_are_numbers(tmp_path):
-    for kind in ("F32", "F16"):
-        dtype = np.dtype(f"float{kind[1:]}")
+    for type_name in ("F32", "F16"):
+        dtype = np.dtype(f"float{type_name[1:]}")
         some = np.array([np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal, 0, -0.0], dtype)
-        check(write_gguf(tmp_path / "m.gguf", {}, {"a": (np.concatenate([some, -some]), kind)}))
+        check(
+            write_gguf(tmp_path / "m.gguf", {}, {"a": (np.concatenate([some, -some]), type_name)})
+        )
 
 
 def test_the_first_in_the_file_is_named_whatever_the_threads(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""GGUF reader: sound files, against the `gguf` package; test_hostile_files.py has the others."""
+"""GGUF reader: sound files, against the `gguf` package; tests/hostile has the others."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_same_as_gguf_package(tmp_path: Path, version: int) -> None:
     writer.write_tensors_to_file()
     writer.close()
     content = bytearray(path.read_bytes())
-    content[4:8] = u32(version)  # versions 2 and 3 differ in nothing else
+    content[4:8] = u32(version)  # the only difference between versions 2 and 3
     path.write_bytes(content)
 
     judge = gguf.GGUFReader(path)
@@ -278,7 +278,7 @@ def test_release_of_less_than_a_page(put: Put) -> None:
 
 
 def test_large_vocabulary(put: Put) -> None:
-    """As many tokens and merges as Llama 3 has; bench_load.py says how long it takes."""
+    """As many tokens and merges as Llama 3 has; bench_load.py measures the time."""
     n_tokens, n_merges = 128_256, 280_147
     content = build(
         [

@@ -1,4 +1,4 @@
-"""general.sampling.*: what a file asks for, what it cannot have, and flags before both."""
+"""general.sampling.*: wishes of a file, wishes that are not supported, and flags before both."""
 
 from __future__ import annotations
 

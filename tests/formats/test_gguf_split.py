@@ -1,4 +1,4 @@
-"""A model in several files: the same as in one, and every way in which splits do not fit."""
+"""A split model is the same as one file; splits that do not fit each other are refused."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def rewrite(split: Path, tensors: dict[str, np.ndarray] | None = None, **keys: A
     values = {name: reader.fields[name].contents() for name in ("split.no", "split.count")}
     values |= {f"split.{name}": value for name, value in keys.items()}
     extra = {name: (values, "F32") for name, values in (tensors or {}).items()}
-    for name, (data, kind) in held.items():
-        if kind == "Q8_0":  # the bytes as they are
+    for name, (data, type_name) in held.items():
+        if type_name == "Q8_0":  # the bytes as they are
             held[name] = (np.zeros((len(data), data.shape[1] // 34 * 32), np.float32), "Q8_0")
     write_gguf(split, {"general.architecture": None, **values}, {**held, **extra})
 

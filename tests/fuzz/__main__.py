@@ -1,6 +1,6 @@
 """Run libFuzzer: `python -m tests.fuzz [-option=value ...] CORPUS`, or an input to repeat.
 
-The corpus is a folder, which gets the seeds first; what opens new ways through the engine is added.
+The corpus is a folder. It gets the seeds first, then inputs that reach new code of the engine.
 Options are libFuzzer's, https://llvm.org/docs/LibFuzzer.html.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import atheris
 
-# Modules that the engine imports only when it needs them would otherwise not be measured.
+# Otherwise modules that the engine imports only when needed would not be measured.
 with atheris.instrument_imports(include=["lariat"]):
     import lariat
 
@@ -24,8 +24,8 @@ with atheris.instrument_imports(include=["lariat"]):
 
 from tests.fuzz import mutate, seeds, targets
 
-# Seconds are of the clock, and other programs may use the processor: what is slow by the
-# processor's time is found in `targets`.
+# These are seconds of the clock, and other programs may use the processor. `targets` limits the
+# processor time.
 _OPTIONS = ["-timeout=120", "-rss_limit_mb=1024", "-max_len=65536", "-len_control=0"]
 
 

@@ -1,4 +1,4 @@
-"""Changes inputs along their structure: by its first byte, an input is a file or a text."""
+"""Changes inputs along their structure; the first byte of an input says whether it is a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 
 from tests.fuzz import mutate_gguf, mutate_safetensors
-from tests.fuzz.targets import KINDS
+from tests.fuzz.targets import INPUTS
 
 Raw = Callable[[bytes, int], bytes]  # changes bytes to at most so many, without a plan
 
@@ -34,28 +34,28 @@ _JINJA = (
 
 
 def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
-    """Return another input of the same kind, of at most `max_size` bytes; the seed decides all but
+    """Return another input of the same type, of at most `max_size` bytes; the seed decides all but
     what `raw` does."""
     rng = random.Random(seed)
     if not data:
-        return bytes([rng.randrange(len(KINDS))])
-    kind = KINDS[data[0] % len(KINDS)]
+        return bytes([rng.randrange(len(INPUTS))])
+    type = INPUTS[data[0] % len(INPUTS)]
     head, body = data[:1], data[1:]
     size = max_size - 1
-    if kind in ("context", "chunk"):
-        # The byte that says which cache it is for, which seldom changes.
+    if type in ("context", "chunk"):
+        # The byte for the cache of the file; it seldom changes.
         which = body[:1] if body and rng.random() < 0.95 else bytes([rng.randrange(4)])
         head, body = head + which, body[1:]
         size -= 1
     for _ in range(rng.choice((1, 1, 2, 4))):
-        if kind == "parts" and rng.random() < 0.9:
+        if type == "splits" and rng.random() < 0.9:
             body = _one_of_two(body, rng)
-        elif kind == "model" and rng.random() < 0.9:
+        elif type == "model" and rng.random() < 0.9:
             body = mutate_gguf.mutate(body, rng)
-        elif kind in ("context", "chunk", "base") and rng.random() < 0.9:
-            body = mutate_safetensors.mutate(body, kind, rng)
-        elif kind in ("text", "index", "template") and rng.random() < 0.6:
-            words = {"text": _FRAGMENTS, "index": _WORDS, "template": _JINJA}[kind]
+        elif type in ("context", "chunk", "base") and rng.random() < 0.9:
+            body = mutate_safetensors.mutate(body, type, rng)
+        elif type in ("text", "index", "template") and rng.random() < 0.6:
+            words = {"text": _FRAGMENTS, "index": _WORDS, "template": _JINJA}[type]
             at = rng.randrange(len(body) + 1)
             end = at if rng.random() < 0.5 else min(len(body), at + rng.randrange(8))
             body = body[:at] + rng.choice(words).encode() + body[end:]

@@ -1,7 +1,7 @@
 """Changes GGUF files: one value, length, count, offset or type at a time, the rest kept whole.
 
 A file is taken apart into its metadata, its tensor table and its data, one of them is changed, and
-it is put together again. So most results pass the checks that stand before the changed one.
+it is put together again. So most results pass the checks before the one of the changed thing.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ _NAMES = (
     *(b"blk.0.attn_q.weight", b"blk.0.attn_q.bias", b"blk.1.attn_norm.weight", b"", b"x" * 64),
     *(b"blk.0.attn_q_norm.weight", b"blk.0.ffn_down.weight", b"blk.00.attn_k.weight", b"x" * 65),
 )
-_TYPES = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
-# What a scale or a weight becomes: f16 and f32 of NaN, infinities and the largest numbers.
+_TYPES = {int(number): sizes for number, sizes in GGML_QUANT_SIZES.items()}
+# New values of scales and weights: f16 and f32 of NaN, infinities and the largest numbers.
 _PATTERNS = (b"\x00\x7e", b"\x00\x7c", b"\x00\xfc", b"\xff\x7b", b"\0\0")
 _PATTERNS += (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\xff\x7f")
 
@@ -71,7 +71,7 @@ _PATTERNS += (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\xff\x7f")
 @dataclass
 class _Entry:
     key: bytes
-    kind: int
+    type: int
     value: bytes  # as in the file
 
 
@@ -79,7 +79,7 @@ class _Entry:
 class _Tensor:
     name: bytes
     dims: list[int]
-    kind: int
+    type: int
     offset: int
 
 
@@ -121,28 +121,28 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def _change_scalar(file: _File, rng: random.Random) -> None:
     """Another value for a number, a bool or a text; sometimes of another type."""
-    scalars = [e for e in file.entries if e.kind != _ARRAY]
+    scalars = [e for e in file.entries if e.type != _ARRAY]
     if scalars:
         entry = rng.choice(scalars)
         if rng.random() < 0.2:
-            entry.kind = rng.choice((*_FORMATS, _STRING))
-        entry.value = _scalar(entry.kind, rng)
+            entry.type = rng.choice((*_FORMATS, _STRING))
+        entry.value = _scalar(entry.type, rng)
 
 
 def _change_array(file: _File, rng: random.Random) -> None:
-    """One element, the count, the type of the elements, or what stands at the end."""
-    arrays = [e for e in file.entries if e.kind == _ARRAY and len(e.value) > 12]
+    """One element, the count, the type of the elements, or the end."""
+    arrays = [e for e in file.entries if e.type == _ARRAY and len(e.value) > 12]
     if not arrays:
         return
     entry = rng.choice(arrays)
-    kind, n = struct.unpack_from("<IQ", entry.value)
+    value_type, n = struct.unpack_from("<IQ", entry.value)
     items = entry.value[12:]
     what = rng.randrange(5)
     if what == 0:
         n = rng.choice((n - 1, n + 1, 2 * n, *_WHOLE)) & ((1 << 64) - 1)
     elif what == 1:
-        kind = rng.choice((*_FORMATS, _STRING, _ARRAY, 13, 1 << 31))
-    elif kind == _STRING:
+        value_type = rng.choice((*_FORMATS, _STRING, _ARRAY, 13, 1 << 31))
+    elif value_type == _STRING:
         texts = _strings(items, n)
         if texts:
             i = rng.randrange(len(texts))
@@ -154,19 +154,19 @@ def _change_array(file: _File, rng: random.Random) -> None:
                 texts.insert(i, rng.choice(_TEXTS))
         n = len(texts)
         items = b"".join(struct.pack("<Q", len(text)) + text for text in texts)
-    elif kind in _FORMATS and n:
-        size = struct.calcsize("<" + _FORMATS[kind])
+    elif value_type in _FORMATS and n:
+        size = struct.calcsize("<" + _FORMATS[value_type])
         if what == 2 or what == 3:
             at = size * rng.randrange(n)
-            items = items[:at] + _scalar(kind, rng) + items[at + size :]
+            items = items[:at] + _scalar(value_type, rng) + items[at + size :]
         else:
             n = rng.randrange(n)
             items = items[: n * size]
-    entry.value = struct.pack("<IQ", kind, n) + items
+    entry.value = struct.pack("<IQ", value_type, n) + items
 
 
 def _change_entries(file: _File, rng: random.Random) -> None:
-    """An entry goes, comes twice, comes anew, gets another key or another place."""
+    """Remove, repeat, add or move an entry, or give it another key."""
     entries = file.entries
     i = rng.randrange(len(entries)) if entries else -1
     what = rng.randrange(5)
@@ -176,20 +176,20 @@ def _change_entries(file: _File, rng: random.Random) -> None:
         entries.insert(rng.randrange(len(entries)), entries[i])
     elif what == 2 and entries:
         entries[i] = _Entry(
-            rng.choice((*_KEYS, *_TEXTS, entries[i].key + b"\0")), entries[i].kind, entries[i].value
+            rng.choice((*_KEYS, *_TEXTS, entries[i].key + b"\0")), entries[i].type, entries[i].value
         )
     elif what == 3 and entries:
         entries.append(entries.pop(i))
     else:
-        kind = rng.choice((*_FORMATS, _STRING, _ARRAY, _ARRAY))
-        value = _scalar(kind, rng)
-        if kind == _ARRAY:
+        value_type = rng.choice((*_FORMATS, _STRING, _ARRAY, _ARRAY))
+        value = _scalar(value_type, rng)
+        if value_type == _ARRAY:
             value = _nested(rng)
-        entries.append(_Entry(rng.choice(_KEYS), kind, value))
+        entries.append(_Entry(rng.choice(_KEYS), value_type, value))
 
 
 def _change_tensors(file: _File, rng: random.Random) -> None:
-    """The name, shape, type or offset of a tensor; or it goes or comes twice."""
+    """Change name, shape, type or offset of a tensor; or remove or repeat it."""
     if not file.tensors:
         file.tensors.append(_Tensor(b"token_embd.weight", [32, 40], 0, 0))
         return
@@ -207,7 +207,7 @@ def _change_tensors(file: _File, rng: random.Random) -> None:
             (tensor.dims[::-1], [*tensor.dims, 1], tensor.dims[:-1], [1] * 5, [1 << 32] * 2)
         )
     elif what == 3:
-        tensor.kind = rng.choice((*_TYPES, 4, 5, 99, (1 << 32) - 1))
+        tensor.type = rng.choice((*_TYPES, 4, 5, 99, (1 << 32) - 1))
     elif what == 4:
         tensor.offset = rng.choice((*_WHOLE, tensor.offset + 32, max(tensor.offset - 32, 0)))
     elif what == 5:
@@ -219,7 +219,7 @@ def _change_tensors(file: _File, rng: random.Random) -> None:
 def _change_shape(file: _File, rng: random.Random) -> None:
     """Another type or another size of one tensor, or of every one, with data laid out for it."""
     every = rng.random() < 0.3
-    kind = rng.choice(tuple(_TYPES))
+    weight_type = rng.choice(tuple(_TYPES))
     size = rng.choice((1, 2, 3, 16, 31, 32, 33, 64, 256, 288))
     resize = rng.random() < 0.5
     place = rng.randrange(2)
@@ -228,7 +228,7 @@ def _change_shape(file: _File, rng: random.Random) -> None:
         if resize and len(tensor.dims) > place and max(tensor.dims) < 1 << 12:
             tensor.dims = [*tensor.dims[:place], size, *tensor.dims[place + 1 :]]
         elif not resize and (len(tensor.dims) == 2 or not every):
-            tensor.kind = kind
+            tensor.type = weight_type
     data = bytearray()
     align = file.alignment
     for tensor in file.tensors:
@@ -266,7 +266,7 @@ _WEIGHTS = (30, 20, 12, 12, 12, 12, 1)
 
 
 def _damage(data: bytes, rng: random.Random) -> bytes:
-    """Cut it short, or overwrite a number wherever one may stand."""
+    """Cut it short, or overwrite a number anywhere."""
     if rng.random() < 0.3:
         return data[: rng.randrange(len(data) + 1)]
     form = rng.choice(("<I", "<Q", "<H"))
@@ -279,13 +279,13 @@ def _damage(data: bytes, rng: random.Random) -> bytes:
 # ---- parts of a file ----
 
 
-def _scalar(kind: int, rng: random.Random) -> bytes:
-    if kind == _STRING:
+def _scalar(value_type: int, rng: random.Random) -> bytes:
+    if value_type == _STRING:
         text = rng.choice(_TEXTS)
         return struct.pack("<Q", len(text)) + text
-    if kind not in _FORMATS:
+    if value_type not in _FORMATS:
         return b""
-    form = _FORMATS[kind]
+    form = _FORMATS[value_type]
     if form in "fd":
         value = rng.choice(_FLOATS)
         return struct.pack("<d", value) if form == "d" else _f32(value)
@@ -322,9 +322,9 @@ def _strings(items: bytes, n: int) -> list[bytes]:
 
 def _n_bytes(tensor: _Tensor) -> int | None:
     """Bytes of the data of a tensor; None where type and shape do not fit each other."""
-    if tensor.kind not in _TYPES or not tensor.dims:
+    if tensor.type not in _TYPES or not tensor.dims:
         return None
-    block, n_bytes = _TYPES[tensor.kind]
+    block, n_bytes = _TYPES[tensor.type]
     if tensor.dims[0] % block:
         return None
     for n in tensor.dims[1:]:
@@ -333,7 +333,7 @@ def _n_bytes(tensor: _Tensor) -> int | None:
 
 
 def _read(data: bytes) -> _File:
-    """Take a file apart. struct.error or ValueError if it is not whole up to its data."""
+    """Take a file apart. Raises struct.error or ValueError if its header is damaged."""
     at = 0
 
     def number(form: str) -> int:
@@ -349,12 +349,12 @@ def _read(data: bytes) -> _File:
         at += n
         return data[at - n : at]
 
-    def skip(kind: int, depth: int = 0) -> None:
-        if kind in _FORMATS:
-            take(struct.calcsize("<" + _FORMATS[kind]))
-        elif kind == _STRING:
+    def skip(value_type: int, depth: int = 0) -> None:
+        if value_type in _FORMATS:
+            take(struct.calcsize("<" + _FORMATS[value_type]))
+        elif value_type == _STRING:
             take(number("Q"))
-        elif kind == _ARRAY and depth < 8:
+        elif value_type == _ARRAY and depth < 8:
             inner, n = number("I"), number("Q")
             if inner in _FORMATS:
                 take(n * struct.calcsize("<" + _FORMATS[inner]))
@@ -369,10 +369,10 @@ def _read(data: bytes) -> _File:
     version, n_tensors, n_entries = number("I"), number("Q"), number("Q")
     entries, tensors = [], []
     for _ in range(n_entries):
-        key, kind = take(number("Q")), number("I")
+        key, value_type = take(number("Q")), number("I")
         start = at
-        skip(kind)
-        entries.append(_Entry(key, kind, data[start:at]))
+        skip(value_type)
+        entries.append(_Entry(key, value_type, data[start:at]))
     for _ in range(n_tensors):
         name = take(number("Q"))
         n_dims = number("I")
@@ -391,11 +391,11 @@ def _write(file: _File) -> bytes:
     out += struct.pack("<IQQ", file.version, len(file.tensors), len(file.entries))
     for entry in file.entries:
         out += struct.pack("<Q", len(entry.key)) + entry.key
-        out += struct.pack("<I", entry.kind) + entry.value
+        out += struct.pack("<I", entry.type) + entry.value
     for tensor in file.tensors:
         out += struct.pack("<Q", len(tensor.name)) + tensor.name
         out += struct.pack("<I", len(tensor.dims))
         out += b"".join(struct.pack("<Q", n & mask) for n in tensor.dims)
-        out += struct.pack("<IQ", tensor.kind, tensor.offset & mask)
+        out += struct.pack("<IQ", tensor.type, tensor.offset & mask)
     out += b"\0" * (-len(out) % file.alignment)
     return bytes(out) + file.data

@@ -1,7 +1,7 @@
 """Changes safetensors files of the engine: saved contexts, chunks, predictions to compare with.
 
-One thing of the header or the data is changed; then the checksum is made right again, since a
-hostile writer would see to that too.
+One thing in the header or the data is changed. Then the checksum is corrected, because a hostile
+writer would do the same.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def mutate(data: bytes, type: str, rng: random.Random) -> bytes:
     if rng.random() < 0.9:
         _make_right(header, blob, type)
     text = json.dumps(header).encode()
-    if rng.random() < 0.02:  # what two readers may understand differently
+    if rng.random() < 0.02:  # two readers may understand this differently
         text = text.replace(b'"shape"', b'"shape": [1], "shape"', 1)
     text += b" " * (-(len(text) + 8) % (4096 if rng.random() < 0.5 else 8))
     return struct.pack("<Q", len(text)) + text + blob
@@ -80,7 +80,7 @@ def _change_header(header: dict[str, Any], rng: random.Random) -> None:
 
 
 def _change_data(header: dict[str, Any], blob: bytes, rng: random.Random) -> bytes:
-    """Numbers: those of the small tensors, which say where things are, more often than others."""
+    """Change numbers, most often those of the small tensors, which are places of other things."""
     spans = [v["data_offsets"] for k, v in header.items() if k != "__metadata__" and _is_tensor(v)]
     spans = [(a, b) for a, b in spans if 0 <= a < b <= len(blob)]
     if not spans:
@@ -97,7 +97,7 @@ def _change_data(header: dict[str, Any], blob: bytes, rng: random.Random) -> byt
 
 
 def _make_right(header: dict[str, Any], blob: bytes, type: str) -> None:
-    """The checksum of what is there now, if the engine's own function can say it."""
+    """Correct the checksum, if the engine's own function can compute it."""
     metadata = header.get("__metadata__")
     if type == "base" or not isinstance(metadata, dict):
         return
@@ -111,7 +111,7 @@ def _make_right(header: dict[str, Any], blob: bytes, type: str) -> None:
         names = context_file.TENSORS if type == "context" else chunk_file.TENSORS
         metadata["checksum"] = safetensors_io.checksum({name: arrays[name] for name in names})
     except (KeyError, ValueError, TypeError):
-        pass  # it is refused before its checksum is looked at
+        pass  # it is refused before its checksum is checked
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The first inputs of a corpus: small files of every kind that the engine itself accepts."""
+"""The first inputs of a corpus: small files of every type that the engine accepts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lariat.llm import LLM
 from lariat.reuse.library import ChunkLibrary
 from lariat.tools.perplexity import BaseWriter, cut, measure
 
-from tests.fuzz.targets import CACHES, KINDS, N_TOKENIZERS, write_judge
+from tests.fuzz.targets import CACHES, INPUTS, N_TOKENIZERS, write_judge
 from tests.support.model_files import write_llama
 
 _SMALL = {"dim": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "n_ff": 32, "n_vocab": 40}
-# Q4_K and its kin have blocks of 256, which are the rows of most matrices here.
+# The types like Q4_K have blocks of 256, the length of most rows here.
 _WIDE = {"dim": 256, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 32, "n_ff": 32}
 _WIDE |= {"n_vocab": 16, "type_of": {"attn_output": "Q4_0", "ffn_down": "Q4_0"}}
 _HALF = {"rope_scale": 2.0, "weight_type": "Q8_0"}
@@ -40,10 +40,12 @@ _MODELS: dict[str, dict[str, Any]] = {
     "values": {**_SMALL, "head_dim": 16, "head_dim_v": 32},
 }
 _MODELS |= {
-    kind: {**_SMALL, "weight_type": kind} for kind in ("BF16", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
+    type_name: {**_SMALL, "weight_type": type_name}
+    for type_name in ("BF16", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
 }
 _MODELS |= {
-    kind: {**_WIDE, "weight_type": kind} for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+    type_name: {**_WIDE, "weight_type": type_name}
+    for type_name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 }
 _TEXTS = (
     "Once upon a time, there was a 1234 year old tree. It's <s> here</s>!\n\n  日本→é\t\x00",
@@ -62,18 +64,18 @@ _TEMPLATES = (
 
 
 def write_all(corpus: Path, scratch: Path) -> None:
-    """Write the seeds of every kind into a corpus; what is there already stays."""
+    """Write the seeds of every type into a corpus; other inputs in it stay."""
 
-    def write(kind: str, name: str, data: bytes) -> None:
-        (corpus / f"seed-{kind}-{name}").write_bytes(bytes([KINDS.index(kind)]) + data)
+    def write(type: str, name: str, data: bytes) -> None:
+        (corpus / f"seed-{type}-{name}").write_bytes(bytes([INPUTS.index(type)]) + data)
 
     for name, shape in _MODELS.items():
         write("model", name, write_llama(scratch / "seed.gguf", **shape).read_bytes())
     write("model", "bpe", _bpe_model(scratch / "seed.gguf"))
     first = write_llama(scratch / "seed.gguf", **_SMALL, weight_type="Q8_0", split=6)
-    part = first.read_bytes()
+    head = first.read_bytes()
     second = first.with_name("seed-00002-of-00002.gguf").read_bytes()
-    write("parts", "2", struct.pack("<I", len(part)) + part + second)
+    write("splits", "2", struct.pack("<I", len(head)) + head + second)
     for i in range(N_TOKENIZERS):
         for j, text in enumerate(_TEXTS):
             write("text", f"{i}-{j}", bytes([i]) + text.encode())
@@ -100,7 +102,7 @@ def write_all(corpus: Path, scratch: Path) -> None:
 
 
 def _bpe_model(path: Path) -> bytes:
-    """A model with a byte-level vocabulary, the second kind of tokenizer."""
+    """A model with a byte-level vocabulary, the second type of tokenizer."""
     tokens = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ", "Ġt", "he", "Ġthe", "<|end|>", "<0x41>"]
     shape = {**_SMALL, "n_vocab": len(tokens)}
     scores = dict.fromkeys(("tokenizer.ggml.scores", "tokenizer.ggml.unknown_token_id"))

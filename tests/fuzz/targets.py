@@ -1,7 +1,8 @@
-"""What is done with an input: all that a user would do with such a file or text.
+"""Does with an input everything that a user would do with such a file or text.
 
-Anything but the documented errors ends the run, and so does what takes too long, leaves blocks of
-the cache taken, comes back as another text, or says something that a terminal should not print.
+The run ends with an error for every exception that is not documented, for an input that takes too
+long or keeps blocks of the cache, for a text that comes back changed, and for a message that a
+terminal should not print.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from lariat.tools.quantize import TYPES, QuantizeConfig, quantize_file
 
 from tests.support.model_files import vocabulary_metadata, write_gguf, write_llama
 
-KINDS = ("model", "text", "context", "chunk", "index", "base", "parts", "template")
+INPUTS = ("model", "text", "context", "chunk", "index", "base", "splits", "template")
 CACHES: tuple[dict[str, Any], ...] = (
     {"cache": "roped"},
     {"cache": "raw"},
@@ -43,7 +44,7 @@ N_TOKENIZERS = 1 + len(_SCHEMES)
 MAX_SECONDS = 2.0  # of the processor, for one input
 _MAX_MESSAGE = 700  # characters; a sentence, a path and what is cut out of a file
 _MAX_TEXT = 1 << 14  # characters of a template's text that are tokenized
-_MAX_BYTES = 1 << 15  # of a text: what is checked here of 64 KB takes most of two seconds by itself
+_MAX_BYTES = 1 << 15  # of a text: the checks themselves take almost two seconds for 64 KB
 _MESSAGES = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello {{ 1 }} <s>"},
@@ -60,11 +61,14 @@ class Targets:
     """Takes one input after the other."""
 
     def __init__(self, folder: Path, max_seconds: float | None = None) -> None:
-        """`folder` is for files; it must be empty, or what an earlier one has left. An input that
-        takes more of the processor than `max_seconds` counts as a crash; None: none does."""
+        """`folder` is for files; it must be empty, or that of earlier targets.
+
+        An input that takes more than `max_seconds` of processor time counts as a crash; None: no
+        limit.
+        """
         self._folder = folder
         self._max_seconds = max_seconds
-        self.refused: list[str] = []  # what the engine said of the last input
+        self.refused: list[str] = []  # messages of the engine for the last input
         judge = write_judge(folder)
         self._llms = [LLM(judge, n_ctx=128, n_threads=1, **options) for options in CACHES]
         self._tokenizers = list(_tokenizers(folder))
@@ -75,24 +79,24 @@ class Targets:
             "chunk": self._chunk,
             "index": self._index,
             "base": self._base,
-            "parts": self._parts,
+            "splits": self._splits,
             "template": self._template,
         }
 
     def __call__(self, data: bytes) -> None:
-        """Try an input; returns where all is well."""
-        if not data or data[0] >= len(KINDS):
+        """Try an input. Returns if all is well."""
+        if not data or data[0] >= len(INPUTS):
             return
         self.refused.clear()
         start = time.process_time()
-        self._run[KINDS[data[0]]](data[1:])
+        self._run[INPUTS[data[0]]](data[1:])
         seconds = time.process_time() - start
         if self._max_seconds is not None and seconds > self._max_seconds:
             raise AssertionError(f"took {seconds:.1f} seconds of the processor")
 
     @contextmanager
     def _documented(self) -> Iterator[None]:
-        """Only the engine's own errors, and each a sentence that can be printed."""
+        """Allow only the engine's own errors, each a sentence that can be printed."""
         try:
             yield
         except LariatError as error:
@@ -102,7 +106,7 @@ class Targets:
             assert len(text) <= _MAX_MESSAGE, f"a message of {len(text)} characters: {text[:200]}"
 
     def _file(self, data: bytes, name: str) -> Path:
-        """A fresh file: the one before may still be mapped, and must not change."""
+        """Write a new file: an earlier one may still be mapped, and must not change."""
         path = self._folder / name
         beside = path.with_suffix(".part")
         beside.write_bytes(data)
@@ -112,7 +116,7 @@ class Targets:
     def _model(self, data: bytes) -> None:
         self._open(self._file(data, "input.gguf"), len(data))
 
-    def _parts(self, data: bytes) -> None:
+    def _splits(self, data: bytes) -> None:
         """A model in two files; the length of the first stands before it."""
         n = 4 + int.from_bytes(data[:4], "little")
         self._file(data[n:], "input-00002-of-00002.gguf")
@@ -156,6 +160,9 @@ class Targets:
         assert tokenizer.decode(ids) == _as_decoded(tokenizer, text)
         _check_stream(tokenizer, ids)
         tokenizer.decode(tokenizer.encode(text, parse_special=True))
+        first = tokenizer.encode_part(text[: len(text) // 2])
+        rest = tokenizer.encode_part(text[len(text) // 2 :], first)
+        tokenizer.decode([*first, *rest])
         _check_stream(tokenizer, [byte % tokenizer.n_vocab for byte in data])
 
     def _context(self, data: bytes) -> None:
@@ -206,7 +213,7 @@ class Targets:
                 compare(llm, base)
 
     def _template(self, data: bytes) -> None:
-        """Runs in a process of its own, whose limits stand in for the time that is counted here."""
+        """Templates run in a process of their own; its limits replace the limit of time here."""
         tokenizer = self._tokenizers[0]
         with self._documented():
             text = Jinja(data.decode("utf-8", "replace"), tokenizer).render(_MESSAGES)
@@ -214,7 +221,7 @@ class Targets:
 
     @contextmanager
     def _llm(self, data: bytes) -> Iterator[LLM]:
-        """The LLM that the first byte names; it must have all its blocks back afterwards."""
+        """The LLM for the first byte; all its blocks must be free afterwards."""
         llm = self._llms[data[0] % len(CACHES) if data else 0]
         with self._documented():
             yield llm
@@ -223,7 +230,7 @@ class Targets:
 
 
 def write_judge(folder: Path) -> Path:
-    """A small model for files that need one: the same bytes, and fingerprint, whenever written."""
+    """A small model for files that need one; always the same bytes, so the same fingerprint."""
     path = folder / "judge.gguf"
     if not path.exists():
         write_llama(path, dim=64, n_layers=2, n_heads=2, n_kv_heads=1, n_ff=32, n_vocab=320)
@@ -231,7 +238,7 @@ def write_judge(folder: Path) -> Path:
 
 
 def _tokenizers(folder: Path) -> Iterator[Tokenizer]:
-    """One of sentencepiece, and one of every way to cut words; all have every byte."""
+    """One of sentencepiece, and one for every way to cut words; all have every byte."""
     path = folder / "vocabulary.gguf"
     metadata = vocabulary_metadata(320)
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:-1], _MARK]
@@ -258,8 +265,8 @@ def _tokenizers(folder: Path) -> Iterator[Tokenizer]:
 
 
 def _as_decoded(tokenizer: Tokenizer, text: str) -> str:
-    """What comes back of a text: all of it, but sentencepiece writes spaces as "▁", and puts one
-    before what follows a special token."""
+    """The text after encoding and decoding: unchanged, except that sentencepiece writes spaces as
+    "▁" and adds one behind a special token."""
     if not tokenizer.add_space_prefix:
         return text
     first, *others = text.replace("▁", " ").split(_MARK)
@@ -275,7 +282,7 @@ def _check_stream(tokenizer: Tokenizer, ids: list[int]) -> None:
 
 
 def _info(path: Path) -> None:
-    """What the command line prints of a file: lines, and nothing that moves a cursor."""
+    """`lariat info` prints only lines about a file, and nothing that moves a cursor."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli(["info", "-m", str(path)])

@@ -1,6 +1,6 @@
-"""What it costs to refuse a file: memory, within the limit that SECURITY.md promises.
+"""Refusing a file takes no more memory than SECURITY.md promises.
 
-No time is looked at here: `python -m bench.refusals` prints both.
+Time is not tested here: `python -m bench.refusals` prints both.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pytest
 
 from tests.support.costly_files import costly_files, models
 
-MOST_BYTES = 300e6
+MAX_BYTES = 300e6
 FILES = costly_files()
 
-# One process for all files, so that the suite stays quick. It counts its peak anew for each.
+# One process for all files is faster. It resets its peak memory for each file.
 CHILD = """
 import contextlib, io, json, sys
 from lariat.cli.main import main
@@ -29,13 +29,13 @@ for line in sys.stdin:
         code = main(["generate", "-m", line.rstrip(), "-p", "a", "-n", "1", "-q", *sys.argv[1:]])
     print(json.dumps([code, said.getvalue(), peak_memory()]), flush=True)
 """
-# The interesting ones of those that take a second to be written.
+# The most interesting of the files that take a second to write.
 LARGE = ("a tensor is missing", "the last score is NaN", "BPE: a tensor is missing")
 NAMES = [name for name in FILES if name not in models() or name in LARGE]
 
 
 class Refuser:
-    """A process of the command line that opens files with the flags that it was given."""
+    """A process that opens files with the flags of a command line."""
 
     def __init__(self, *flags: str) -> None:
         command = [sys.executable, "-c", CHILD, *flags]
@@ -45,7 +45,7 @@ class Refuser:
         )
 
     def __call__(self, path: Path) -> tuple[int, str, int]:
-        """Exit code, what it said, and its peak memory in bytes."""
+        """Exit code, output, and peak memory in bytes."""
         assert self._child.stdin
         assert self._child.stdout
         self._child.stdin.write(f"{path}\n")
@@ -76,5 +76,5 @@ def test_refusing_takes_little_memory(refusers: list[Refuser], tmp_path: Path, n
         assert message in said
         assert said.count("\n") == 1
         assert len(said) < 400 + len(str(path))
-        assert peak < MOST_BYTES
+        assert peak < MAX_BYTES
     path.unlink()

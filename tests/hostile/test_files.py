@@ -1,9 +1,9 @@
-"""Hostile files: whatever stands in a file, it is read or refused with one sentence.
+"""Hostile files: every file is read, or refused with one sentence.
 
 SECURITY.md has the promise. Parsing and files are here; metadata, values and messages in
-test_hostile_models.py, vocabularies in test_tokenizer_metadata.py and test_tokenizer_bpe.py
+test_models.py, vocabularies in test_tokenizer_metadata.py and test_tokenizer_bpe.py
 (`test_bad_metadata`, `test_odd_vocabularies`), tensors that do not fit in test_weights.py, threads
-and processes in test_hostile_processes.py, costs in test_hostile_costs.py.
+and processes in test_processes.py, costs in test_costs.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Put: TypeAlias = Callable[[bytes], Path]
 
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
-    """A test that waits on a pipe or loops fails instead of stopping the suite."""
+    """Let a test fail that loops or waits for a pipe, so that the suite does not stop."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("the reader did not return")
@@ -72,7 +72,7 @@ def no_hang() -> Iterator[None]:
 
 
 def contents(path: Path, use_mmap: bool = True) -> dict[str, Any]:
-    """Everything that a file offers, in plain values."""
+    """Everything in a file, as plain values."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, StringArray):
@@ -99,7 +99,7 @@ def contents(path: Path, use_mmap: bool = True) -> dict[str, Any]:
 
 
 def refusals(path: Path) -> list[str]:
-    """What is said of a file that is refused, mapped and read: the same sentence."""
+    """The error for a file that is refused; the same sentence whether it is mapped or read."""
     said = []
     for use_mmap in (True, False):
         with pytest.raises(GGUFError) as caught:
@@ -112,17 +112,17 @@ def refusals(path: Path) -> list[str]:
 # ---- Parsing ----
 
 
-def value(kind: int, rest: bytes) -> bytes:
-    """A file with one entry, "k", of which all after the type is given."""
-    return build([text("k") + u32(kind) + rest])
+def value(value_type: int, rest: bytes) -> bytes:
+    """A file with one entry, "k"; `rest` is everything behind its type."""
+    return build([text("k") + u32(value_type) + rest])
 
 
 def array(inner: int, count: int, rest: bytes = b"") -> bytes:
     return value(ARRAY, u32(inner) + u64(count) + rest)
 
 
-def align(kind: int, number: Any) -> bytes:
-    return build([entry("general.alignment", kind, number)])
+def align(value_type: int, number: Any) -> bytes:
+    return build([entry("general.alignment", value_type, number)])
 
 
 def table(*tensors: bytes) -> bytes:
@@ -192,8 +192,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "product 2^64": (table(tensor("t", (2**32, 2**32))), "expected at most 2^63 - 1"),
     "product 2^252": (table(tensor("t", (2**63 + 1,) * 4)), "expected at most 2^63 - 1"),
     "bytes 2^64": (table(tensor("t", (2**62,))), "'t' reaches to byte 18446744073709551"),
-    "type 42": (table(tensor(kind=42)), "'t' has type 42, expected a type of ggml from 0 to 41"),
-    "removed type": (table(tensor(kind=31)), "'t' has type 31 (Q4_0_4_4, no longer in use)"),
+    "type 42": (table(tensor(type=42)), "'t' has type 42, expected a type of ggml from 0 to 41"),
+    "removed type": (table(tensor(type=31)), "'t' has type 31 (Q4_0_4_4, no longer in use)"),
     "ragged row": (table(tensor("t", (33, 2), 2)), "rows of 33 weights, expected a multiple of 32"),
     "unaligned": (table(tensor(offset=16)), "'t' has offset 16, expected a multiple of 32"),
     "overlap": (table(tensor("a", (33,), 24), tensor("b", offset=32)), "'a' and 'b' overlap"),
@@ -301,7 +301,7 @@ def mutate(content: bytes, edits: list[tuple[str, int, Any]]) -> bytes:
 )
 @given(edits=st.lists(EDITS, min_size=1, max_size=4))
 def test_any_mutation_is_read_or_refused(put: Put, edits: list[tuple[str, int, Any]]) -> None:
-    """And both ways of reading agree about it."""
+    """Both ways of reading agree."""
     path, found = put(mutate(SMALL, edits)), None
     with contextlib.suppress(GGUFError):
         found = contents(path)
@@ -324,16 +324,16 @@ def test_random_header_is_read_or_refused(put: Put, tail: bytes, counts: tuple[i
 WHOLE = {U8: (0, 8), I8: (1, 8), U16: (0, 16), I16: (1, 16), U32: (0, 32), I32: (1, 32)}
 WHOLE |= {U64: (0, 64), I64: (1, 64)}
 ELEMENTS: dict[int, st.SearchStrategy[Any]] = {
-    kind: st.integers(-signed << (bits - 1), (1 << (bits - signed)) - 1)
-    for kind, (signed, bits) in WHOLE.items()
+    value_type: st.integers(-signed << (bits - 1), (1 << (bits - signed)) - 1)
+    for value_type, (signed, bits) in WHOLE.items()
 }
 ELEMENTS |= {F32: st.floats(width=32), F64: st.floats(), BOOL: st.booleans()}
 ELEMENTS[STRING] = st.text(max_size=8)
 LISTS = st.one_of(
-    [st.tuples(st.just(kind), st.lists(e, max_size=5)) for kind, e in ELEMENTS.items()]
+    [st.tuples(st.just(value_type), st.lists(e, max_size=5)) for value_type, e in ELEMENTS.items()]
 )
 VALUES = st.one_of(
-    [st.tuples(st.just(kind), e) for kind, e in ELEMENTS.items()]
+    [st.tuples(st.just(value_type), e) for value_type, e in ELEMENTS.items()]
     + [
         st.tuples(st.just(ARRAY), LISTS),
         st.tuples(st.just(ARRAY), st.tuples(st.just(ARRAY), st.lists(LISTS, max_size=3))),
@@ -359,10 +359,10 @@ TENSORS = st.tuples(
 def test_what_was_written_is_read(
     put: Put, metadata: dict[str, Any], tensors: dict[str, Any], use_mmap: bool
 ) -> None:
-    def same(found: Any, kind: int, value: Any) -> None:
-        if kind != ARRAY:
+    def same(found: Any, value_type: int, value: Any) -> None:
+        if value_type != ARRAY:
             assert repr(found) == repr(struct.unpack("<f", struct.pack("<f", value))[0]
-                                       if kind == F32 else value)  # fmt: skip
+                                       if value_type == F32 else value)  # fmt: skip
             return
         inner, items = value
         assert len(found) == len(items)
@@ -370,21 +370,21 @@ def test_what_was_written_is_read(
             same(one.item() if isinstance(one, np.generic) else one, inner, item)
 
     table, data = [], b""
-    for i, (name, (kind, dims)) in enumerate(tensors.items()):
-        n_weights, n_bytes = BLOCK[kind]
+    for i, (name, (weight_type, dims)) in enumerate(tensors.items()):
+        n_weights, n_bytes = BLOCK[weight_type]
         n_blocks = math.prod(dims)
         data += bytes(-len(data) % 32)
-        table.append(tensor(name, (dims[0] * n_weights, *dims[1:]), kind, len(data)))
+        table.append(tensor(name, (dims[0] * n_weights, *dims[1:]), weight_type, len(data)))
         data += bytes([i + 1]) * (n_blocks * n_bytes)
     path = put(build([entry(key, *pair) for key, pair in metadata.items()], table, data))
     with GGUFFile(path, use_mmap=use_mmap) as file:
         assert list(file.metadata) == list(metadata)
-        for key, (kind, value) in metadata.items():
-            same(file.metadata[key], kind, value)
+        for key, (value_type, value) in metadata.items():
+            same(file.metadata[key], value_type, value)
         assert list(file.tensors) == list(tensors)
-        for i, (name, (kind, dims)) in enumerate(tensors.items()):
-            n_weights, n_bytes = BLOCK[kind]
-            assert file.tensors[name].type == kind
+        for i, (name, (weight_type, dims)) in enumerate(tensors.items()):
+            n_weights, n_bytes = BLOCK[weight_type]
+            assert file.tensors[name].type == weight_type
             assert file.tensors[name].shape == (*reversed(dims[1:]), dims[0] * n_weights)
             assert file.data(name).tobytes() == bytes([i + 1]) * (math.prod(dims) * n_bytes)
 
@@ -451,7 +451,7 @@ def test_not_a_regular_file(tmp_path: Path) -> None:
 
 
 def test_exchanged_for_a_pipe_after_the_look(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe that takes the place of the file between stat and open does not hang the reader."""
+    """A pipe that replaces the file between stat and open does not block the reader."""
     path = put(SMALL)
     status = os.stat(path)
     path.unlink()
@@ -467,7 +467,7 @@ def cut_short(path: Path) -> Path:
 
 
 def test_cut_short_after_it_was_opened(put: Put) -> None:
-    """Mapped, it would be a SIGBUS at the pages that are gone; read, it is an error."""
+    """If it were mapped, the lost pages would be a SIGBUS; if it is read, they are an error."""
     with GGUFFile(put(SMALL), use_mmap=False) as file:
         one = file.data("one")
         path = cut_short(file.path)
@@ -501,7 +501,7 @@ def test_reading_goes_on_where_the_system_gives_less(
 
 @pytest.mark.parametrize("use_mmap", [True, False])
 def test_replaced_by_rename_while_it_is_used(tmp_path: Path, use_mmap: bool) -> None:
-    """What SECURITY.md tells people to do: who has the old file open goes on with it."""
+    """SECURITY.md asks for this: a program that has the old file open continues with it."""
     path = write_llama(tmp_path / "m.gguf", tied=True)
     other = write_llama(tmp_path / "other.gguf", tied=True, seed=1)
     with LLM(path, n_threads=1, use_mmap=use_mmap) as llm:
@@ -514,7 +514,7 @@ def test_replaced_by_rename_while_it_is_used(tmp_path: Path, use_mmap: bool) -> 
 
 
 def test_emptied_while_it_is_used(tmp_path: Path) -> None:
-    """The worst that can be done to a file in use; a model that was read does not notice."""
+    """The worst that can happen to a file in use; a model that was read does not notice."""
     path = write_llama(tmp_path / "m.gguf", weight_type="Q8_0")
     with LLM(path, n_threads=1, use_mmap=False) as llm:
         before = llm.logits([1, 5, 6])

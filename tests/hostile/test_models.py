@@ -1,4 +1,4 @@
-"""Hostile models: sound GGUF files whose metadata, weights or texts are made to do harm."""
+"""Hostile models: sound GGUF files with harmful metadata, weights or texts."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ METADATA: list[tuple[str, Any, str]] = [
 def test_metadata_is_refused_before_any_tensor_is_touched(
     sound: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, said: str
 ) -> None:
-    """`overrides` are checked where the file's own values are, and like them."""
+    """`overrides` are checked like the file's own values."""
 
     def touch(*_: object) -> None:
         raise AssertionError("a tensor was read")
@@ -119,7 +119,7 @@ def test_a_vocabulary_that_is_none(tmp_path: Path, value: Any) -> None:
 
 
 def test_heads_that_are_more_than_any_model_has(tmp_path: Path) -> None:
-    """Their order of rows alone would take gigabytes, were it made before the shapes are seen."""
+    """The order of their rows would take gigabytes if it were made before shapes are checked."""
     keys = {"attention.head_count": 4096, "attention.head_count_kv": 4096}
     keys |= {"attention.key_length": 4096, "attention.value_length": 4096}
     path = write_llama(tmp_path / "m.gguf")
@@ -128,7 +128,7 @@ def test_heads_that_are_more_than_any_model_has(tmp_path: Path) -> None:
 
 
 def test_a_context_as_long_as_can_be_announced(tmp_path: Path) -> None:
-    """Memory of the cache that is not used costs nothing, and its blocks are counted as they go."""
+    """Unused memory of the cache costs nothing, and blocks are counted when they are used."""
     path = write_llama(
         tmp_path / "m.gguf", dim=32, n_heads=1, n_kv_heads=1, head_dim=2, n_layers=1, n_ctx=1 << 27
     )
@@ -140,7 +140,7 @@ def test_a_context_as_long_as_can_be_announced(tmp_path: Path) -> None:
 
 # ---- Values ----
 
-F16_AT = {"Q4_0": 0, "Q8_0": 0, "Q4_K": 0, "Q6_K": 208, "IQ4_NL": 0, "Q5_1": 2}
+F16_AT = {"Q4_0": 0, "Q8_0": 0, "Q4_K": 0, "Q6_K": 208, "IQ4_NL": 0, "IQ4_XS": 0, "Q5_1": 2}
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 NAMES = [f"blk.0.{name}.weight" for name in ("attn_norm", "ffn_norm", *MATRICES)]
 NAMES += ["output_norm.weight", "output.weight"]
@@ -152,7 +152,7 @@ def poisoned(path: Path, name: str, value: float) -> Path:
     with GGUFFile(path) as file:
         info = file.tensors[name]
     at = info.offset
-    if len(info.shape) == 2:  # in the middle, where some query, key or value has it
+    if len(info.shape) == 2:  # in the middle, so that some query, key or value has it
         at += info.shape[0] // 2 * (info.n_bytes // info.shape[0])
     if info.type == GGMLType.F32:
         content[at + 4 : at + 8] = struct.pack("<f", value)
@@ -175,6 +175,7 @@ def poisoned(path: Path, name: str, value: float) -> Path:
         ("IQ4_NL", {"cache": "raw", "type_k": "q8_ch", "type_v": "q8_ch"}),
         ("Q4_K", {"cache": "raw", "type_k": "q4_ch", "type_v": "q4_ch"}),
         ("Q6_K", {}),
+        ("IQ4_XS", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "roped",
 )
@@ -232,7 +233,7 @@ def test_a_benchmark_of_nonsense_is_none(damaged: Path) -> None:
 
 @pytest.mark.parametrize("token", range(5, 11))
 def test_minus_infinity_is_no_logit_either(tmp_path: Path, token: int) -> None:
-    """It would forbid a word in silence. Which sign comes out depends on the token before."""
+    """It would silently forbid a word. Its sign depends on the token before."""
     path = write_llama(tmp_path / "m.gguf", n_ctx=64)
     bad = poisoned(path, "output.weight", -INF)
     with LLM(bad, n_threads=1) as llm, pytest.raises(LariatError, match=r"the logits hold -?inf"):
@@ -263,9 +264,9 @@ def test_blocks_of_the_types_above(tmp_path: Path) -> None:
             tmp_path / "m.gguf", dim=256, n_ff=256, n_layers=1, weight_type=name
         )  # fmt: skip
         with GGUFFile(poisoned(path, "blk.0.attn_q.weight", NAN)) as file:
-            kind = file.tensors["blk.0.attn_q.weight"].type
-            assert kind.name == name
-            assert np.isnan(dequantize(file.data("blk.0.attn_q.weight"), kind)).any()
+            weight_type = file.tensors["blk.0.attn_q.weight"].type
+            assert weight_type.name == name
+            assert np.isnan(dequantize(file.data("blk.0.attn_q.weight"), weight_type)).any()
 
 
 # ---- Messages ----
@@ -288,7 +289,7 @@ def test_errors_at_the_command_line_are_one_short_line(
     for command in (["generate", "-p", "a"], ["tokenize", "-p", "a"], ["perplexity", "-p", "a"]):
         code = main([*command, "-m", str(path)])
         out, err = capfd.readouterr()
-        if code:  # the tokenizer does not mind another architecture
+        if code:  # the tokenizer accepts any architecture
             assert code == 1
             assert out == ""
             assert err.endswith("\n")
@@ -313,7 +314,7 @@ def test_info_and_tokenize_escape_and_cut(
     assert len(out) < 10_000
     assert r"\x1b]0;owned" in out
     tokens, scores, _ = vocabulary(288)
-    tokens[-1], scores[-1] = ESCAPES[:2], 1.0  # what the text begins with, merged first of all
+    tokens[-1], scores[-1] = ESCAPES[:2], 1.0  # the beginning of the text, which is merged first
     path = write_llama(
         tmp_path / "t.gguf",
         metadata={"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": scores},
@@ -325,7 +326,7 @@ def test_info_and_tokenize_escape_and_cut(
 
 
 def test_what_a_model_says_does_not_command_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal; through a pipe every byte goes as it is."""
+    """On a terminal; through a pipe every byte goes unchanged."""
     master, slave = pty.openpty()
     reader, writer = os.pipe()
     for end, expected in ((slave, "a\ufffd]0;owned\ufffd\ufffd[2J\ufffd[31m\ufffd\r\n\ufffd1m"),

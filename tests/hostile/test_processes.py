@@ -30,7 +30,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_threads_that_read_one_stream_get_all_of_it(path: Path) -> None:
-    """Each piece goes to one of them."""
+    """Each piece goes to one of the threads."""
     with LLM(path, n_threads=1) as llm:
         expected = llm.generate([1, 5], GREEDY).text
         for _ in range(5):
@@ -51,7 +51,7 @@ def generate(llm: LLM, started: threading.Event, said: list[BaseException]) -> N
 
 
 def test_closing_while_another_thread_generates(path: Path) -> None:
-    """It waits for a step, and the other thread is told."""
+    """It waits for the step, and the other thread gets an error."""
     for _ in range(5):
         llm, started = LLM(path, n_threads=1), threading.Event()
         said: list[BaseException] = []
@@ -76,8 +76,15 @@ FORKED_WHILE_BUSY = """
     context.append([1, 5, 6, 7])
     stream = llm.stream([1, 5], SamplingParams(max_tokens=100))
     next(stream)
-    # Another thread is in the midst of a step: it holds the lock, and is missing in the child.
-    llm.runner._lock.acquire()
+    # Another thread is in the middle of a step: it holds the lock, and is missing in the child.
+    holds, may_go = threading.Event(), threading.Event()
+    def step():
+        with llm.runner.exclusive:
+            holds.set()
+            may_go.wait()
+    other = threading.Thread(target=step)
+    other.start()
+    holds.wait()
     pid = os.fork()
     if pid == 0:
         def refused(work):
@@ -107,7 +114,8 @@ FORKED_WHILE_BUSY = """
     else:
         os.kill(pid, 9)
         sys.exit("the child hangs")
-    llm.runner._lock.release()
+    may_go.set()
+    other.join()
     print(os.waitstatus_to_exitcode(status), len(llm.generate([1, 5], SamplingParams(max_tokens=3,
           temperature=0, ignore_eos=True)).token_ids))
 """
@@ -158,7 +166,7 @@ MAIN = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of addresses as on Linux")
 def test_too_little_memory_ends_in_one_sentence() -> None:
-    """With every limit from too low for the libraries to enough, in steps."""
+    """With limits from too low for the libraries to high enough, in steps."""
     seen = set()
     for limit in (160, 180, 1000):
         done = run(MAIN, "generate", "-p", "a", "-n", "2", "-q", "-t", 2, limit=limit << 20)

@@ -1,6 +1,6 @@
-"""What a benchmark runs, in which order, from which contexts, and what it makes of the times.
+"""Forward passes of a benchmark, their order, the tables that they start from, and the results.
 
-Nothing here looks at how long anything takes.
+No test looks at how long anything takes.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def test_depth_is_computed_once_for_all_that_need_it(model, passes):
     with Benchmark(model, cases) as b:
         b.run(3, warm_up=False)
         timed = 3 * sum(case.n_tokens for case in cases)
-        # The deepest in whole blocks, and what each depth has beyond its own: 26 and 8 tokens.
+        # The deepest in whole blocks, and the tokens of each depth beyond its own: 26 and 8.
         filled = 2 * 2 * (192 + 26 + 8)
         assert sum(sum(new) for new, _, _, _ in passes) == timed + filled
     for case in cases:
@@ -238,7 +238,7 @@ def test_tables_of_several_depths_share_the_blocks_of_the_deepest(model):
     with Benchmark(model, cases) as b:
         (short,), (deep,) = b._tables(cases[0]), b._tables(cases[1])
         assert short.segments[:2].tolist() == deep.segments[:2].tolist()
-        short.truncate(63)  # only its own hold of the second block gets shorter
+        short.truncate(63)  # shortens its own segment of the second block, not the other's
         assert (short.n_tokens, deep.n_tokens) == (63, 130)
 
 
@@ -353,7 +353,7 @@ def test_caches_may_grow_to_different_lengths(model, passes):
     assert sum(new == [1] for new, _, _, _ in passes) == 30
 
 
-# ---- what a token costs ----
+# ---- the cost of a token ----
 
 
 SHAPES = [
@@ -368,7 +368,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_bytes_are_those_of_the_passes_that_run(model, passes, case):
-    """All matrices but the embedding each pass, and the keys and values that each sequence sees."""
+    """Each pass reads all matrices but the embedding, and the keys and values of each sequence."""
     with Benchmark(model, [case]) as b:
         b._tables(case)
         passes.clear()

@@ -1,4 +1,4 @@
-"""Probes of the machine: their sums at every level, what they are told, pins, memory."""
+"""Probes of the machine: their sums at every level, their arguments, pins, memory."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_probe_measures_with_the_level_in_use(monkeypatch):
 
 
 def test_probe_counts_bytes_and_products(monkeypatch):
-    """With a clock that moves by one second a look, every pass takes one second."""
+    """With a clock that moves by one second each time it is read, every pass takes a second."""
     ticks = iter(range(1000))
     monkeypatch.setattr(machine.time, "perf_counter", lambda: float(next(ticks)))
     probe = machine.Probe(1, 4096)
@@ -198,7 +198,7 @@ def test_peak_memory_rises_and_starts_anew():
     high = machine.peak_memory()
     assert high - low > 50 << 20
     del block
-    assert machine.peak_memory() > high - (8 << 20)  # Linux counts in batches
+    assert machine.peak_memory() > high - (8 << 20)  # Linux counts pages in batches
     machine.reset_peak_memory()
     assert machine.peak_memory() < high - (50 << 20)
 

@@ -1,4 +1,4 @@
-"""The pictures of `lariat bench`: what is drawn, and that none is left half done."""
+"""The pictures of `lariat bench`: their curves and labels, and that none is left half done."""
 
 from __future__ import annotations
 

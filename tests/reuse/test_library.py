@@ -16,7 +16,7 @@ from lariat.config import RopeConfig
 from lariat.runtime.context import Context
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import QUANTIZED
+from tests.support.cache_blocks import QUANTIZED
 from tests.support.contexts import GREEDY, MAPPED, ids_of, load, n_held, write_mapped
 from tests.support.model_files import write_llama
 

@@ -11,7 +11,7 @@ from lariat.errors import ContextError
 from lariat.runtime.context import Context
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import CHANNEL_TYPES
+from tests.support.cache_blocks import CHANNEL_TYPES
 from tests.support.contexts import CACHES, ids_of, load, n_free, write_shallow
 
 
@@ -34,7 +34,7 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
         sealed = [pool.is_sealed(block) for block in blocks_of(context)]
         assert sealed == [True, True, False]
         first, second, _ = blocks_of(context)
-        units = memory._k.units[:, [first, second]].copy()
+        sealed = memory.keys.blocks[:, [first, second]].copy()
         with context.fork() as other:
             context.truncate(40)
             context.append(ids_of(9, 1))
@@ -46,7 +46,7 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
             other.truncate(10)
             other.append(ids_of(60, 4))
         assert np.array_equal(context.logits([3]), expected)
-        assert np.array_equal(memory._k.units[:, [first, second]], units)
+        assert np.array_equal(memory.keys.blocks[:, [first, second]], sealed)
         n = 40 + 9 + 60
         assert context.compact() == 0
         assert len(context) == n
@@ -58,14 +58,14 @@ def test_raw_edits_quantize_nothing_anew(path, types):
     with load(path, "raw", type_k=types, type_v=types) as llm, llm.context() as context:
         context.append(ids_of(128))
         memory = llm.runner.cache._memory
-        before = [side.units.copy() for side in memory._sides]
+        before = [array.blocks.copy() for array in memory.arrays]
         context.delete(10, 20)
         context.move(30, 60, 0)
         with context.fork() as other:
             context.insert(7, other)
         assert (memory.open_at == -1).all()
-        for side, units in zip(memory._sides, before, strict=True):
-            assert np.array_equal(side.units, units)
+        for array, blocks in zip(memory.arrays, before, strict=True):
+            assert np.array_equal(array.blocks, blocks)
 
 
 @pytest.mark.parametrize("types", CHANNEL_TYPES)

@@ -15,7 +15,7 @@ from lariat.runtime.request import Completion, Request
 from lariat.runtime.scheduler import Scheduler
 
 from tests.reference import Reference, relative_error
-from tests.support.cache_units import CHANNEL_TYPES, QUANTIZED
+from tests.support.cache_blocks import CHANNEL_TYPES, QUANTIZED
 from tests.support.contexts import CACHES, ids_of, next_step
 from tests.support.model_files import write_llama
 
@@ -86,7 +86,7 @@ def test_each_type_is_evicted_from_as_an_edit_does_it(wide, cache, types):
     prompt, n, n_keep = ids_of(60), 150, 5
     with load(wide, cache, type_k=types, type_v=types) as llm, llm.context() as context:
         if cache == "roped" and types in CHANNEL_TYPES:
-            with pytest.raises(ContextError, match="cannot change their positions: use the raw"):
+            with pytest.raises(ContextError, match="cannot in the roped cache: use the raw"):
                 llm.generate(prompt, shifting(n, n_keep=n_keep))
             assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
             return

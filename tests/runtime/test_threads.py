@@ -1,4 +1,4 @@
-"""How many threads: affinity, quota, limits; BLAS held to one; a fork that is refused."""
+"""Number of threads: affinity, quota, limits; BLAS held to one; a fork that is refused."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_blas_gets_its_threads_back_after_an_error():
 
 
 def run_script(text: str, *args: object, environment: dict[str, str] | None = None) -> str:
-    """Run Python in a process of its own, from the repository; its output, or a failure."""
+    """Run Python in a process of its own; returns its output, or fails."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(text), *map(str, args)],
         cwd=ROOT,
@@ -288,7 +288,7 @@ IN_CHILD = """
     path, params = sys.argv[1], SamplingParams(max_tokens=4, temperature=0)
 
     def in_child(work):
-        # What `work` does in a forked child: its exit code, or -1 where it hangs.
+        # Run `work` in a forked child: its exit code, or -1 if it hangs.
         pid = os.fork()
         if pid == 0:
             code = 99

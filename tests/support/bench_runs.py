@@ -26,7 +26,7 @@ def write_small(folder: Path) -> str:
 def quick_runner(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `lariat bench` in this process with a small probe: exit code, stdout, stderr."""
     monkeypatch.setattr(machine, "_READ_BYTES", 1 << 16)
-    monkeypatch.setattr(machine, "_LEAST_BYTES", 1 << 16)
+    monkeypatch.setattr(machine, "_MIN_READ_BYTES", 1 << 16)
     monkeypatch.setattr(machine, "_PASS_SECONDS", 1e-5)
     return runner(capfd, "bench")
 

@@ -1,4 +1,4 @@
-"""`lariat` as tests run it, in this process or as one of its own, and what a refusal looks like."""
+"""Runs `lariat` in this process or in its own, and checks how it refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def runner(capfd: pytest.CaptureFixture[str], *before: str) -> Run:
-    """Runs a command line in this process: exit code, stdout, stderr. `before` begins each."""
+    """Runs command lines in this process: exit code, stdout, stderr. Each begins with `before`."""
 
     def run(*argv: str) -> tuple[int, str, str]:
         capfd.readouterr()

@@ -1,8 +1,8 @@
-"""Files that are made to cost as much as possible before they are refused.
+"""Files that cost as much as possible before they are refused.
 
-Their sizes are the limits of the reader, or just above. What is long in them is a hole of zeros
-where it can be, which takes no disk. `bench/refusals.py` measures them, test_hostile_costs.py
-watches over their memory.
+Their sizes are the limits of the reader, or just above. Long contents are holes of zeros if
+possible, which take no disk space. `bench/refusals.py` measures them, tests/hostile/test_costs.py
+checks their memory.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _FAR = "expected at most 67108864 bytes before the tensor data"
 
 
 def _zeros(inner: int, count: int) -> bytes:
-    """An entry that is an array, without its elements, which the hole of zeros provides."""
+    """An entry that is an array, without its elements, which are in the hole of zeros."""
     return text("z") + u32(ARRAY) + u32(inner) + u64(count)
 
 
 def _headers() -> dict[str, tuple[bytes, str]]:
-    """What the reader itself refuses: how the file begins, and what is said of it."""
+    """Files that the reader itself refuses: how they begin, and their errors."""
     string = text("k") + u32(STRING)
     return {
         "zero-length strings": (build([_zeros(STRING, 1 << 21)], n_entries=2), "1 is empty"),
@@ -123,14 +123,14 @@ def large_model(
     table, offset = [], 0
     for name, dims in shapes.items():
         if name != drop:
-            kind = GGMLType.Q4_0 if len(dims) == 2 else GGMLType.F32
-            table.append(tensor(f"{name}.weight", dims, kind, offset))
+            weight_type = GGMLType.Q4_0 if len(dims) == 2 else GGMLType.F32
+            table.append(tensor(f"{name}.weight", dims, weight_type, offset))
             offset += MAX_TOKENS * DIM
     return build(entries, table)
 
 
 def models() -> dict[str, Callable[[], tuple[bytes, str]]]:
-    """What is refused only when the vocabulary is read: made when asked for, 60 MB each."""
+    """Files that are refused when the vocabulary is read; made when needed, 60 MB each."""
     wrong_id = entry("tokenizer.ggml.bos_token_id", U32, MAX_TOKENS)
     alike = [f"<|{'a' * 56}{i:06d}|>" for i in range(1 << 18)]
     return {
@@ -165,7 +165,7 @@ def models() -> dict[str, Callable[[], tuple[bytes, str]]]:
 
 
 def costly_files() -> dict[str, Callable[[Path], str]]:
-    """By name, what writes the file to a path and returns what is said of it."""
+    """By name, a function that writes the file to a path and returns the expected error."""
 
     def write(make: Callable[[], tuple[bytes, str]], path: Path) -> str:
         content, message = make()

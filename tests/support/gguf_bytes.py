@@ -1,4 +1,4 @@
-"""GGUF files put together byte by byte: the `gguf` package refuses to write wrong ones."""
+"""GGUF files put together byte by byte, because the `gguf` package does not write wrong ones."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def text(s: str | bytes) -> bytes:
     return u64(len(raw)) + raw
 
 
-def payload(kind: int, value: Any) -> bytes:
-    """A value without its type; arrays are (kind of elements, list)."""
-    if kind == STRING:
+def payload(value_type: int, value: Any) -> bytes:
+    """A value without its type; arrays are (type of the elements, list)."""
+    if value_type == STRING:
         return text(value)
-    if kind == ARRAY:
+    if value_type == ARRAY:
         inner, items = value
         return u32(inner) + u64(len(items)) + b"".join(payload(inner, item) for item in items)
-    return struct.pack("<" + SCALARS[kind], value)
+    return struct.pack("<" + SCALARS[value_type], value)
 
 
-def entry(key: str | bytes, kind: int, value: Any) -> bytes:
-    return text(key) + u32(kind) + payload(kind, value)
+def entry(key: str | bytes, value_type: int, value: Any) -> bytes:
+    return text(key) + u32(value_type) + payload(value_type, value)
 
 
 def tensor(
     name: str | bytes = "t",
     dims: tuple[int, ...] = (8,),
-    kind: int = 0,
+    type: int = 0,
     offset: int = 0,
     n_dims: int | None = None,
 ) -> bytes:
     """A line of the tensor table. dims: as in the file, the length of a row first."""
     count = len(dims) if n_dims is None else n_dims
-    return text(name) + u32(count) + b"".join(map(u64, dims)) + u32(kind) + u64(offset)
+    return text(name) + u32(count) + b"".join(map(u64, dims)) + u32(type) + u64(offset)
 
 
 def build(
@@ -79,7 +79,7 @@ EXPECTED = {
     "a.yes": (BOOL, True), "a.no": (BOOL, False), "a.string": (STRING, "grüße"),
 }
 # fmt: on
-ONE_OF_EACH = [entry(key, kind, value) for key, (kind, value) in EXPECTED.items()] + [
+ONE_OF_EACH = [entry(key, value_type, value) for key, (value_type, value) in EXPECTED.items()] + [
     entry("b.numbers", ARRAY, (I32, [1, -2, 3])),
     entry("b.bools", ARRAY, (BOOL, [1, 0, 1])),
     entry("b.strings", ARRAY, (STRING, ["", "a", "日本", "x\0y"])),

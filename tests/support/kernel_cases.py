@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from lariat import _attention, _cache, _kernels
+from lariat._attention_plan import AttentionPlan
 from lariat._program import Program, run
 from lariat.cache.blocks import BlockPool
 from lariat.cache.kv_storage import CacheMemory
@@ -15,8 +16,8 @@ from lariat.formats.block_formats import GGMLType
 from lariat.os_memory import allocate
 
 from tests.reference import round_q8
-from tests.support import cache_units
-from tests.support.cache_units import config_of
+from tests.support import cache_blocks
+from tests.support.cache_blocks import config_of
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # Where the blocks hold scales: f16, which are given sane values, and what belongs to them.
@@ -32,6 +33,7 @@ SCALES = {
     "Q5_K": [slice(0, 2), slice(2, 4)],
     "Q6_K": [slice(208, 210)],
     "IQ4_NL": [slice(0, 2)],
+    "IQ4_XS": [slice(0, 2)],
 }
 SMALL_SCALES = {
     "Q2_K": slice(0, 16),
@@ -39,6 +41,7 @@ SMALL_SCALES = {
     "Q4_K": slice(4, 16),
     "Q5_K": slice(4, 16),
     "Q6_K": slice(192, 208),
+    "IQ4_XS": slice(2, 8),
 }
 QUANT_TYPES = tuple(SCALES)
 
@@ -153,14 +156,15 @@ class CacheCase:
         starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
             self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
         table = _kernels.Rope(self.rows, self.step, 1, *(self.grouped or ()))
-        plan = _attention.AttentionPlan(self.pool, self.n_heads, table if raw else None)
+        plan = AttentionPlan(self.pool, self.n_heads)
         plan.fill(
             starts[0], np.array(self.n_past, np.int32), starts[1],
             np.concatenate([table for table, _ in self.tables]),
         )  # fmt: skip
         out = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
         where = (self.pool, 1, self.q, plan, out)
-        return Program().then(_attention.attend(*where)).then(_attention.merge(*where)), out
+        attend = _attention.attend(*where, table if raw else None)
+        return Program().then(attend).then(_attention.merge(*where)), out
 
     def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
         keys, values = [], []
@@ -174,8 +178,8 @@ class CacheCase:
 
     def expected_of_stored(self, raw: bool) -> np.ndarray:
         """Of what the bytes in the cache mean, whatever they should have been."""
-        k_of = cache_units.values(self.memory, "k", self.types[0], 1)
-        v_of = cache_units.values(self.memory, "v", self.types[1], 1)
+        k_of = cache_blocks.values(self.memory, "k", self.types[0], 1)
+        v_of = cache_blocks.values(self.memory, "v", self.types[1], 1)
         keys, values, stored = [], [], []
         for (_, slots), positions in zip(self.tables, self.positions, strict=True):
             k = k_of[slots // 32, :, slots % 32]

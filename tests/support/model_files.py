@@ -1,7 +1,6 @@
 """Random LLaMA models as GGUF files, for tests: any shape, any weight type, faults on request.
 
-The files are written with the `gguf` package, so that what the engine reads was not written by
-the engine. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The `gguf` package writes the files, so the engine does not read its own output. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def write_llama(
       that it does not know either gets random bytes, good only to be refused.
     - `metadata`: values that replace or add to the metadata; None removes the key; a pair
       (value, GGUFValueType) states the type.
-    - `split`: most tensors of a file, see `write_gguf`.
+    - `split`: maximum of tensors in a file, see `write_gguf`.
     - `drop_tensors`: whole names of tensors to leave out. `extra_tensors` adds or replaces: name ->
       array (its dtype is the type), or (float array, type name).
     """
@@ -220,9 +219,9 @@ def write_gguf(
             writer.kv_data[0].pop(key, None)  # the writer warns about a key that comes twice
             writer.add_key_value(key, *_typed(value))
     for name, (values, type_name) in (tensors or {}).items():
-        kind = GGMLQuantizationType[type_name]
+        weight_type = GGMLQuantizationType[type_name]
         # The dtype of these types says what they are; the rest is handed over as raw bytes.
-        raw = None if type_name in _PLAIN_TYPES else kind
+        raw = None if type_name in _PLAIN_TYPES else weight_type
         writer.add_tensor(name, encode(values, type_name), raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -265,11 +264,11 @@ def encode(values: np.ndarray, type_name: str) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float32)
     if type_name == "Q6_K":
         return quantize_q6_k(values)
-    kind = GGMLQuantizationType[type_name]
+    weight_type = GGMLQuantizationType[type_name]
     try:
-        return np.ascontiguousarray(quantize(values, kind)).view(np.uint8)
+        return np.ascontiguousarray(quantize(values, weight_type)).view(np.uint8)
     except NotImplementedError:
-        return random_blocks(values, kind)
+        return random_blocks(values, weight_type)
 
 
 # Byte of a block where its f16 scale stands, and that of its f16 minimum with the multiple of the
@@ -280,16 +279,17 @@ _SCALES = {
     "Q4_K": (0, 2, 7.5),
     "Q5_K": (0, 2, 15.5),
     "IQ4_NL": (0, None, 0),
+    "IQ4_XS": (0, None, 0),
 }
 
 
-def random_blocks(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """Blocks of `kind` with random integers and scales, as large as `values` in the mean."""
-    n_weights, n_bytes = GGML_QUANT_SIZES[kind]
+def random_blocks(values: np.ndarray, weight_type: GGMLQuantizationType) -> np.ndarray:
+    """Blocks of `weight_type` with random integers and scales, as large as `values` in the mean."""
+    n_weights, n_bytes = GGML_QUANT_SIZES[weight_type]
     rng = np.random.default_rng(zlib.crc32(values.tobytes()))
     blocks = rng.integers(0, 256, (values.size // n_weights, n_bytes), dtype=np.uint8)
-    if kind.name in _SCALES:
-        at, at_min, ratio = _SCALES[kind.name]
+    if weight_type.name in _SCALES:
+        at, at_min, ratio = _SCALES[weight_type.name]
 
         spread = rng.uniform(0.5, 1.5, (len(blocks), 1))
 
@@ -300,7 +300,7 @@ def random_blocks(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
                 blocks[:, at_min : at_min + 2] = (scales * ratio).astype(np.float16).view(np.uint8)
 
         set_scale(1)
-        size = np.sqrt(np.mean(dequantize(blocks, kind).astype(float) ** 2))
+        size = np.sqrt(np.mean(dequantize(blocks, weight_type).astype(float) ** 2))
         set_scale(float(np.sqrt(np.mean(values.astype(float) ** 2)) / size))
     return blocks.reshape(*values.shape[:-1], -1)
 

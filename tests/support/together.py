@@ -1,4 +1,4 @@
-"""The same work in several threads at once, which the interpreter switches as often as it can."""
+"""Runs the same work in several threads, which the interpreter switches as often as it can."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def run_together(work: Callable[[int], object], n_threads: int = 4) -> None:
-    """Call work(0), work(1)... each in a thread of its own. What one raises is raised here."""
+    """Call work(0), work(1)... each in a thread of its own. An exception in one is raised here."""
     raised: list[BaseException] = []
 
     def guarded(i: int) -> None:

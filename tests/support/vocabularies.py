@@ -1,4 +1,4 @@
-"""Vocabularies of sentencepiece's kind, characters of byte-level ones, and GGUF files of both."""
+"""Vocabularies of sentencepiece, characters of byte-level ones, and GGUF files of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Make = Callable[..., Tokenizer]
 
 
 def characters() -> list[str]:
-    """GPT-2's character for each byte, written anew from its description."""
+    """GPT-2's character for each byte, written from its description."""
     table: list[str] = []
     n_shifted = 0
     for byte in range(256):
@@ -35,7 +35,7 @@ BYTE_CHARACTERS = characters()
 
 
 def write(path: Path, vocab: Vocab | None, model: str | None = "llama", **metadata: Any) -> Path:
-    """A GGUF file that holds nothing but a vocabulary. `metadata`: keys after tokenizer.ggml."""
+    """A GGUF file that holds only a vocabulary. `metadata`: keys after tokenizer.ggml."""
     writer = gguf_writer.GGUFWriter(path, "llama")
     entries: dict[str, Any] = {}
     if model is not None:
@@ -43,7 +43,7 @@ def write(path: Path, vocab: Vocab | None, model: str | None = "llama", **metada
     if vocab is not None:
         entries["tokens"] = [text for text, _, _ in vocab]
         entries["scores"] = [score for _, score, _ in vocab]
-        entries["token_type"] = [kind for _, _, kind in vocab]
+        entries["token_type"] = [token_type for _, _, token_type in vocab]
     for key, value in {**entries, **metadata}.items():
         name = f"tokenizer.ggml.{key}"
         if value is None:
@@ -65,7 +65,7 @@ def write(path: Path, vocab: Vocab | None, model: str | None = "llama", **metada
 
 
 def maker(folder: Path) -> Make:
-    """Makes tokenizers from the arguments of `write`, each by way of a file in the folder."""
+    """Makes tokenizers from the arguments of `write`, each with a file in the folder."""
 
     def make(vocab: Vocab | None, model: str | None = "llama", **metadata: Any) -> Tokenizer:
         with GGUFFile(write(folder / "v.gguf", vocab, model, **metadata)) as file:

@@ -1,6 +1,6 @@
 """The tokenizer against sentencepiece itself and against a plain reference of llama.cpp's rules.
 
-What files say of their vocabulary is in test_tokenizer_metadata.py, marked texts in
+Metadata of vocabularies is tested in test_tokenizer_metadata.py, marked texts in
 test_tokenizer_marks.py.
 """
 
@@ -47,7 +47,7 @@ def whole(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[sentencepiece.SentencePieceProcessor, list[tuple[str, float, int]]]:
-    """A small vocabulary trained here, and sentencepiece's own processor of it."""
+    """A small vocabulary that is trained here, and sentencepiece's own processor for it."""
     rng = random.Random(7)
     syllables = ["ba", "lo", "ri", "ten", "and", "the", "ing", "qu", "er", "éa", "мир", "漢", "x"]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(300)]
@@ -115,23 +115,23 @@ def reference_parts(text: str, specials: Sequence[str]) -> list[str]:
 
 
 def nasty(rng: random.Random, vocab: Vocab) -> str:
-    """Text out of pieces, runs of blanks, odd characters, and what looks like special tokens."""
+    """Text of pieces, runs of blanks, odd characters, and texts that look like special tokens."""
     out = []
     for _ in range(rng.choice([0, 1, 2, 5, 12])):
-        kind = rng.randrange(7)
-        if kind == 0:
+        choice = rng.randrange(7)
+        if choice == 0:
             out.append(rng.choice([" ", "\n"]) * rng.choice([1, 2, 3, 9]))
-        elif kind == 1:
+        elif choice == 1:
             out.append(
                 rng.choice(["\0", "\u2581", "\ufffd", "\u200d", "e\u0301", "\t", "😀", "\r\n"])
             )
-        elif kind == 2:
+        elif choice == 2:
             out.append(rng.choice(["<s>", "</s>", "<unk>", "<0x41>", "<s", "s>"]))
-        elif kind == 3:
+        elif choice == 3:
             out.append(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])))
         else:
             piece = rng.choice(vocab)[0]
-            out.append(piece.replace("\u2581", " ") if kind < 6 else piece)
+            out.append(piece.replace("\u2581", " ") if choice < 6 else piece)
     return "".join(out)
 
 
@@ -141,7 +141,7 @@ def test_ids_are_those_of_sentencepiece(make: Make, trained: Any) -> None:
     rng = random.Random(1)
     for _ in range(300):
         text = nasty(rng, vocab)
-        # sentencepiece puts a space in front of text, but not before nothing
+        # sentencepiece adds a space before a text, but not to an empty one
         assert tokenizer.encode(text, add_bos=False) == theirs.encode(text), repr(text)
 
 
@@ -163,9 +163,9 @@ def test_ids_with_tied_scores(make: Make, seed: int) -> None:
     letters = rng.choice(["ab", "abé", "ab\u2581", "a\n😀"])
     pieces = {"".join(rng.choices(letters, k=rng.randint(1, 5))) for _ in range(40)}
     scores = rng.choice([[0.0, -0.0], [-1.0, -2.0], [0.0, 1.0, -1.0], [float("-inf"), 0.0, 1e-40]])
-    kinds = [NORMAL, NORMAL, UNUSED, 0]  # unused and undefined tokens are merged too
+    types = [NORMAL, NORMAL, UNUSED, 0]  # unused and undefined tokens are merged too
     vocab = [*BASE, *BYTES]
-    vocab += [(p, rng.choice(scores), rng.choice(kinds)) for p in sorted(pieces)]
+    vocab += [(p, rng.choice(scores), rng.choice(types)) for p in sorted(pieces)]
     tokenizer = make(vocab, add_space_prefix=False)
     for _ in range(20):
         text = "".join(rng.choices([*letters, " "], k=rng.choice([1, 5, 30])))
@@ -187,7 +187,7 @@ def test_text_cannot_forge_control_tokens(make: Make) -> None:
     vocab = [*BASE, *BYTES, *((step, 0.0, NORMAL) for step in steps)]
     vocab += [("[X]", 9.0, CONTROL), ("\x01", 9.0, CONTROL)]
     tokenizer = make(vocab)
-    controls = {i for i, (_, _, kind) in enumerate(vocab) if kind in (CONTROL, UNKNOWN)}
+    controls = {i for i, (_, _, token_type) in enumerate(vocab) if token_type in (CONTROL, UNKNOWN)}
     for text in ("<s>", "</s>", "a<s>b</s>", "<unk>", "[X]", "\x01", "<s><s>"):
         ids = tokenizer.encode(text, add_bos=False)
         assert not controls & set(ids), text
@@ -222,7 +222,7 @@ def test_user_defined_tokens_are_always_found(make: Make) -> None:
 def test_special_tokens_are_cut_out_longest_first(make: Make, seed: int) -> None:
     rng = random.Random(seed)
     letters = rng.choice(["ab", "ab ", "é<b", " \n"])
-    by_size = {}  # of one length in bytes only one, as the order among equals is not defined
+    by_size = {}  # one token of each length: the order of equal lengths is not defined
     for _ in range(8):
         text = "".join(rng.choices(letters, k=rng.randint(1, 6)))
         by_size[len(text.encode())] = text
@@ -298,7 +298,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS, seed=st.integers(0, 2**32), parse_special=st.booleans())
 def test_any_text_comes_back(whole: Tokenizer, text: str, seed: int, parse_special: bool) -> None:
-    """At once and as a stream, with pieces of the vocabulary strewn in."""
+    """At once and as a stream, with pieces of the vocabulary in between."""
     rng = random.Random(seed)
     pieces = [whole.piece(rng.randrange(259, whole.n_vocab)) for _ in range(3)]
     text += "".join(pieces).replace("\u2581", " ") + text[::-1]
@@ -345,7 +345,7 @@ def test_streaming_shows_whole_characters(make: Make) -> None:
     assert fed == ["", "é", "", "", "漢", "", "", "", "😀"]
     assert decoder.feed(259) == " ok"  # its space stays
     assert decoder.feed(3 + 0xF0) == ""
-    assert decoder.feed(1) == ""  # a control token neither shows nor disturbs
+    assert decoder.feed(1) == ""  # a control token is not shown and changes nothing
     assert decoder.flush() == "\ufffd"
     assert decoder.flush() == ""
     assert decoder.feed(3 + 0x41) == "A"

@@ -71,7 +71,7 @@ def judged(make: Make) -> Callable[..., Tokenizer]:
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
-    """By pre-tokenizer, the vocabulary that llama.cpp judged."""
+    """The vocabulary that llama.cpp was run with, for each pre-tokenizer."""
     path = write_gguf(
         tmp_path_factory.mktemp("every") / "v.gguf",
         {
@@ -100,7 +100,7 @@ def test_ids_are_those_of_llama_cpp(judged: Any, pre: str) -> None:
 
 
 def test_the_schemes_do_not_all_cut_alike() -> None:
-    """Else the test above would not see a scheme mistaken for another."""
+    """Otherwise the test above would not notice a wrong scheme."""
     different = {json.dumps(ids) for ids in JUDGED["ids"].values()}
     assert len(different) == len(JUDGED["ids"])
 
@@ -164,7 +164,7 @@ def reference_merge(tokens: Sequence[str], merges: Sequence[str], word: str) -> 
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("complete", [True, False])
 def test_ids_are_those_of_the_reference(make: Make, seed: int, complete: bool) -> None:
-    """Random merges; where not `complete`, many lead through texts that are no tokens."""
+    """Random merges; unless `complete`, many pass through texts that are not tokens."""
     rng = random.Random(seed)
     letters = "abcd"
     tokens = list(BYTE_CHARACTERS)
@@ -204,7 +204,7 @@ def test_special_tokens_only_when_asked_for(judged: Any) -> None:
     tool = JUDGED["tokens"].index("<tool>")
     plain = tokenizer.encode("a<|eot_id|><tool>")
     assert eot not in plain
-    assert plain[-1] == tool  # user-defined ones are always found
+    assert plain[-1] == tool  # user-defined tokens are always found
     assert tokenizer.decode(plain) == "a<|eot_id|><tool>"
     parsed = tokenizer.encode("a<|eot_id|><tool>", parse_special=True)
     assert parsed[-2:] == [eot, tool]
@@ -283,8 +283,8 @@ def test_streaming_ends_an_incomplete_character(make: Make) -> None:
 
 def test_what_tokens_show(make: Make) -> None:
     extra = ["Ġhi", "Ġhi<", "<0x41>", "gone", "日", b"\xff"]
-    kinds = [NORMAL, USER_DEFINED, BYTE, UNUSED, NORMAL, NORMAL]
-    tokenizer = make([*BYTE_CHARACTERS, *extra], FEW, [NORMAL] * 256 + kinds)
+    types = [NORMAL, USER_DEFINED, BYTE, UNUSED, NORMAL, NORMAL]
+    tokenizer = make([*BYTE_CHARACTERS, *extra], FEW, [NORMAL] * 256 + types)
     shown = [tokenizer.decode_token(256 + i) for i in range(6)]
     assert shown == [b" hi", "Ġhi<".encode(), b"A", b"", "日".encode(), "\ufffd".encode()]
     assert tokenizer.piece(256) == "Ġhi"

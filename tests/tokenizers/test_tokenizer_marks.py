@@ -1,4 +1,4 @@
-"""Texts whose special tokens count, and words in them that must not be some."""
+"""Texts whose special tokens count, with marked words in which they must not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def test_marked_text_has_no_special_tokens(tmp_path: Path) -> None:
     metadata = chat_metadata(300)
-    # One within the other, one of a single character, and one that overlaps itself.
+    # One token within another, one of a single character, and one that overlaps itself.
     for i, text in enumerate(("im_end", "~", "abab")):
         metadata["tokenizer.ggml.tokens"][-3 - i] = text
         metadata["tokenizer.ggml.token_type"][-3 - i] = 3
@@ -44,7 +44,7 @@ def test_marked_text_has_no_special_tokens(tmp_path: Path) -> None:
 def test_the_marks_themselves_are_no_text(chat_tokenizer: Tokenizer) -> None:
     tokenizer = chat_tokenizer
     assert tokenizer.mark("a\ufdd03c\ufdd1") == "a\ufffd3c\ufffd"
-    for code in ("d800", "110000", "ffffff"):  # what a template may write by itself
+    for code in ("d800", "110000", "ffffff"):  # tokens that a template may write itself
         ids = tokenizer.encode_marked(f"\ufdd0{code}\ufdd1")
         assert tokenizer.decode(ids) == "\ufffd"
     for call in (tokenizer.mark, tokenizer.encode_marked):

@@ -1,4 +1,4 @@
-"""What a file says of its vocabulary: BOS and end marks; what is missing, odd or bad."""
+"""Metadata of vocabularies: BOS and end marks; missing, odd and bad entries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_end_tokens(make: Make) -> None:
     assert make(vocab).eog_ids == {2, *range(259, 264)}
     assert make(vocab, eot_token_id=264, eom_token_id=265).eog_ids == {2, *range(259, 266)}
     assert make([*BASE, *BYTES]).eog_ids == {2}
-    # What ends generation is a control token, whatever type the file gives it.
+    # A token that ends generation is a control token, even if the file gives it another type.
     tokenizer = make(vocab)
     assert tokenizer.decode([259, 264]) == "other"
     assert 260 not in tokenizer.encode("<|im_end|>")

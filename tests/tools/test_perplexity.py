@@ -138,7 +138,7 @@ def saved(llm, tmp_path: Path) -> Path:
 def test_a_run_compared_with_itself(llm, saved: Path):
     found = compare(llm, Base(saved))
     assert found.run.nll.n == found.kl.n == 3 * n_scored(N_CTX)
-    # Levels are 0.0002 nats apart on this model; half a level of each token is what may be lost.
+    # Levels are 0.0002 nats apart on this model; up to half a level of each token may be lost.
     assert abs(found.kl.value) < 1e-4
     assert found.kl_values[-1] < 1e-4
     assert found.log_ratio.value == pytest.approx(0, abs=1e-4)
@@ -208,7 +208,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(llm, tmp_path: Path, monkeyp
 
 
 def rewrite(path: Path, change) -> None:
-    """Change the header of a safetensors file; its data stay."""
+    """Change the header of a safetensors file; the data stay."""
     data = path.read_bytes()
     n = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + n])

@@ -1,6 +1,7 @@
-"""`lariat quantize`: the rounding, the types, the file, and everything that can be in its way.
+"""`lariat quantize`: rounding, types, the file, and everything that can go wrong.
 
-Judges: the `gguf` package and the NumPy reference for blocks, llama.cpp's own files for the whole.
+The judges are the `gguf` package and the NumPy reference for blocks, and llama.cpp's files for the
+whole.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def left(folder: Path) -> list[str]:
 
 
 def judged(x: np.ndarray, target: str) -> np.ndarray:
-    """Bytes of blocks by the `gguf` package, which has no Q6_K: there by NumPy."""
+    """Bytes of blocks by the `gguf` package, or for Q6_K, which it does not have, by NumPy."""
     if target == "Q6_K":
         return block_formats.quantize(x, GGMLType.Q6_K).reshape(-1)
     with np.errstate(all="ignore"):
@@ -74,7 +75,7 @@ def rounded(x: np.ndarray, source: str, target: str, isa: str, n_threads: int = 
 @pytest.mark.parametrize("source", FLOATS)
 def test_blocks_are_those_of_the_reference(source: str, target: str, isa: str) -> None:
     x = weights(GGMLType.Q6_K)
-    x[6] *= 1e-4  # 6e4 is the most that f16 can hold
+    x[6] *= 1e-4  # f16 ends at 65504
     x[3] = np.clip(x[3], -6e4, 6e4)
     x = block_formats.dequantize(block_formats.quantize(x, GGMLType[source]), GGMLType[source])
     np.testing.assert_array_equal(rounded(x, source, target, isa), judged(x, target))
@@ -83,7 +84,7 @@ def test_blocks_are_those_of_the_reference(source: str, target: str, isa: str) -
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zeros_are_ggmls(zero: float, isa: str) -> None:
-    """Whose scale of Q4_0 is -0 whatever their sign; in the `gguf` package theirs decides."""
+    """Their scale of Q4_0 is -0 with either sign; in the `gguf` package it has their sign."""
     x = np.full((1, 256), zero, np.float32)
     assert rounded(x, "F32", "Q4_0", isa)[:18].tobytes() == b"\0\x80" + b"\x88" * 16
     assert not rounded(x, "F32", "Q8_0", isa).any()
@@ -96,7 +97,7 @@ def test_numbers_of_any_size_in_one_block(target: str, isa: str) -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((40, 1024)) * np.exp(5 * rng.standard_normal((40, 1024)))
     x[::3, ::5] = 0
-    for scale in (1e-3, 1e-9):  # of the second, scales are subnormal f16 or zero
+    for scale in (1e-3, 1e-9):  # scales of the second are subnormal f16 or zero
         y = np.clip(x * scale, -1e5, 1e5).astype(np.float32)
         np.testing.assert_array_equal(rounded(y, "F32", target, isa), judged(y, target))
 
@@ -104,7 +105,7 @@ def test_numbers_of_any_size_in_one_block(target: str, isa: str) -> None:
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("target", TYPES)
 def test_n_threads_agnosticism(target: str, n_threads: int) -> None:
-    """Several tasks, the last one short, and for blocks of 32 less than 256 weights at the end."""
+    """Several tasks, a short one last, and fewer than 256 weights at the end for blocks of 32."""
     n = 5 * 16384 + (256 if target == "Q6_K" else 32)
     x = np.random.default_rng(1).standard_normal((1, n)).astype(np.float32)
     found = rounded(x, "F32", target, _kernels.isa(), n_threads)
@@ -140,7 +141,7 @@ def test_what_f16_scales_cannot_hold_is_found(target: str, most: float, isa: str
 def test_sizes_and_threads_are_checked() -> None:
     ok = np.zeros(4 * 256, np.uint8)
     for n_in, n_out, target in ((4 * 256, 209, "Q6_K"), (4 * 32, 17, "Q4_0"), (4 * 33, 18, "Q4_0")):
-        with pytest.raises(ValueError, match="do not make"):
+        with pytest.raises(ValueError, match=rf"{n_in} bytes of F32 into {n_out} .*expected \d+ "):
             quantize_into(ok[:n_in], "F32", np.empty(n_out, np.uint8), target, "scalar")
     with pytest.raises(ValueError, match="0 threads"):
         quantize_into(ok, "F32", np.empty(210, np.uint8), "Q6_K", "scalar", 0)
@@ -162,9 +163,9 @@ LLAMA_CPP = {
 
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_the_file_is_llama_cpps(name: str, tmp_path: Path) -> None:
-    kind, _, pure = name.partition(" ")
+    type_name, _, pure = name.partition(" ")
     more = {"pure": True, "token_embedding_type": "Q8_0"} if pure else {}
-    quantize_file(DEMO, tmp_path / "q.gguf", QuantizeConfig(kind, **more))
+    quantize_file(DEMO, tmp_path / "q.gguf", QuantizeConfig(type_name, **more))
     assert hashlib.sha256((tmp_path / "q.gguf").read_bytes()).hexdigest() == LLAMA_CPP[name]
 
 
@@ -191,7 +192,7 @@ def test_which_tensor_gets_which_type(model: Write, tmp_path: Path) -> None:
         quantize_file(source, tmp_path / "q", QuantizeConfig(*args, **options), force=True)  # type: ignore[arg-type]
         found = types_of(tmp_path / "q")
         assert found.keys() == before.keys()
-        for name in found:  # vectors and norms stay, biases and RoPE factors too
+        for name in found:  # vectors, norms, biases and RoPE factors stay
             if not name.endswith("weight") or "norm" in name or "rope" in name:
                 assert found[name] == "F32"
         return {n: t for n, t in found.items() if t != "F32" or n == "output.weight"}
@@ -243,7 +244,7 @@ def test_what_is_written_can_be_read_by_others_and_run(
         assert np.isfinite(llm.logits([1, 5, 9])).all()
 
 
-def test_parts_become_one_file(tmp_path: Path) -> None:
+def test_splits_become_one_file(tmp_path: Path) -> None:
     whole = write_llama(tmp_path / "whole.gguf", weight_type="F16")
     first = write_llama(tmp_path / "m.gguf", weight_type="F16", split=5)
     assert first.name.endswith("-00001-of-00005.gguf")
@@ -259,7 +260,7 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
 def test_a_file_that_is_read_becomes_the_same_as_one_that_is_mapped(
     tmp_path: Path, split: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_AT_ONCE", 3000)  # several pieces a tensor, the last a short one
+    monkeypatch.setattr(module, "_AT_ONCE", 3000)  # several pieces, a short one last
     source = write_llama(tmp_path / "m.gguf", weight_type="F16", split=split)
     for target, flags in (("a", ()), ("b", ("--no-mmap",))):
         assert run(capfd, source, tmp_path / target, "Q8_0", "-q", *flags) == (0, "", "")
@@ -276,7 +277,7 @@ def test_a_file_that_is_read_is_not_in_memory(
         n_read.append(into[0].nbytes)
         return preadv(file, into, at)
 
-    def begin(_: float) -> None:  # the header is read at once
+    def begin(_: float) -> None:  # the header is read when the file is opened
         monkeypatch.setattr(os, "preadv", counted)
 
     quantize_file(source, tmp_path / "q", QuantizeConfig("Q8_0"), progress=begin, use_mmap=False)
@@ -285,7 +286,7 @@ def test_a_file_that_is_read_is_not_in_memory(
 
 
 def test_a_source_that_is_cut_short_while_it_is_read(model: Write, tmp_path: Path) -> None:
-    """Mapped, it would end the process."""
+    """If it were mapped, it would end the process."""
     source = model()
 
     def cut(done: float) -> None:
@@ -321,7 +322,7 @@ def test_a_second_rounding_has_to_be_asked_for(model: Write, tmp_path: Path) -> 
     [
         ({"dim": 72}, r"rows of 72 weights, which do not divide into the blocks of 32 of Q4_0"),
         ({"metadata": {"general.architecture": "falcon"}}, "falcon"),
-        ({"type_of": {"ffn_up": "IQ4_XS"}, "dim": 256}, "ffn_up.* is of type IQ4_XS"),
+        ({"type_of": {"ffn_up": "IQ2_XS"}, "dim": 256}, "ffn_up.* is of type IQ2_XS"),
         ({"extra_tensors": {"blk.0.attn_q.weight": np.full((64, 64), np.nan, np.float32)}}, "NaN"),
         ({"extra_tensors": {"output.weight": np.full((288, 64), 1e9, np.float32)}}, "too large"),
     ],
@@ -418,7 +419,7 @@ def test_no_room_is_known_before_the_work(
 def test_a_write_that_fails_leaves_nothing(
     model: Write, tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if named:  # a system without files that have no name
+    if named:  # a system without anonymous files
         monkeypatch.delattr(os, "O_TMPFILE")
     source = model()
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -474,7 +475,7 @@ def test_a_process_that_is_killed_leaves_nothing(model: Write, tmp_path: Path) -
 def test_the_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "demo\nq4_0.gguf"
     code, out, err = run(capfd, DEMO, target, "q4_0", "-t", "1")
-    assert (code, err) == (0, "")  # no bar: this is no terminal
+    assert (code, err) == (0, "")  # no bar, because this is not a terminal
     lines = out.splitlines()
     assert lines[1].split() == ["demo-f16.gguf", "8.51", "MiB", "16.01"]
     assert lines[2].split() == [r"demo\nq4_0.gguf", "2.53", "MiB", "4.76"]

@@ -1,4 +1,4 @@
-"""Quantized keys and values in NumPy: what the bytes of a cache unit mean.
+"""Quantized keys and values in NumPy: the meaning of the bytes of a block of one KV head.
 
 Layouts: engine/simd/cache_q_scalar.h. Nothing here is used by the engine.
 """
@@ -23,13 +23,13 @@ def config_of(n_layers: int, n_kv_heads: int, head_dim_k: int, head_dim_v: int) 
     )  # fmt: skip
 
 
-def decode(unit: np.ndarray, type: str, head_dim: int) -> np.ndarray:
+def decode(block: np.ndarray, type: str, head_dim: int) -> np.ndarray:
     """uint8 [bytes] of a block of one KV head -> float64 [32, head_dim]."""
     if type in ("f16", "f32"):
         dtype = np.float16 if type == "f16" else np.float32
-        return unit.view(dtype).reshape(32, head_dim).astype(np.float64)
+        return block.view(dtype).reshape(32, head_dim).astype(np.float64)
     n = 32 * head_dim // (1 if type.startswith("q8") else 2)
-    numbers, scales = unit[:n], unit[n:].view(np.float16).astype(np.float64)
+    numbers, scales = block[:n], block[n:].view(np.float16).astype(np.float64)
     if type.startswith("q8"):
         q = numbers.view(np.int8).reshape(32, head_dim).astype(np.float64)
     else:
@@ -42,15 +42,15 @@ def decode(unit: np.ndarray, type: str, head_dim: int) -> np.ndarray:
 
 def values(memory: CacheMemory, which: str, type: str, layer: int) -> np.ndarray:
     """All keys ("k") or values ("v") of a layer, float64 [n_blocks, n_kv_heads, 32, head_dim]."""
-    side = {"k": memory._k, "v": memory._v}[which]
+    array = {"k": memory.keys, "v": memory.values}[which]
     head_dim = {"k": memory.kernel.head_dim_k, "v": memory.kernel.head_dim_v}[which]
-    _, n_blocks, n_heads, _ = side.units.shape
+    _, n_blocks, n_heads, _ = array.blocks.shape
     out = np.zeros((n_blocks, n_heads, 32, head_dim))
     for block in range(n_blocks):
         place = memory.open_at[block]
         for head in range(n_heads):
-            if side.by_channel and place >= 0:
-                out[block, head] = side.open[place, layer, head]
+            if array.by_channel and place >= 0:
+                out[block, head] = array.open_blocks[place, layer, head]
             else:
-                out[block, head] = decode(side.units[layer, block, head], type, head_dim)
+                out[block, head] = decode(array.blocks[layer, block, head], type, head_dim)
     return out

@@ -1,0 +1,65 @@
+/* The registry of targets, and the ladder that fills the table of kernels.
+ *
+ * A target starts with the kernels of the target below it and then sets its own, so that a new
+ * instruction set may begin with a single kernel. Rows: targets.def.
+ */
+#ifndef LARIAT_REGISTRY_H
+#define LARIAT_REGISTRY_H
+
+#include "table.h"
+#include "test_target.h"
+
+enum {
+    TARGET_none = -1,
+#define TARGET(target, ...) TARGET_##target,
+#include "targets.def"
+    N_TARGETS
+};
+
+typedef struct {
+    const char *isa, *core;
+    int below;                   /* number of a target, or TARGET_none */
+    int (*supported)(void);
+    void (*use)(kernels_t *k);   /* sets the kernels that the target has itself */
+} target_t;
+
+static int always(void) { return 1; }
+
+#ifdef LARIAT_X86
+/* Each reads CPUID, and XCR0 for the registers that the operating system saves. */
+static int has_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
+static int has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+}
+#endif
+
+/* The kind of core at hand, by the maker of the processor */
+static const char *core_at_hand(void) {
+#ifdef LARIAT_X86
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") ? "intel" : "other";
+#else
+    return "other";
+#endif
+}
+
+static const target_t TARGETS[N_TARGETS] = {
+#define TARGET(target, isa, core, below, supported, probes) \
+    {isa, core, TARGET_##below, supported, use_##target},
+#include "targets.def"
+};
+
+/* Fills the table with the kernels of a target that this machine supports. */
+static void use_target(int target, kernels_t *k) {
+    if (TARGETS[target].below != TARGET_none) use_target(TARGETS[target].below, k);
+    TARGETS[target].use(k);
+}
+
+#endif
