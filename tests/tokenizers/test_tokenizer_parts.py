@@ -144,7 +144,7 @@ def spelled(tokenizer: Tokenizer) -> list[str]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), special=st.booleans())
 def test_sentencepiece_of_the_demo_model(
     demo: Tokenizer, data: st.DataObject, seed: int, special: bool
@@ -186,7 +186,7 @@ def test_byte_level_of_every_pre_tokenizer(every: dict[str, Tokenizer], pre: str
 
 
 @needs_smollm2
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), special=st.booleans())
 def test_byte_level_of_smollm2(
     smollm2: Tokenizer, data: st.DataObject, seed: int, special: bool
