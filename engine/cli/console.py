@@ -11,6 +11,8 @@ import shutil
 import sys
 from typing import Any
 
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+
 
 class OutputError(Exception):
     """Standard output cannot be written; the message is a sentence with the reason."""
@@ -75,6 +77,16 @@ def stdout_is_terminal() -> bool:
 def stderr_is_terminal() -> bool:
     """Whether a person is likely to read stderr."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def has_escapes() -> bool:
+    """Whether the terminal obeys escape sequences (TERM=dumb says that it does not)."""
+    return os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def has_styles() -> bool:
+    """Whether stdout is a terminal that shows dim text, and NO_COLOR is not set (no-color.org)."""
+    return stdout_is_terminal() and has_escapes() and not os.environ.get("NO_COLOR")
 
 
 class Bar:

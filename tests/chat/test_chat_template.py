@@ -230,8 +230,8 @@ def test_a_hostile_template_is_an_error(gguf: GGUFFile, tokenizer: Tokenizer, na
 @pytest.mark.parametrize("name", [*HARMLESS, "many brackets", "large output", "a class"])
 def test_what_is_said_of_a_hostile_template(name: str) -> None:
     source, expected = HOSTILE[name]
-    kind, text = template_worker.answer(
-        {"template": source, "variables": {"messages": TALK}, "now": 0.0}
+    ((kind, text),) = template_worker.answer(
+        {"template": source, "variables": {}, "conversations": [TALK], "now": 0.0}
     )
     assert kind == "error"
     assert expected in text
@@ -286,12 +286,13 @@ def test_the_worker_needs_nothing_of_the_package() -> None:
     """It starts in a moment: no NumPy, no kernels."""
     code = (
         "import runpy, sys, json, io; sys.stdin = io.TextIOWrapper(io.BytesIO(json.dumps("
-        "[[], {'template': '{{ 1 }}', 'variables': {}, 'now': 0.0}]).encode()));"
+        "[[], {'template': '{{ messages }}', 'variables': {}, 'conversations': [1, 2], 'now': 0}"
+        "]).encode()));"
         f"runpy.run_path({template_worker.__file__!r}, run_name='__main__');"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'lariat', 'numpy'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "text\n1[]\n"
+    assert done.stdout == '[["text", "1"], ["text", "2"]][]\n'
 
 
 def test_without_jinja_the_formats_still_work(

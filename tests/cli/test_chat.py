@@ -85,7 +85,8 @@ def test_the_system_prompt(talk: Talk, model: str, tmp_path: Path) -> None:
     assert talk("a", *CHATML, "-sys", "be brief") == (0, expected, "")
     (tmp_path / "system").write_text("be brief\n")
     assert talk("a", *CHATML, "-sysf", str(tmp_path / "system")) == (0, expected, "")
-    assert talk("/system be brief\na\n/system\n", *CHATML) == (0, expected, "be brief\n")
+    said = "/system be brief\na\n/system\n"
+    assert talk(said, *CHATML, "--commands") == (0, expected, "be brief\n")
     assert expected != answers(model, "a")
 
 
@@ -136,12 +137,12 @@ def test_commands(talk: Talk, model: str, tmp_path: Path) -> None:
     said = f"a\n/undo\n/undo\na\n/save {saved}\nb\n/reset\na\n/load {saved}\nb\n/quit\nnever\n"
     a, ab = answers(model, "a"), answers(model, "a", "b")
     b = ab.removeprefix(a)
-    assert talk(said, *CHATML) == (0, a + a + b + a + b, "")
+    assert talk(said, *CHATML, "--commands") == (0, a + a + b + a + b, "")
     assert json.loads(saved.read_text())["messages"][0] == {"role": "user", "content": "a"}
 
 
 def test_statistics_and_help(talk: Talk) -> None:
-    code, out, err = talk("/stats\na\n/stats\n/help\n", *CHATML)
+    code, out, err = talk("/stats\na\n/stats\n/help\n", *CHATML, "--commands")
     assert (code, out.count("\n")) == (0, 1)
     assert re.search(r"context +0 of 256 tokens.*\nmessages +0\ncontext +\d\d of 256 tokens", err)
     assert re.search(r"messages +2\nreused +0 tokens.*\nprompt +\d+ tokens in .*\ngeneration", err)
@@ -162,15 +163,15 @@ def test_statistics_and_help(talk: Talk) -> None:
     ],
 )
 def test_a_command_that_fails_is_a_sentence(talk: Talk, command: str, expected: str) -> None:
-    code, out, err = talk(command + "\nnever", *CHATML)
+    code, out, err = talk(command + "\nnever", *CHATML, "--commands")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("lariat: error: ")
     assert expected in err
 
 
 def test_what_only_looks_like_a_command_is_a_message(talk: Talk, model: str) -> None:
-    assert talk(" /help\n", *CHATML) == (0, answers(model, " /help"), "")
-    assert talk('"""\n/help\nme\n"""\n', *CHATML) == (0, answers(model, "/help\nme"), "")
+    assert talk(" /help\n", *CHATML, "--commands") == (0, answers(model, " /help"), "")
+    assert talk('"""\n/help\nme\n"""\n', *CHATML, "--commands") == (0, answers(model, "/help\nme"), "")
 
 
 # ---- errors --------------------------------------------------------------------------------
