@@ -7,10 +7,9 @@ the cache. So no template has to be understood: also one that writes earlier tur
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lariat.chat import message_forms, thoughts
 from lariat.chat.chat_template import ChatTemplate, marked
@@ -24,6 +23,7 @@ N_RESERVED = 32
 """Tokens at the end of the context. When an answer reaches them, the oldest turns are forgotten."""
 
 _MAX_FILL = 0.75  # how full the context may be after turns were forgotten
+_N_TRIED = 8  # numbers of turns to forget that are tried at a time
 _MIN_KNOWN = 16  # characters of a text between two special tokens whose tokens are kept
 
 Message = dict[str, Any]
@@ -137,17 +137,20 @@ class Conversation:
         """
         n_max = int(_MAX_FILL * self._llm.n_ctx) - len(answer)
         starts = self._later_starts()
-        n = bisect_left(
-            starts, True, hi=len(starts) - 1, key=lambda i: len(self._prompt(i).ids) <= n_max
-        )
-        first, cached = starts[n], self.context.tokens
-        prompt, before = self._prompt(first), self._prompt(self.n_forgotten).ids
+        low, high = 0, len(starts) - 1  # the last turn has to do
+        while low < high:  # several at a time, because a template renders many as quickly as one
+            tried = sorted({low + (high - low) * k // _N_TRIED for k in range(_N_TRIED)})
+            fits = [len(p.ids) <= n_max for p in self._prompts([starts[n] for n in tried])]
+            n = fits.index(True) if True in fits else len(fits)
+            low, high = tried[n - 1] + 1 if n else low, tried[n] if n < len(fits) else high
+        first, cached = starts[low], self.context.tokens
+        prompt, stays, whole = self._prompts([first, first, self.n_forgotten], another_end=1)
+        before = whole.ids
         ids = prompt.ids + answer
         self._check_length(ids)
         n_moving = len(ids)
         if not answer:  # the last message is new, even if the same was said before
-            stays = self._prompt(first, another_end=True).ids
-            n_moving = max(common_prefix(stays, ids), common_prefix(cached, ids))
+            n_moving = max(common_prefix(stays.ids, ids), common_prefix(cached, ids))
         # The turns that stay are the common end of both prompts.
         n_lost = len(before) - common_prefix(before[::-1], prompt.ids[::-1])
         n_lost = min(n_lost, common_prefix(cached, before))
@@ -197,6 +200,18 @@ class Conversation:
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         return [{"role": "system", "content": self._system}] * bool(self._system) + messages
+
+    def _rendered(self, conversations: Sequence[list[Message]]) -> list[str]:
+        """The texts of conversations, see `_render`."""
+        formed = [self._forms.apply(self._with_system(messages)) for messages in conversations]
+        special = set().union(*map(self._special_in, formed))
+        if not special <= self._wanted:
+            return [self._render(messages) for messages in conversations]
+        texts = self._template.render_all([self._marked(f, special) for f in formed])
+        for text in texts:
+            if isinstance(text, ChatError):
+                raise text
+        return cast(list[str], texts)
 
     def _render(self, messages: list[Message]) -> str:
         """The text of a conversation in which special tokens of the messages are marked.
@@ -263,19 +278,26 @@ class Conversation:
     def _mark(self, text: str) -> str:
         return self._tokenizer.mark(text, self._structure)
 
-    def _prompt(self, first: int, *, another_end: bool = False) -> Prompt:
-        """The messages from `first` on, behind the system prompt and those of developers.
+    def _prompt(self, first: int) -> Prompt:
+        """The messages from `first` on, behind the system prompt and those of developers."""
+        return self._prompts([first])[0]
 
-        another_end: as if something else were said after the last answer.
-        """
-        messages = [m for m in self.messages[:first] if m["role"] == "developer"]
-        messages += self.messages[first:]
-        if another_end:
+    def _prompts(self, firsts: Sequence[int], another_end: int | None = None) -> list[Prompt]:
+        """`_prompt` for each of `firsts`. In that with the number `another_end`, something else is
+        said after the last answer."""
+        conversations = [
+            [m for m in self.messages[:first] if m["role"] == "developer"] + self.messages[first:]
+            for first in firsts
+        ]
+        if another_end is not None:
+            messages = conversations[another_end]
             roles = ["assistant", *(message["role"] for message in messages)]
             at = len(roles) - 1 - roles[::-1].index("assistant")
             other = "+" if messages[at]["content"].startswith("-") else "-"
             messages[at] = messages[at] | {"content": other}
-        text = self._render(messages)
+        return list(map(self._tokenized, self._rendered(conversations)))
+
+    def _tokenized(self, text: str) -> Prompt:
         ids = self._tokenizer.encode_marked(text, self.known)
         if not ids:
             raise ChatError("the chat template writes nothing")

@@ -5,7 +5,6 @@ The templates are small ones of the kinds that models' files have.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,7 +130,9 @@ def test_a_system_prompt_that_is_not_taken_is_said_by_the_user(
 
 
 def test_a_system_prompt_in_parts_that_is_not_taken(tokenizer: Tokenizer) -> None:
-    source = ALTERNATING.replace("{{ m.content }}", "{% for p in m.content %}{{p.text}}{% endfor %}")
+    source = ALTERNATING.replace(
+        "{{ m.content }}", "{% for p in m.content %}{{p.text}}{% endfor %}"
+    )
     text = "user:brief\n\none;assistant:two;user:three;"
     assert written(source, TALK, tokenizer) == text
 
@@ -156,8 +157,7 @@ def test_developers(tokenizer: Tokenizer) -> None:
         "{{ raise_exception('no ' + m.role) }}{% endif %}{{ m.role }}"
     )  # fmt: skip
     assert written(only_three, messages, tokenizer) == (
-        "system:brief\n\nkind;user:one;assistant:two;user:three;assistant:four;"
-        "user:loud\n\nfive;"
+        "system:brief\n\nkind;user:one;assistant:two;user:three;assistant:four;user:loud\n\nfive;"
     )
     assert written(ALTERNATING, messages, tokenizer) == (
         "user:brief\n\nkind\n\none;assistant:two;user:three;assistant:four;user:loud\n\nfive;"
