@@ -191,7 +191,7 @@ class _Session:
         n_forgotten = self._chat.n_forgotten
         with bar:
             reply = self._chat.say(text, prompt_progress=progress)
-            screen = _Screen(reply.prompt.begun)
+            screen = Screen(reply.prompt.begun)
             try:
                 for piece in reply:
                     bar.close()
@@ -280,7 +280,7 @@ class _Session:
             console.note(text)
 
 
-class _Screen:
+class Screen:
     """Shows one answer, without the blanks in front; thoughts are dim on a terminal that can."""
 
     def __init__(self, begun: Marks | None) -> None:
