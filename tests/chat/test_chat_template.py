@@ -225,7 +225,8 @@ KINDS = {
         "        {{- c.arguments | tojson }}\n        {{- '}</call>' }}\n    {%- endfor %}\n"
         "{%- endfor %}\n{%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %}",
         '<tools>\n{"type": "function", "function": {"name": "find_boat", "description": '
-        '"Finds boats <here> & there", "parameters": {"type": "object", "properties": {"to": {"type": "string", '
+        '"Finds boats <here> & there", "parameters": {"type": "object", "properties": {"to": '
+        '{"type": "string", '
         '"description": "Łódź, \\"for example\\""}, "n": {"type": "integer", "default": 2}}, '
         '"required": ["to"]}}}\n</tools>[user]A boat?[assistant]<call>{"name": "find_boat", '
         '"arguments": {"to": "Łódź", "n": 1, "via": ["<a>"]}}</call>[tool]'
