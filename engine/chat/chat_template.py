@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import time
@@ -220,7 +221,7 @@ def _run_worker(request: bytes) -> tuple[int, bytes]:
     try:
         worker = subprocess.Popen(
             # -I: isolated from the user's environment; -S: no site packages, saves 20 ms.
-            [sys.executable or "", "-I", "-S", template_worker.__file__],
+            [_interpreter(), "-I", "-S", template_worker.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -271,6 +272,16 @@ def _exchange(worker: subprocess.Popen[bytes], request: bytes, max_answer: int) 
                 if n_sent == len(request):
                     selector.unregister(to)
                     to.close()
+
+
+def _interpreter() -> str:
+    """The program of this Python. Where Python is part of another program, it may not know it."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    found = sys.executable or shutil.which(version, path=str(Path(sys.exec_prefix, "bin")))
+    found = found or shutil.which(version) or shutil.which("python3")
+    if not found:
+        raise ChatError("the chat template needs a Python program, and there is none on PATH")
+    return found
 
 
 def _paths() -> list[str]:
