@@ -59,10 +59,11 @@ class Conversation:
         self.n_forgotten = 0
         self.known: dict[str, list[int]] = {}
         self._system = ""
-        # Tokens that the template writes, or looks for. In a message they are text.
-        self._structure = frozenset(
-            self._tokenizer.encode_marked(template.source + self._forms.written)
-        )
+        encode, forms = self._tokenizer.encode_marked, self._forms
+        # User-defined tokens that are text in an answer: the template writes them around turns.
+        self._around = frozenset(encode(forms.turns))
+        # Those that are text in other messages: the template writes them, or looks for them.
+        self._structure = self._around.union(encode(forms.others + template.source))
         # Special tokens that templates look for in answers. More are found as they occur.
         self._wanted = {text for marks in thoughts.MARKS for text in marks}
         if system:
@@ -169,7 +170,7 @@ class Conversation:
             return
         before = prompt.end
         for part in self._parts(ids):
-            key = before + self._mark(self.decoded(part))
+            key = before + self._mark_own(self.decoded(part))
             # A newline between two tokens is the template's, too.
             if part and (len(part) == len(ids) or before or len(key) >= _MIN_KNOWN):
                 self.known[key] = self._tokenizer.encode_marked(before) + part
@@ -183,11 +184,16 @@ class Conversation:
         """The tokens of an answer between those that stay tokens when it is rendered."""
         parts: list[list[int]] = [[]]
         for i in ids:
-            if self._tokenizer.piece(i) in self._wanted:
+            if self._stays(i):
                 parts.append([])
             else:
                 parts[-1].append(i)
         return parts
+
+    def _stays(self, token_id: int) -> bool:
+        """Whether a token of an answer is one again when the answer is rendered."""
+        piece = self._tokenizer.piece(token_id)
+        return piece in self._wanted or not self._tokenizer.ordinary_end(self._mark_own(piece))
 
     def _later_starts(self) -> list[int]:
         """Where the turns behind the first one begin, of those that the context has not lost."""
@@ -252,9 +258,9 @@ class Conversation:
         special: set[str] = set()
 
         def look(text: str) -> str:
-            if self._mark(text) != text:
+            if self._mark_own(text) != text:
                 pieces = map(self._tokenizer.piece, set(self._tokenizer.encode_marked(text)))
-                special.update(piece for piece in pieces if self._mark(piece) != piece)
+                special.update(piece for piece in pieces if self._mark_own(piece) != piece)
             return text
 
         for message in messages:
@@ -268,12 +274,15 @@ class Conversation:
 
         def mark_answer(text: str) -> str:
             parts = kept.split(text) if keep else [text]
-            return "".join(part if i % 2 else self._mark(part) for i, part in enumerate(parts))
+            return "".join(part if i % 2 else self._mark_own(part) for i, part in enumerate(parts))
 
         return [
             _with_marks(message, mark_answer if message["role"] == "assistant" else self._mark)
             for message in messages
         ]
+
+    def _mark_own(self, text: str) -> str:
+        return self._tokenizer.mark(text, self._around)
 
     def _mark(self, text: str) -> str:
         return self._tokenizer.mark(text, self._structure)

@@ -43,14 +43,16 @@ class Forms:
     missing        roles whose messages the template refuses, or leaves out
     thought_field  field of a message for its thought, None if thoughts stay in the content
     begun          marks of the thought that each prompt begins, None if it begins none
-    written        the texts of the conversations that were tried
+    turns          the texts of the conversations that were tried, without tools and thoughts
+    others         the texts of the other ones
     """
 
     parts: frozenset[str]
     missing: frozenset[str]
     thought_field: str | None
     begun: Marks | None
-    written: str
+    turns: str
+    others: str
 
     def apply(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages in this form; other messages, in fields that are not named here, are kept.
@@ -138,12 +140,15 @@ def find(template: ChatTemplate) -> Forms:
             parts.add(role)
     in_content = answers[("thought", user)]
     drops_thoughts = isinstance(in_content, str) and _THOUGHT not in in_content
+    texts = {key: text for key, text in answers.items() if isinstance(text, str)}
+    is_turn = {key: key[0] not in ("tool", "thought") for key in texts}
     return Forms(
         parts=frozenset(parts),
         missing=frozenset(missing),
         thought_field=None if drops_thoughts else field,
-        begun=opened(next((text for text in answers.values() if isinstance(text, str)), "")),
-        written="".join(text for text in answers.values() if isinstance(text, str)),
+        begun=opened(next(iter(texts.values()), "")),
+        turns="".join(text for key, text in texts.items() if is_turn[key]),
+        others="".join(text for key, text in texts.items() if not is_turn[key]),
     )
 
 

@@ -105,8 +105,7 @@ class Terminal(Lines):
         prompt = "> " if first else ". "
         try:
             if console.stdout_is_terminal():
-                # Where Python takes the terminal for one of ASCII, other bytes are surrogates.
-                return os.fsencode(input(prompt)).decode("utf-8", "replace")
+                return _without_surrogates(input(prompt))
         except EOFError:
             console.write("\n")
             return None
@@ -171,6 +170,16 @@ def _read_some() -> bytes:
             return os.read(fd, 1 << 16)
         except BlockingIOError:
             select.select([fd], [], [])
+
+
+def _without_surrogates(line: str) -> str:
+    """The line; bytes that Python could not read, as it took the terminal for one of ASCII, are
+    UTF-8."""
+    try:
+        line.encode("utf-8")
+        return line
+    except UnicodeEncodeError:
+        return os.fsencode(line).decode("utf-8", "replace")
 
 
 def _set_utf8() -> None:

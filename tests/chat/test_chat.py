@@ -665,6 +665,29 @@ def test_an_answer_that_spells_the_end_of_a_turn_does_not_end_it(thinking: LLM) 
             assert ("hm" in thinking.detokenize(ids)) == (template == "chatml")
 
 
+def test_tokens_of_calls_that_a_model_wrote_stay_tokens(path: Path, tmp_path: Path) -> None:
+    """Though the template mentions them, so that people's are text."""
+    metadata = chat_metadata(N_VOCAB)
+    metadata["tokenizer.ggml.tokens"][-3] = "<call>"
+    metadata["tokenizer.ggml.token_type"][-3] = 4
+    write_llama(path.with_name("call.gguf"), n_vocab=N_VOCAB, metadata=metadata)
+    call, template = N_VOCAB - 3, "{# <call> #}" + CHAT_TEMPLATE
+    params = SamplingParams(temperature=0, max_tokens=4, logit_bias={call: 1e6})
+    with (
+        LLM(path.with_name("call.gguf"), n_threads=1) as llm,
+        Chat(llm, template=template, params=params) as chat,
+    ):
+        assert "".join(chat.say("<call>a")) == "<call>" * 4
+        known = chat.context.tokens
+        assert known.count(call) == 4
+        second = chat.say("b")
+        assert second.prompt.ids[: len(known)] == known
+        second.close()
+        chat.save(tmp_path / "talk.json")
+        chat.load(tmp_path / "talk.json")
+        assert chat.say("b").prompt.ids[: len(known)] == known
+
+
 def test_a_token_that_the_template_looks_for_may_be_any(raw: LLM) -> None:
     """Here one that ends turns: it is the template's own doing that it stands in the text."""
     looks = CHAT_TEMPLATE.replace("message['content']", "message['content'].split('<s>')[-1]")
