@@ -438,7 +438,7 @@ def test_a_terminal_without_escape_sequences_gets_none(
 ) -> None:
     one = person("-m", model, *CHATML, "--no-history", TERM=term)
     seen = one.wait_for(PROMPT)
-    one.type("<think>hm</think> the hat\n")
+    one.type("the hat\n")
     seen += one.wait_for(PROMPT)
     one.type("/stats\n")
     seen += one.wait_for(PROMPT)
