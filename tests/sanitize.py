@@ -64,14 +64,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def run_unchecked(*args: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """As `subprocess.run`, without the library of the checks."""
+def start_unchecked(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+    """As `subprocess.Popen`, without the library of the checks."""
     env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    return subprocess.run(*args, env=env, **options)
+    return subprocess.Popen(*args, env=env, **options)
 
 
 from lariat.chat import chat_template  # noqa: E402  takes no memory of its own, but others do
 
 chat_template.subprocess = SimpleNamespace(  # type: ignore[assignment]
-    **{**vars(subprocess), "run": run_unchecked}
+    **{**vars(subprocess), "Popen": start_unchecked}
 )

@@ -2,6 +2,9 @@
 
 chat             `Chat` and `Reply`: say something, read the answer, save and load
 conversation     messages as tokens, and which of them the cache has; forgets old turns
+message_checks   whether messages of a program or a file are some, and all a conversation
+message_forms    the form in which a template takes messages: found out by trying
+thoughts         tells thoughts and answers apart
 chat_template    how a conversation is written as text: named formats, or Jinja
 template_worker  renders Jinja in a process of its own, which the system limits
 """

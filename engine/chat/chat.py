@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Callable, Generator, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lariat.chat import chat_template
+from lariat.chat import chat_template, message_checks
 from lariat.chat.conversation import N_RESERVED, Conversation, Message, Prompt
 from lariat.checks import check_type
 from lariat.config import SamplingParams
@@ -35,6 +37,10 @@ class Chat:
     template  how the conversation is written: a name in `chat_template.FORMATS`, the source of a
               Jinja template, or None for the template in the model's file
     system    the system prompt, "" for none
+    tools     JSON schemas of functions, each a dictionary, for templates that describe them to the
+              model; the answer holds a call as the model writes it
+    chat_template_kwargs
+              more variables of the template, such as {"enable_thinking": False}
     params    `SamplingParams` of the answers, each with the next seed; None: as the file asks for
 
     Only new tokens are computed: the tokens of the conversation are compared with those in the
@@ -43,6 +49,8 @@ class Chat:
     `messages` keeps all.
 
     Special tokens count only in the template. In a message they are ordinary text.
+
+    A template that takes no system prompt gets it at the beginning of the user's next message.
 
     Raises `ChatError` for a template that is missing or fails, and `ContextError` for a message
     that does not fit; the conversation is then as it was before. Close it, or use it in a `with`
@@ -55,6 +63,8 @@ class Chat:
         *,
         template: str | None = None,
         system: str = "",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         params: SamplingParams | None = None,
     ) -> None:
         if template is not None:
@@ -62,10 +72,17 @@ class Chat:
         if params is not None:
             check_type("params", params, SamplingParams)
         self._llm = llm
-        form = chat_template.choose(template, llm.gguf, llm.tokenizer)
+        form = chat_template.choose(
+            template,
+            llm.gguf,
+            llm.tokenizer,
+            tools=() if tools is None else tools,
+            variables=chat_template_kwargs,
+        )
         self._conversation = Conversation(llm, form, system)
         self._streams = _Streams(llm, self._conversation)
-        self._reply: Reply | None = None
+        # A reply that nobody holds any more closes itself, so that the chat goes on.
+        self._reply: Callable[[], Reply | None] = lambda: None
         self.params = params or llm.sampling.params
         end = llm.tokenizer.encode_marked(form.end)
         # If the model has no token of that text, generation ends at the text.
@@ -78,8 +95,8 @@ class Chat:
 
     @property
     def messages(self) -> list[Message]:
-        """All messages, the system prompt first: "role" and "content" of each. A copy."""
-        return [dict(m) for m in self._conversation.with_system()]
+        """All messages, the system prompt first: "role", "content" and more of each. A copy."""
+        return copy.deepcopy(self._conversation.with_system())
 
     @property
     def n_forgotten(self) -> int:
@@ -99,46 +116,66 @@ class Chat:
 
     def say(
         self,
-        text: str,
+        message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
         params: SamplingParams | None = None,
         *,
         prompt_progress: Progress | None = None,
     ) -> Reply:
         """Say something. Iterate over the result for the answer, piece by piece.
 
+        message: a text that the user says, or a message, or several. A message has a "role" (user,
+        tool, developer) and "content", and what else the template asks for, such as "name".
+
         `params` are for this answer; `prompt_progress` as for `LLM.stream`. If the answer is closed
-        early, the text that was read stays in the conversation. If nothing was read, the message is
-        taken back. Errors of the model are raised while the answer is read.
+        early, the text that was read stays in the conversation. If nothing was read, what was said
+        is taken back. Errors of the model are raised while the answer is read. A loop that is left
+        closes the answer, too.
         """
+        if params is not None:
+            check_type("params", params, SamplingParams)
         self._check_idle()
+        said = message_checks.checked(message)
+        if not said or said[-1]["role"] == "assistant":
+            raise ChatError("the last message is the assistant's: there is nothing to answer")
         conversation = self._conversation
-        conversation.messages.append({"role": "user", "content": text})
+        conversation.messages += said
         try:
             prompt = conversation.prompt()
         except BaseException:
-            conversation.messages.pop()
+            del conversation.messages[-len(said) :]
             raise
         params = params or self.params
         params = replace(params, stop=(*params.stop, *self._stop))
-        self._reply = Reply(self._streams, prompt, params, prompt_progress, self._take)
-        return self._reply
+        on_end = _Ending(conversation, len(said))
+        reply = Reply(self._streams, prompt, params, prompt_progress, on_end)
+        self._reply = weakref.ref(reply)
+        return reply
 
-    def _take(self, reply: Reply) -> None:
-        """Take an answer into the conversation, however it ended."""
-        self._reply = None
-        if reply.text or reply.finish_reason is not None:
-            self._conversation.answered(reply.prompt, reply.text, reply.token_ids)
-        else:
-            self._conversation.messages.pop()
+    def add(self, message: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Add one or several messages without an answer: an earlier conversation, for example.
+
+        A message of the assistant may have "tool_calls", as a list of {"type": "function",
+        "function": {"name": ..., "arguments": {...}}}. Raises `ChatError` for what is no message.
+        """
+        self._check_idle()
+        self._conversation.messages += message_checks.checked(message)
+
+    def stop(self) -> None:
+        """Close the answer that is being written, if there is one. The text that was read stays."""
+        reply = self._reply()
+        if reply is not None:
+            reply.close()
 
     def undo(self) -> str | None:
-        """Take the last message and its answer back. Returns the message, or None without one."""
+        """Take the last turn back: the user's message and all behind it. Returns the message, or
+        None without one."""
         self._check_idle()
         conversation = self._conversation
-        if not conversation.messages:
+        if not conversation.starts:
             return None
-        text = conversation.messages[-2]["content"]
-        del conversation.messages[-2:]
+        start = conversation.starts[-1]
+        text = str(conversation.messages[start]["content"])
+        del conversation.messages[start:]
         conversation.n_forgotten = min(conversation.n_forgotten, len(conversation.messages))
         return text
 
@@ -177,18 +214,18 @@ class Chat:
         self._check_idle()
         is_json = Path(path).suffix == ".json"
         state = _parsed(path, _read(path) if is_json else context_file.note(path))
-        messages = state["messages"]
-        has_system = bool(messages) and messages[0]["role"] == "system"
-        self.system = messages.pop(0)["content"] if has_system else ""
+        loaded = state["messages"]
+        has_system = bool(loaded) and loaded[0]["role"] == "system"
+        self.system = loaded.pop(0)["content"] if has_system else ""
         conversation = self._conversation
-        conversation.messages, conversation.n_forgotten, conversation.known = messages, 0, {}
+        conversation.messages, conversation.n_forgotten, conversation.known = loaded, 0, {}
         if is_json:
             return False
         try:
             self.context.load(path)
         except ContextError:
             return False
-        if state.get("n_forgotten") in range(0, len(messages), 2):
+        if state.get("n_forgotten") in conversation.starts:
             conversation.n_forgotten = state["n_forgotten"]
         # Without the ids, the answers are tokenized again.
         with suppress(AttributeError, KeyError, TypeError, ValueError):
@@ -199,8 +236,7 @@ class Chat:
 
     def close(self) -> None:
         """Give the blocks of the cache back. Closing twice does nothing."""
-        if self._reply is not None:
-            self._reply.close()
+        self.stop()
         self.context.close()
 
     def __enter__(self) -> Chat:
@@ -210,8 +246,26 @@ class Chat:
         self.close()
 
     def _check_idle(self) -> None:
-        if self._reply is not None:
-            raise ChatError("an answer is being written: read it to its end or close it first")
+        reply = self._reply()
+        if reply is not None and reply.is_open:
+            raise ChatError(
+                "an answer is being written: read it to its end, or close it (stop() does)"
+            )
+
+
+class _Ending:
+    """Takes an answer into the conversation, however it ended."""
+
+    def __init__(self, conversation: Conversation, n_said: int) -> None:
+        """`n_said`: how many messages the answer is to."""
+        self._conversation = conversation
+        self._n_said = n_said
+
+    def __call__(self, writing: _Writing) -> None:
+        if writing.text or writing.finish_reason is not None:
+            self._conversation.answered(writing.prompt, writing.text, writing.token_ids)
+        else:
+            del self._conversation.messages[-self._n_said :]
 
 
 class _Streams:
@@ -236,24 +290,11 @@ class _Streams:
         )
 
 
-class Reply:
-    """Iterator over the text of one answer, see `Chat.say`.
+class _Writing:
+    """What is known of an answer while it is written. See `Reply`, which it does not refer to: so a
+    reply that nobody holds any more is gone at once."""
 
-    text           the text that has been read so far
-    token_ids      its tokens, when the answer has ended
-    finish_reason  as for `Completion`; None while it is not finished, or if it was closed early
-    timings        of its prompt and its tokens; `n_reused` prompt tokens were in the cache
-    """
-
-    def __init__(
-        self,
-        streams: _Streams,
-        prompt: Prompt,
-        params: SamplingParams,
-        on_prompt: Progress | None,
-        on_end: Callable[[Reply], None],
-    ) -> None:
-        """Use `Chat.say`."""
+    def __init__(self, streams: _Streams, prompt: Prompt) -> None:
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
@@ -261,37 +302,17 @@ class Reply:
         self.timings = Timings(n_reused=min(n_cached, len(prompt.ids) - 1))
         self.prompt = prompt
         self._streams = streams
-        self._params = params
-        self._on_prompt = on_prompt
-        self._on_end = on_end
-        self._pieces = self._write()
-        self._closed = False
 
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except BaseException:  # the end, too
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Stop writing. The text that was read stays. Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._pieces.close()
-            self._on_end(self)
-
-    def _write(self) -> Generator[str, None, None]:
+    def pieces(
+        self, params: SamplingParams, on_prompt: Progress | None
+    ) -> Generator[str, None, None]:
         """The pieces, of one stream, or of several if turns are forgotten in between."""
-        conversation, params = self._streams.conversation, self._params
+        conversation = self._streams.conversation
         n_full = self._streams.llm.n_ctx - N_RESERVED
         while True:
             n_left = params.max_tokens - len(self.token_ids) if params.max_tokens >= 0 else -1
             ids = self.prompt.ids + self.token_ids
-            stream = self._streams.start(ids, params, n_left, self._on_prompt)
+            stream = self._streams.start(ids, params, n_left, on_prompt)
             done = stream.completion
             try:
                 for piece in stream:
@@ -315,6 +336,78 @@ class Reply:
             setattr(self.timings, name, getattr(self.timings, name) + getattr(done.timings, name))
 
 
+class Reply:
+    """Iterator over the text of one answer, see `Chat.say`.
+
+    text           the text that has been read so far
+    token_ids      its tokens, when the answer has ended
+    finish_reason  as for `Completion`; None while it is not finished, or if it was closed early
+    timings        of its prompt and its tokens; `n_reused` prompt tokens were in the cache
+    prompt         the tokens that it answers, and whether they begin a thought
+    is_open        whether it is still being written
+    """
+
+    def __init__(
+        self,
+        streams: _Streams,
+        prompt: Prompt,
+        params: SamplingParams,
+        on_prompt: Progress | None,
+        on_end: Callable[[_Writing], None],
+    ) -> None:
+        """Use `Chat.say`."""
+        self.is_open = True
+        self._on_end = on_end
+        self._writing = _Writing(streams, prompt)
+        self._pieces = self._writing.pieces(params, on_prompt)
+
+    @property
+    def text(self) -> str:
+        """See the class."""
+        return self._writing.text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """See the class."""
+        return self._writing.token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        """See the class."""
+        return self._writing.finish_reason
+
+    @property
+    def timings(self) -> Timings:
+        """See the class."""
+        return self._writing.timings
+
+    @property
+    def prompt(self) -> Prompt:
+        """See the class."""
+        return self._writing.prompt
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except BaseException:  # the end, too
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop writing. The text that was read stays. Closing twice does nothing."""
+        if self.is_open:
+            self.is_open = False
+            self._pieces.close()
+            self._on_end(self._writing)
+
+    def __del__(self) -> None:
+        if getattr(self, "is_open", False) and hasattr(self, "_pieces"):
+            self.close()
+
+
 def _read(path: str | os.PathLike[str]) -> bytes:
     with open(path, "rb") as file:
         data = file.read(_MAX_BYTES + 1)
@@ -324,22 +417,15 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _parsed(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any]:
-    """A conversation in a file: questions and answers in turn, maybe a system prompt in front.
+    """A conversation in a file: turns that end with an answer, maybe a system prompt in front.
 
     Raises `ChatError` for anything else.
     """
     try:
-        state = json.loads(text)
-        messages = state["messages"]
-        n_system = int(messages[:1] != [] and messages[0]["role"] == "system")
-        roles = ["system"] * n_system + ["user", "assistant"] * (len(messages) // 2)
-        state["messages"] = [
-            {"role": role, "content": message["content"]}
-            for role, message in zip(roles, messages, strict=True)
-            if message["role"] == role and message["content"].encode("utf-8") is not None
-        ]
-        if len(state["messages"]) == len(messages):
-            return dict(state)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise ChatError(f"{path}: holds no conversation: questions and answers in turn as JSON")
+        state = dict(json.loads(text))
+        state["messages"] = message_checks.conversation(state["messages"])
+        return state
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ChatError(
+            f"{path}: holds no conversation: questions and answers in turn as JSON"
+        ) from None

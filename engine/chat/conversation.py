@@ -6,10 +6,13 @@ the cache. So nothing has to be known about a template; it may even write earlie
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from typing import TYPE_CHECKING, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from lariat.chat.chat_template import ChatTemplate
+from lariat.chat import message_forms, thoughts
+from lariat.chat.chat_template import ChatTemplate, marked
 from lariat.errors import ChatError, ContextError
 from lariat.reuse.prompt_reuse import common_prefix, shift
 
@@ -20,8 +23,11 @@ N_RESERVED = 32
 """Tokens at the end of the context. When an answer reaches them, the oldest turns are forgotten."""
 
 _MAX_FILL = 0.75  # how full the context may be after turns were forgotten
+_N_TRIED = 8  # numbers of turns to forget that are tried at a time
+_MIN_KNOWN = 16  # characters of a text between two special tokens whose tokens are kept
 
-Message = dict[str, str]  # "role": system, user or assistant; "content": the text
+Message = dict[str, Any]
+"""As transformers has it: "role", "content", and for tools "tool_calls" and the like."""
 
 
 class Prompt(NamedTuple):
@@ -29,13 +35,14 @@ class Prompt(NamedTuple):
 
     ids: list[int]
     end: str  # its text behind the last special token; the answer continues it
+    begun: thoughts.Marks | None  # marks of a thought that the text begins for the answer
 
 
 class Conversation:
     """Messages, and a context that holds their beginning.
 
     messages     all but the system prompt
-    n_forgotten  how many of the oldest messages the context has lost
+    n_forgotten  how many of the oldest messages the context has lost; it keeps a developer's
     known        answers as they were sampled, by their text together with the text before it, back
                  to the last special token: the same text might be tokenized in another way
     context      their tokens in the cache
@@ -44,15 +51,23 @@ class Conversation:
     def __init__(self, llm: LLM, template: ChatTemplate, system: str) -> None:
         """Begin with a system prompt, "" for none.
 
-        Raises `ChatError` if the template refuses it.
+        Raises `ChatError` if the template cannot be used, or refuses the prompt.
         """
         self._llm, self._tokenizer, self._template = llm, llm.tokenizer, template
+        self._forms = message_forms.find(template)
         self.messages: list[Message] = []
         self.n_forgotten = 0
         self.known: dict[str, list[int]] = {}
         self._system = ""
-        self._structure: frozenset[int] = frozenset()  # tokens that the template writes
-        self.system = system
+        encode, forms = self._tokenizer.encode_marked, self._forms
+        # User-defined tokens that are text in an answer: the template writes them around turns.
+        self._around = frozenset(encode(forms.turns))
+        # Those that are text in other messages: the template writes them, or looks for them.
+        self._structure = self._around.union(encode(forms.others + template.source))
+        # Special tokens that templates look for in answers. More are found as they occur.
+        self._wanted = {text for marks in thoughts.MARKS for text in marks}
+        if system:
+            self.system = system
         self.context = llm.context()
 
     @property
@@ -65,9 +80,7 @@ class Conversation:
         """Change it. Raises `ChatError` if the template refuses it."""
         before, self._system = self._system, text
         try:
-            # A conversation about nothing shows whether the template takes the prompt.
-            probe = [{"role": role, "content": "-"} for role in ("user", "assistant", "user")]
-            self._structure = frozenset(self._tokenizer.encode_marked(self._render(probe)))
+            self._render([{"role": "user", "content": "-"}])  # whether the template takes it
         except BaseException:
             self._system = before
             raise
@@ -77,9 +90,19 @@ class Conversation:
         return self._with_system(self.messages)
 
     @property
+    def starts(self) -> list[int]:
+        """Where turns begin: at a message of the user behind one of another role."""
+        roles = ["", *(message["role"] for message in self.messages)]
+        return [
+            i
+            for i, (before, role) in enumerate(pairwise(roles))
+            if role == "user" and before != "user"
+        ]
+
+    @property
     def can_forget(self) -> bool:
-        """Whether the context still has a turn before the last one."""
-        return len(self.messages) - self.n_forgotten > 1
+        """Whether there is an older turn than the last that the context has not lost."""
+        return bool(self._later_starts())
 
     def prompt(self) -> Prompt:
         """The conversation, without its oldest turns if it is too long.
@@ -88,12 +111,15 @@ class Conversation:
         alone is too long.
         """
         prompt, cached = self._prompt(self.n_forgotten), self.context.tokens
-        last = self.messages[-2] if len(self.messages) > 1 else {"content": ""}
-        content, stripped = last["content"], last["content"].strip()
-        if content != stripped:
+        last = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
+        content = last.get("content")
+        if isinstance(content, str) and content != content.strip():
             # A template may write the blank before an answer that the model has written itself.
-            last["content"] = stripped
-            other = self._prompt(self.n_forgotten)
+            last["content"] = content.strip()
+            try:
+                other = self._prompt(self.n_forgotten)
+            except ChatError:
+                other = prompt
             if common_prefix(cached, other.ids) > common_prefix(cached, prompt.ids):
                 prompt = other
             else:
@@ -107,23 +133,28 @@ class Conversation:
     def forget(self, answer: list[int]) -> Prompt:
         """Forget the oldest turns, so that there is room behind the tokens of an unfinished answer.
 
-        Returns the prompt of the turns that stay. They move up in the cache.
+        Returns the prompt of the turns that stay. They move up in the cache. Templates may ask for
+        a message of the user at both ends, so only whole conversations are rendered.
         """
         n_max = int(_MAX_FILL * self._llm.n_ctx) - len(answer)
-        last = len(self.messages) - 1  # the message that waits for an answer
-        starts = range(self.n_forgotten + 2, last + 1, 2)  # of later turns
-        n = bisect_left(
-            starts, True, hi=len(starts) - 1, key=lambda i: len(self._prompt(i).ids) <= n_max
-        )
-        first, cached = starts[n], self.context.tokens
-        prompt = self._prompt(first)
+        starts = self._later_starts()
+        low, high = 0, len(starts) - 1  # the last turn has to do
+        while low < high:  # several at a time, because a template renders many as quickly as one
+            tried = sorted({low + (high - low) * k // _N_TRIED for k in range(_N_TRIED)})
+            fits = [len(p.ids) <= n_max for p in self._prompts([starts[n] for n in tried])]
+            n = fits.index(True) if True in fits else len(fits)
+            low, high = tried[n - 1] + 1 if n else low, tried[n] if n < len(fits) else high
+        first, cached = starts[low], self.context.tokens
+        prompt, stays, whole = self._prompts([first, first, self.n_forgotten], another_end=1)
+        before = whole.ids
         ids = prompt.ids + answer
         self._check_length(ids)
         n_moving = len(ids)
         if not answer:  # the last message is new, even if the same was said before
-            stays = self._prompt(first, last).ids if first < last else []
-            n_moving = max(common_prefix(stays, ids), common_prefix(cached, ids))
-        n_lost = common_prefix(cached, self._prompt(self.n_forgotten, first).ids)
+            n_moving = max(common_prefix(stays.ids, ids), common_prefix(cached, ids))
+        # The turns that stay are the common end of both prompts.
+        n_lost = len(before) - common_prefix(before[::-1], prompt.ids[::-1])
+        n_lost = min(n_lost, common_prefix(cached, before))
         try:
             shift(self.context, ids[:n_moving], n_lost)
             self.context.compact()
@@ -135,36 +166,154 @@ class Conversation:
     def answered(self, prompt: Prompt, text: str, ids: list[int]) -> None:
         """Take in the answer to `prompt`: its text, and the tokens that were sampled."""
         self.messages.append({"role": "assistant", "content": text})
-        if self.decoded(ids) == text:  # not cut at a stop text or within a character
-            key = prompt.end + self._tokenizer.mark(text, self._structure)
-            self.known[key] = self._tokenizer.encode_marked(prompt.end) + ids
+        if self.decoded(ids) != text:  # cut at a stop text or within a character
+            return
+        before = prompt.end
+        for part in self._parts(ids):
+            key = before + self._mark_own(self.decoded(part))
+            # A newline between two tokens is the template's, too.
+            if part and (len(part) == len(ids) or before or len(key) >= _MIN_KNOWN):
+                self.known[key] = self._tokenizer.encode_marked(before) + part
+            before = ""
 
     def decoded(self, ids: list[int]) -> str:
         """The text of generated tokens, whole characters."""
         return "".join(map(self._tokenizer.decoder().feed, ids))
 
+    def _parts(self, ids: list[int]) -> list[list[int]]:
+        """The tokens of an answer between those that stay tokens when it is rendered."""
+        parts: list[list[int]] = [[]]
+        for i in ids:
+            if self._stays(i):
+                parts.append([])
+            else:
+                parts[-1].append(i)
+        return parts
+
+    def _stays(self, token_id: int) -> bool:
+        """Whether a token of an answer is one again when the answer is rendered."""
+        piece = self._tokenizer.piece(token_id)
+        return piece in self._wanted or not self._tokenizer.ordinary_end(self._mark_own(piece))
+
+    def _later_starts(self) -> list[int]:
+        """Where the turns behind the first one begin, of those that the context has not lost."""
+        roles = [message["role"] for message in self.messages]
+        return [
+            i
+            for i in self.starts
+            if any(role != "developer" for role in roles[self.n_forgotten : i])
+        ]
+
     def _with_system(self, messages: list[Message]) -> list[Message]:
         return [{"role": "system", "content": self._system}] * bool(self._system) + messages
 
-    def _render(self, messages: list[Message]) -> str:
-        mark = self._tokenizer.mark
-        return self._template.render(
-            [
-                {"role": m["role"], "content": mark(m["content"], self._structure)}
-                for m in self._with_system(messages)
-            ]
-        )
+    def _rendered(self, conversations: Sequence[list[Message]]) -> list[str]:
+        """The texts of conversations, see `_render`."""
+        formed = [self._forms.apply(self._with_system(messages)) for messages in conversations]
+        special = set().union(*map(self._special_in, formed))
+        if not special <= self._wanted:
+            return [self._render(messages) for messages in conversations]
+        texts = self._template.render_all([self._marked(f, special) for f in formed])
+        for text in texts:
+            if isinstance(text, ChatError):
+                raise text
+        return cast(list[str], texts)
 
-    def _prompt(self, first: int, stop: int | None = None) -> Prompt:
-        """The messages from `first` to before `stop`, behind the system prompt."""
-        text = self._render(self.messages[first:stop])
+    def _render(self, messages: list[Message]) -> str:
+        """The text of a conversation in which special tokens of the messages are marked.
+
+        Answers are the model's own text, and a template may look for marks of thoughts and calls in
+        them. So tokens in answers are marked only if that changes nothing else in the text.
+        """
+        formed = self._forms.apply(self._with_system(messages))
+        special = self._special_in(formed)
+        if special <= self._wanted:
+            return self._template.render(self._marked(formed, special))
+        plain, (best,) = self._compared(formed, special, [special & self._wanted])
+        if best is not None:
+            return best
+        ordered = sorted(special)
+        _, others = self._compared(formed, special, [special - {text} for text in ordered])
+        self._wanted |= {text for text, other in zip(ordered, others, strict=True) if other is None}
+        plain, (best,) = self._compared(formed, special, [special & self._wanted])
+        return plain if best is None else best
+
+    def _compared(
+        self, formed: list[Message], special: set[str], kept: Sequence[set[str]]
+    ) -> tuple[str, list[str | None]]:
+        """The text in which answers have no marks, and for each of `kept` the text in which they
+        have marks but for these tokens; None where that differs in more than marks."""
+        conversations = [self._marked(formed, keep) for keep in (special, *kept)]
+        plain, *others = self._template.render_all(conversations)
+        if isinstance(plain, ChatError):
+            raise plain
+        unmark = self._tokenizer.unmark
+        return plain, [
+            other if isinstance(other, str) and unmark(other) == unmark(plain) else None
+            for other in others
+        ]
+
+    def _special_in(self, messages: Iterable[Message]) -> set[str]:
+        """The special tokens that are written in answers."""
+        special: set[str] = set()
+
+        def look(text: str) -> str:
+            if self._mark_own(text) != text:
+                pieces = map(self._tokenizer.piece, set(self._tokenizer.encode_marked(text)))
+                special.update(piece for piece in pieces if self._mark_own(piece) != piece)
+            return text
+
+        for message in messages:
+            if message["role"] == "assistant":
+                _with_marks(message, look)
+        return special
+
+    def _marked(self, messages: Iterable[Message], keep: set[str]) -> list[Message]:
+        """The messages with marks, but for the tokens `keep` in answers."""
+        kept = re.compile("(" + "|".join(map(re.escape, sorted(keep, key=len)[::-1])) + ")")
+
+        def mark_answer(text: str) -> str:
+            parts = kept.split(text) if keep else [text]
+            return "".join(part if i % 2 else self._mark_own(part) for i, part in enumerate(parts))
+
+        return [
+            _with_marks(message, mark_answer if message["role"] == "assistant" else self._mark)
+            for message in messages
+        ]
+
+    def _mark_own(self, text: str) -> str:
+        return self._tokenizer.mark(text, self._around)
+
+    def _mark(self, text: str) -> str:
+        return self._tokenizer.mark(text, self._structure)
+
+    def _prompt(self, first: int) -> Prompt:
+        """The messages from `first` on, behind the system prompt and those of developers."""
+        return self._prompts([first])[0]
+
+    def _prompts(self, firsts: Sequence[int], another_end: int | None = None) -> list[Prompt]:
+        """`_prompt` for each of `firsts`. In that with the number `another_end`, something else is
+        said after the last answer."""
+        conversations = [
+            [m for m in self.messages[:first] if m["role"] == "developer"] + self.messages[first:]
+            for first in firsts
+        ]
+        if another_end is not None:
+            messages = conversations[another_end]
+            roles = ["assistant", *(message["role"] for message in messages)]
+            at = len(roles) - 1 - roles[::-1].index("assistant")
+            other = "+" if messages[at]["content"].startswith("-") else "-"
+            messages[at] = messages[at] | {"content": other}
+        return list(map(self._tokenized, self._rendered(conversations)))
+
+    def _tokenized(self, text: str) -> Prompt:
         ids = self._tokenizer.encode_marked(text, self.known)
         if not ids:
             raise ChatError("the chat template writes nothing")
         bos = self._tokenizer.bos_id
         if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
-        return Prompt(ids, self._tokenizer.ordinary_end(text))
+        return Prompt(ids, self._tokenizer.ordinary_end(text), thoughts.opened(text))
 
     def _check_length(self, ids: list[int]) -> None:
         if len(ids) >= self._llm.n_ctx:
@@ -172,3 +321,11 @@ class Conversation:
                 f"that makes {len(ids)} tokens with what has to stay, "
                 f"and the context has room for {self._llm.n_ctx}"
             )
+
+
+def _with_marks(message: Message, mark: Callable[[str], str]) -> Message:
+    """A message with marks in all that is said in it: not in its role, nor in types of parts."""
+    result = {key: marked(value, mark) for key, value in message.items() if key != "role"}
+    if isinstance(message["content"], list):
+        result["content"] = [part | {"text": mark(part["text"])} for part in message["content"]]
+    return {"role": message["role"]} | result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from lariat.errors import ChatError, LariatError
 
 if TYPE_CHECKING:
     from lariat.chat.chat import Chat
+    from lariat.chat.thoughts import Marks
     from lariat.llm import LLM
     from lariat.runtime.request import Timings
 
@@ -22,7 +24,8 @@ _MAX_BYTES = 1 << 20  # of the file of a template or a system prompt
 
 _DESCRIPTION = """\
 Talk with a model that was trained for it. Answers stream to standard output. If standard input is
-not a terminal, each of its lines is a message, and only the answers are printed."""
+not a terminal, each of its lines is a message, and only the answers are printed; lines that begin
+with a slash are messages, too, unless --commands is given."""
 
 _EPILOG = """\
 examples:
@@ -32,10 +35,10 @@ examples:
   echo "What is a lariat?" | lariat chat -m model.gguf
 
 A message is a line. A line that ends in a backslash goes on in the next line, and lines between two
-\"\"\" are one message. /help lists the commands. Ctrl-C stops an answer; Ctrl-D leaves, and so does
-Ctrl-C pressed twice. Keys and values of the conversation stay in the cache, so only new tokens are
-computed. When the context is full, the oldest turns are forgotten; --cache raw does that without
-computing anything.
+\"\"\" are one message. In a terminal, /help lists the commands. Ctrl-C stops an answer; Ctrl-D
+leaves, and so does Ctrl-C pressed twice. Keys and values of the conversation stay in the cache, so
+only new tokens are computed. When the context is full, the oldest turns are forgotten; --cache raw
+does that without computing anything.
 Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe."""
 
 
@@ -68,7 +71,18 @@ def register(commands: Any) -> None:
     template.add_argument(
         "--chat-template-file", metavar="FILE", help="a template in Jinja from a UTF-8 file"
     )
+    text.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="more variables of a template in Jinja, such as '{\"enable_thinking\": false}'",
+    )
     sampling_flags.add_length(text)
+    text.add_argument(
+        "--commands",
+        action="store_true",
+        help="lines that begin with a slash are commands in a pipe, too (in a terminal they always "
+        "are); they read and write files",
+    )
     text.add_argument(
         "-st", "--single-turn", action="store_true", help="leave after the answer to -p or -f"
     )
@@ -94,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     system = args.system_prompt or ""
     if args.system_prompt_file is not None:
         system = _read(args.system_prompt_file).removesuffix("\n")
+    variables = _variables(args.chat_template_kwargs)
     template = args.chat_template
     if args.chat_template_file is not None:
         template = _read(args.chat_template_file)
@@ -109,7 +124,13 @@ def run(args: argparse.Namespace) -> int:
         chat_template.check_known(template)
     with engine_flags.load(args, config, overrides) as llm:
         params = sampling_flags.with_file(params, llm.sampling, args)
-        chat = Chat(llm, template=template, system=system, params=params)
+        chat = Chat(
+            llm,
+            template=template,
+            system=system,
+            chat_template_kwargs=variables,
+            params=params,
+        )
         lines = Terminal(history=not args.no_history) if console.stdin_is_terminal() else Lines()
         with chat, lines:
             return _Session(chat, llm, lines, args).run(message)
@@ -129,6 +150,7 @@ class _Session:
         self._args = args
         self._timings: Timings | None = None  # of the last answer
         self._is_quiet = args.quiet or not lines.is_terminal
+        self._has_commands = args.commands or lines.is_terminal
 
     def run(self, message: str | None) -> int:
         """Talk until the user leaves; `message` is the first message."""
@@ -141,7 +163,7 @@ class _Session:
                 if self._args.single_turn:
                     return 0
             while (text := self._lines.read()) is not None:
-                if text.startswith("/") and "\n" not in text:
+                if self._has_commands and text.startswith("/") and "\n" not in text:
                     self._attempt(self._obey, text)
                 elif text.strip():
                     self._attempt(self._answer, text)
@@ -171,21 +193,17 @@ class _Session:
                 bar(n_done / n_prompt)
 
         n_forgotten = self._chat.n_forgotten
-        last = ""
         with bar:
             reply = self._chat.say(text, prompt_progress=progress)
+            screen = Screen(reply.prompt.begun)
             try:
                 for piece in reply:
                     bar.close()
-                    shown = piece if last else piece.lstrip()
-                    if shown:
-                        console.show(shown)
-                        last = shown[-1]
+                    screen.show(piece)
             finally:
                 reply.close()
                 self._timings = reply.timings
-                if last != "\n":
-                    console.write("\n")
+                screen.end()
                 if self._lines.is_terminal:
                     console.write("\n")
         if reply.finish_reason == "context":
@@ -266,6 +284,44 @@ class _Session:
             console.note(text)
 
 
+class Screen:
+    """Shows one answer, without the blanks in front; thoughts are dim on a terminal that can."""
+
+    def __init__(self, begun: Marks | None) -> None:
+        """`begun`: the marks of a thought that the prompt has begun."""
+        from lariat.chat.thoughts import Splitter
+
+        self._splitter = Splitter(begun) if console.has_styles() else None
+        self._is_dim = False
+        self._last = ""
+
+    def show(self, piece: str) -> None:
+        """Show a piece of the answer."""
+        parts = self._splitter.feed(piece) if self._splitter is not None else [(piece, False)]
+        self._write(parts)
+
+    def end(self) -> None:
+        """Show what is left, and end the line."""
+        if self._splitter is not None:
+            self._write(self._splitter.flush())
+        self._set_dim(False)
+        if self._last != "\n":
+            console.write("\n")
+
+    def _write(self, parts: list[tuple[str, bool]]) -> None:
+        for text, is_thought in parts:
+            shown = text if self._last else text.lstrip()
+            if shown:
+                self._set_dim(is_thought)
+                console.show(shown)
+                self._last = shown[-1]
+
+    def _set_dim(self, is_dim: bool) -> None:
+        if is_dim != self._is_dim:
+            self._is_dim = is_dim
+            console.write(console.DIM if is_dim else console.NORMAL)
+
+
 _COMMANDS: dict[str, tuple[Callable[[_Session, str], None], str, str]] = {
     "/reset": (_Session.reset, "", "forget the conversation, but not the system prompt"),
     "/undo": (_Session.undo, "", "take back the last message and its answer"),
@@ -276,6 +332,20 @@ _COMMANDS: dict[str, tuple[Callable[[_Session, str], None], str, str]] = {
     "/help": (_Session.help, "", "this list"),
     "/quit": (_Session.quit, "", "leave, as Ctrl-D does"),
 }
+
+
+def _variables(text: str | None) -> dict[str, Any]:
+    """Variables of the chat template that are given as JSON."""
+    if text is None:
+        return {}
+    flag = "argument --chat-template-kwargs"
+    try:
+        variables = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{flag}: is not JSON: {error}") from None
+    if not isinstance(variables, dict):
+        raise UsageError(f'{flag}: expected an object such as {{"enable_thinking": false}}')
+    return variables
 
 
 def _path(text: str, command: str) -> Path:

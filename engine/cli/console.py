@@ -17,6 +17,8 @@ _MAX_WORD = 240  # characters of a path or a name that are shown
 _MAX_MESSAGE = 1200
 _LONG_WORD = re.compile(rf"\S{{{_MAX_WORD + 1},}}")
 
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+
 
 class OutputError(Exception):
     """Standard output cannot be written; the message is a sentence with the reason."""
@@ -114,6 +116,16 @@ def stdout_is_terminal() -> bool:
 def stderr_is_terminal() -> bool:
     """Whether a person is likely to read stderr."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def has_escapes() -> bool:
+    """Whether the terminal obeys escape sequences (TERM=dumb says that it does not)."""
+    return os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def has_styles() -> bool:
+    """Whether stdout is a terminal that shows dim text, and NO_COLOR is not set (no-color.org)."""
+    return stdout_is_terminal() and has_escapes() and not os.environ.get("NO_COLOR")
 
 
 class Bar:

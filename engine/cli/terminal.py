@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import locale
 import os
+import select
 import sys
 from pathlib import Path
 
@@ -17,6 +19,9 @@ class Lines:
     """Messages from standard input that is not a terminal. Use it in a `with` statement."""
 
     is_terminal = False
+
+    def __init__(self) -> None:
+        self._held = b""  # read, but not yet a line
 
     def read(self) -> str | None:
         """The next message, or None at the end.
@@ -38,8 +43,15 @@ class Lines:
         """Show a message that was not typed."""
 
     def _line(self, first: bool) -> str | None:
-        data = sys.stdin.buffer.readline() if sys.stdin is not None else b""
-        return data.decode("utf-8", "replace").rstrip("\r\n") if data else None
+        while b"\n" not in self._held:
+            data = _read_some()
+            if not data:
+                break
+            self._held += data
+        line, newline, self._held = self._held.partition(b"\n")
+        if not line and not newline:
+            return None
+        return line.decode("utf-8", "replace").rstrip("\r\n")
 
     def _quoted(self, text: str) -> str:
         while not text.rstrip().endswith(_QUOTES):
@@ -65,6 +77,8 @@ class Terminal(Lines):
     is_terminal = True
 
     def __init__(self, history: bool) -> None:
+        super().__init__()
+        self._was_blocking: bool | None = None
         self._history = _history_path() if history else None
         self._n_before = 0
 
@@ -91,7 +105,7 @@ class Terminal(Lines):
         prompt = "> " if first else ". "
         try:
             if console.stdout_is_terminal():
-                return input(prompt)
+                return _without_surrogates(input(prompt))
         except EOFError:
             console.write("\n")
             return None
@@ -103,11 +117,20 @@ class Terminal(Lines):
         return line
 
     def __enter__(self) -> Terminal:
+        _set_utf8()
+        with contextlib.suppress(OSError, ValueError):
+            fd = sys.stdin.fileno()
+            self._was_blocking = os.get_blocking(fd)
+            os.set_blocking(fd, True)  # another program may have left it otherwise
         with contextlib.suppress(ImportError):
             import readline
 
+            # Letters are typed as they are, also where the locale knows ASCII alone.
+            for setting in ("input-meta on", "output-meta on", "convert-meta off"):
+                readline.parse_and_bind(f"set {setting}")
             # Makes a paste of several lines one message. (Python's own shell turns it off.)
-            readline.parse_and_bind("set enable-bracketed-paste on")
+            paste = "on" if console.has_escapes() else "off"
+            readline.parse_and_bind(f"set enable-bracketed-paste {paste}")
             readline.set_auto_history(True)
             if self._history is not None:
                 with contextlib.suppress(OSError):
@@ -117,6 +140,9 @@ class Terminal(Lines):
 
     def __exit__(self, *_: object) -> None:
         """Append the typed lines to the history file, if there is one."""
+        if self._was_blocking is False:
+            with contextlib.suppress(OSError, ValueError):
+                os.set_blocking(sys.stdin.fileno(), False)
         if self._history is None:
             return
         with contextlib.suppress(ImportError, OSError):
@@ -129,6 +155,38 @@ class Terminal(Lines):
             readline.set_history_length(_N_HISTORY)
             n_new = readline.get_current_history_length() - self._n_before
             readline.append_history_file(n_new, self._history)
+
+
+def _read_some() -> bytes:
+    """The next bytes of standard input, b"" at its end. Waits if none are there yet."""
+    if sys.stdin is None:
+        return b""
+    try:
+        fd = sys.stdin.fileno()
+    except (OSError, ValueError):  # not a file
+        return sys.stdin.buffer.readline()
+    while True:
+        try:
+            return os.read(fd, 1 << 16)
+        except BlockingIOError:
+            select.select([fd], [], [])
+
+
+def _without_surrogates(line: str) -> str:
+    """The line; bytes that Python could not read, as it took the terminal for one of ASCII, are
+    UTF-8."""
+    try:
+        line.encode("utf-8")
+        return line
+    except UnicodeEncodeError:
+        return os.fsencode(line).decode("utf-8", "replace")
+
+
+def _set_utf8() -> None:
+    """Make a locale of ASCII (LC_ALL=C) one of UTF-8, or readline loses letters."""
+    with contextlib.suppress(ImportError, AttributeError, locale.Error):
+        if locale.nl_langinfo(locale.CODESET) in ("ANSI_X3.4-1968", "US-ASCII", "646"):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 
 
 def _history_path() -> Path | None:

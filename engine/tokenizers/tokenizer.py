@@ -175,6 +175,10 @@ class Tokenizer:
         marked = (f"{_OPEN}{ord(c):x}{_CLOSE}" if i in starts else c for i, c in enumerate(text))
         return "".join(marked)
 
+    def unmark(self, text: str) -> str:
+        """The text without the marks of `mark`."""
+        return _MARKED.sub(_unmarked, text)
+
     def encode_marked(
         self, text: str, known: Mapping[str, Sequence[int]] = MappingProxyType({})
     ) -> list[int]:

@@ -6,6 +6,7 @@ Outside of the suite all were compared with llama.cpp's `llama_chat_apply_templa
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -178,6 +179,132 @@ def test_a_message_is_no_template(gguf: GGUFFile, tokenizer: Tokenizer) -> None:
     assert template.render([{"role": "user", "content": text}]) == text
 
 
+# ---- tools, calls, thoughts: kinds of templates, each written anew ---------------------------
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find_boat",
+            "description": "Finds boats <here> & there",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "to": {"type": "string", "description": 'Łódź, "for example"'},
+                    "n": {"type": "integer", "default": 2},
+                },
+                "required": ["to"],
+            },
+        },
+    }
+]
+CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "find_boat", "arguments": {"to": "Łódź", "n": 1, "via": ["<a>"]}},
+}
+CALLED = [
+    {"role": "user", "content": "A boat?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "a table"},
+    {"role": "tool", "content": '{"boats": [7]}', "name": "find_boat", "tool_call_id": "call00001"},
+]
+ANSWERED = [
+    *CALLED,
+    {"role": "assistant", "content": "Boat 7.", "reasoning_content": "so it is"},
+    {"role": "user", "content": "Thanks"},
+]
+
+KINDS = {
+    "schemas and calls as JSON": (
+        "{%- if tools %}\n    {{- '<tools>' }}\n    {%- for tool in tools %}\n"
+        "        {{- '\\n' ~ (tool | tojson) }}\n    {%- endfor %}\n    {{- '\\n</tools>' }}\n"
+        "{%- endif %}\n{%- for m in messages %}\n    {{- '[' + m.role + ']' + m.content }}\n"
+        "    {%- for c in m.tool_calls or [] %}\n"
+        "        {%- set c = c.function if c.function else c %}"
+        "\n        {{- '<call>{\"name\": \"' + c.name + '\", \"arguments\": ' }}\n"
+        "        {{- c.arguments | tojson }}\n        {{- '}</call>' }}\n    {%- endfor %}\n"
+        "{%- endfor %}\n{%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %}",
+        '<tools>\n{"type": "function", "function": {"name": "find_boat", "description": '
+        '"Finds boats <here> & there", "parameters": {"type": "object", "properties": {"to": '
+        '{"type": "string", '
+        '"description": "Łódź, \\"for example\\""}, "n": {"type": "integer", "default": 2}}, '
+        '"required": ["to"]}}}\n</tools>[user]A boat?[assistant]<call>{"name": "find_boat", '
+        '"arguments": {"to": "Łódź", "n": 1, "via": ["<a>"]}}</call>[tool]'
+        '{"boats": [7]}[assistant]',
+        None,
+    ),
+    "arguments one by one": (
+        "{% macro value(v) %}{% if v is string %}{{ v }}{% else %}{{ v | tojson }}{% endif %}"
+        "{% endmacro %}{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.id[-3:] }}{% for k, v in c.function.arguments.items() %} {{ k }}={{ value(v) }}"
+        "{% endfor %};{% endfor %}{% if m.role == 'tool' %}{{ m.tool_call_id[-3:] }}:"
+        "{{ m.content }}{% endif %}{% endfor %}",
+        '001 to=Łódź n=1 via=["<a>"];001:{"boats": [7]}',
+        None,
+    ),
+    "parameters of a schema": (
+        "{% for t in tools %}{% set f = t['function'] %}{{ f.name | upper }}("
+        "{% for name, p in f.parameters.properties | dictsort %}{{ name }}"
+        "{{ '' if name in f.parameters.required else '?' }}: {{ p.type }}"
+        "{% if p.default is defined %} = {{ p.default }}{% endif %}"
+        "{% if not loop.last %}, {% endif %}{% endfor %}){% endfor %}"
+        "{{ tools | tojson(indent=1) | length > 300 }}",
+        "FIND_BOAT(n?: integer = 2, to: string)True",
+        None,
+    ),
+    "thoughts behind the last question": (
+        "{% set ns = namespace(last=-1) %}{% for m in messages[::-1] %}"
+        "{% if m.role == 'user' and ns.last < 0 %}"
+        "{% set ns.last = messages | length - loop.index %}"
+        "{% endif %}{% endfor %}{% for m in messages %}{{ m.role[0] }}:"
+        "{% if m.reasoning_content is string and loop.index0 > ns.last %}"
+        "<think>{{ m.reasoning_content | trim }}</think>{% endif %}{{ m.content }} {% endfor %}"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}",
+        'u:A boat? a:<think>a table</think> t:{"boats": [7]} ',
+        'u:A boat? a: t:{"boats": [7]} a:Boat 7. u:Thanks ',
+    ),
+    "a result belongs to a call": (
+        "{% for m in messages %}{% if m.role == 'tool' %}{% if not loop.previtem.tool_calls %}"
+        "{{ raise_exception('no call before') }}{% endif %}<{{ m.name }}>{{ m.content }}"
+        "{% elif m.tool_calls is defined and m.tool_calls is not none %}"
+        "{% if m.tool_calls | length != 1 %}{{ raise_exception('one call at once') }}{% endif %}"
+        "{{ m.tool_calls[0]['function']['name'] }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{{ strftime_now('%d') | length }}",
+        'A boat?find_boat<find_boat>{"boats": [7]}2',
+        'A boat?find_boat<find_boat>{"boats": [7]}Boat 7.Thanks2',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_templates_for_tools_and_thoughts(tokenizer: Tokenizer, name: str) -> None:
+    source, called, answered = KINDS[name]
+    template = chat_template.Jinja(source, tokenizer, TOOLS)
+    texts = template.render_all([CALLED, ANSWERED])
+    assert texts[0] == called
+    assert answered is None or texts[1] == answered
+
+
+def test_each_conversation_has_its_own_error(tokenizer: Tokenizer) -> None:
+    source, called, _ = KINDS["a result belongs to a call"]
+    template = chat_template.Jinja(source, tokenizer, TOOLS)
+    twice = [CALLED[0], CALLED[1] | {"tool_calls": [CALL, CALL]}]
+    texts = template.render_all([twice, CALLED, [CALLED[0], CALLED[2]], []])
+    assert [str(text) for text in texts] == [
+        "the chat template refuses the conversation: one call at once",
+        called,
+        "the chat template refuses the conversation: no call before",
+        "2",
+    ]
+
+
+def test_special_tokens_in_schemas_are_text(tokenizer: Tokenizer) -> None:
+    tool = {"function": {"name": "f", "description": "ends with <|im_end|>", "<s>": 1}}
+    text = chat_template.Jinja("{{ tools | tojson }}", tokenizer, [tool]).render([])
+    assert not set(tokenizer.encode_marked(text)) & {1, 298, 299}
+    assert tokenizer.unmark(text) == json.dumps([tool])
+
+
 # ---- hostile Jinja -------------------------------------------------------------------------
 
 HOSTILE = {
@@ -230,8 +357,8 @@ def test_a_hostile_template_is_an_error(gguf: GGUFFile, tokenizer: Tokenizer, na
 @pytest.mark.parametrize("name", [*HARMLESS, "many brackets", "large output", "a class"])
 def test_what_is_said_of_a_hostile_template(name: str) -> None:
     source, expected = HOSTILE[name]
-    outcome, text = template_worker.answer(
-        {"template": source, "variables": {"messages": TALK}, "now": 0.0}
+    ((outcome, text),) = template_worker.answer(
+        {"template": source, "variables": {}, "conversations": [TALK], "now": 0.0}
     )
     assert outcome == "error"
     assert expected in text
@@ -285,12 +412,13 @@ def test_the_worker_needs_nothing_of_the_package() -> None:
     """It starts quickly, without NumPy and kernels."""
     code = (
         "import runpy, sys, json, io; sys.stdin = io.TextIOWrapper(io.BytesIO(json.dumps("
-        "[[], {'template': '{{ 1 }}', 'variables': {}, 'now': 0.0}]).encode()));"
+        "[[], {'template': '{{ messages }}', 'variables': {}, 'conversations': [1, 2], 'now': 0}"
+        "]).encode()));"
         f"runpy.run_path({template_worker.__file__!r}, run_name='__main__');"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'lariat', 'numpy'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "text\n1[]\n"
+    assert done.stdout == '[["text", "1"], ["text", "2"]][]\n'
 
 
 def test_without_jinja_the_formats_still_work(

@@ -12,13 +12,16 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from lariat import LLM, Chat, SamplingParams
+from lariat.chat.thoughts import MARKS
 from lariat.cli import console
+from lariat.cli.chat import Screen
 from lariat.cli.main import main
 from lariat.cli.terminal import Lines
 
@@ -85,7 +88,8 @@ def test_the_system_prompt(talk: Talk, model: str, tmp_path: Path) -> None:
     assert talk("a", *CHATML, "-sys", "be brief") == (0, expected, "")
     (tmp_path / "system").write_text("be brief\n")
     assert talk("a", *CHATML, "-sysf", str(tmp_path / "system")) == (0, expected, "")
-    assert talk("/system be brief\na\n/system\n", *CHATML) == (0, expected, "be brief\n")
+    said = "/system be brief\na\n/system\n"
+    assert talk(said, *CHATML, "--commands") == (0, expected, "be brief\n")
     assert expected != answers(model, "a")
 
 
@@ -95,6 +99,58 @@ def test_a_template_from_a_file(talk: Talk, model: str, tmp_path: Path) -> None:
     expected = (0, answers(model, "a", template=source), "")
     assert talk("a", *GREEDY, "--chat-template-file", str(tmp_path / "template")) == expected
     assert talk("a", *GREEDY, "--chat-template", source) == expected
+
+
+def test_variables_of_the_template(talk: Talk, model: str) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ more }}"
+    flags = (*GREEDY, "--chat-template", source, "--chat-template-kwargs", '{"more": " x"}')
+    expected = answers(model, "a", template=source.replace("{{ more }}", " x"))
+    assert talk("a", *flags) == (0, expected, "")
+
+
+def test_a_system_prompt_for_a_template_that_refuses_it(talk: Talk, model: str) -> None:
+    refuses = "{% if messages[0].role == 'system' %}{{ 1 / 0 }}{% endif %}"
+    source = refuses + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    expected = answers(model, "be brief\n\na", template=source)
+    assert talk("a", *GREEDY, "--chat-template", source, "-sys", "be brief") == (0, expected, "")
+
+
+def test_input_that_is_not_ready_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a shell's coprocess, or of a program that made its pipe non-blocking."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    monkeypatch.setattr(sys, "stdin", os.fdopen(ours))
+    pieces = [b"one\nt", b"wo", b"\n", b'"""a\n', b'b"""\nlast ', b"line"]
+
+    def write() -> None:
+        for piece in pieces:
+            time.sleep(0.02)
+            os.write(theirs, piece)
+        os.close(theirs)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert list(iter(Lines().read, None)) == ["one", "two", "a\nb", "last line"]
+    writer.join()
+    sys.stdin.close()
+
+
+def test_nothing_is_written_to_files(model: str, tmp_path: Path) -> None:
+    """Where no folder is writable, a template of a file still is rendered."""
+    code = (
+        "import resource, sys, tempfile; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));"
+        "tempfile.tempdir = '/nowhere'; from lariat.cli.main import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "chat", "-m", model, *GREEDY],
+        input=b"the hat",
+        capture_output=True,
+        env=os.environ | {"HOME": "/nowhere", "TMPDIR": "/nowhere"},
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == answers(model, "the hat", template=None)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +192,12 @@ def test_commands(talk: Talk, model: str, tmp_path: Path) -> None:
     said = f"a\n/undo\n/undo\na\n/save {saved}\nb\n/reset\na\n/load {saved}\nb\n/quit\nnever\n"
     a, ab = answers(model, "a"), answers(model, "a", "b")
     b = ab.removeprefix(a)
-    assert talk(said, *CHATML) == (0, a + a + b + a + b, "")
+    assert talk(said, *CHATML, "--commands") == (0, a + a + b + a + b, "")
     assert json.loads(saved.read_text())["messages"][0] == {"role": "user", "content": "a"}
 
 
 def test_statistics_and_help(talk: Talk) -> None:
-    code, out, err = talk("/stats\na\n/stats\n/help\n", *CHATML)
+    code, out, err = talk("/stats\na\n/stats\n/help\n", *CHATML, "--commands")
     assert (code, out.count("\n")) == (0, 1)
     assert re.search(r"context +0 of 256 tokens.*\nmessages +0\ncontext +\d\d of 256 tokens", err)
     assert re.search(r"messages +2\nreused +0 tokens.*\nprompt +\d+ tokens in .*\ngeneration", err)
@@ -162,15 +218,25 @@ def test_statistics_and_help(talk: Talk) -> None:
     ],
 )
 def test_a_command_that_fails_is_a_sentence(talk: Talk, command: str, expected: str) -> None:
-    code, out, err = talk(command + "\nnever", *CHATML)
+    code, out, err = talk(command + "\nnever", *CHATML, "--commands")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("lariat: error: ")
     assert expected in err
 
 
 def test_what_only_looks_like_a_command_is_a_message(talk: Talk, model: str) -> None:
-    assert talk(" /help\n", *CHATML) == (0, answers(model, " /help"), "")
-    assert talk('"""\n/help\nme\n"""\n', *CHATML) == (0, answers(model, "/help\nme"), "")
+    assert talk(" /help\n", *CHATML, "--commands") == (0, answers(model, " /help"), "")
+    assert talk('"""\n/help\nme\n"""\n', *CHATML, "--commands") == (
+        0,
+        answers(model, "/help\nme"),
+        "",
+    )
+
+
+def test_in_a_pipe_lines_with_a_slash_are_messages(talk: Talk, model: str, tmp_path: Path) -> None:
+    for line in (f"/save {tmp_path / 'a.json'}", "/quit", "/load /nowhere", "/unknown", "/"):
+        assert talk(f"{line}\na\n", *CHATML) == (0, answers(model, line, "a"), "")
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- errors --------------------------------------------------------------------------------
@@ -193,6 +259,15 @@ def test_what_only_looks_like_a_command_is_a_message(talk: Talk, model: str) -> 
         (("--chat-template", "{{ ''.__class__.__mro__ }}"), 1, "does what is forbidden"),
         (("--chat-template", "{{ 'a' * 10**10 }}"), 1, "needs more than 128 MiB"),
         (("--chat-template", "{% if"), 1, "syntax error in line 1"),
+        (("--chat-template-kwargs", "{"), 2, "--chat-template-kwargs: is not JSON"),
+        (("--chat-template-kwargs", "[1]"), 2, "--chat-template-kwargs: expected an object"),
+        (("--chat-template-kwargs", '{"tools": []}'), 1, "variable tools of a chat template"),
+        (
+            ("--chat-template-kwargs", '{"a": 1}', "--chat-template", "phi3"),
+            1,
+            "takes no variables",
+        ),
+        (("--chat-template", "{{ messages[0].role }}"), 1, "leaves out what is said"),
         (("--override-kv", "tokenizer.chat_template=int:3"), 1, "tokenizer.chat_template"),
     ],
 )
@@ -222,7 +297,7 @@ def test_a_message_that_does_not_fit_ends_a_pipe(talk: Talk, model: str) -> None
 class Person:
     """A user at a terminal in which `lariat chat` runs."""
 
-    def __init__(self, state: Path, *argv: str) -> None:
+    def __init__(self, state: Path, *argv: str, **env: str) -> None:
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lariat", "chat", *argv],
@@ -230,7 +305,9 @@ class Person:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=os.environ | {"XDG_STATE_HOME": str(state), "TERM": "xterm", "LC_ALL": "C.UTF-8"},
+            env=os.environ
+            | {"XDG_STATE_HOME": str(state), "TERM": "xterm", "LC_ALL": "C.UTF-8", "NO_COLOR": ""}
+            | env,
             start_new_session=True,
             # The process gets a terminal of its own, so that Ctrl-C reaches it.
             preexec_fn=lambda: _own_terminal(),
@@ -289,8 +366,8 @@ def _own_terminal() -> None:
 def person(tmp_path: Path) -> Iterator[Callable[..., Person]]:
     people = []
 
-    def person(*argv: str) -> Person:
-        people.append(Person(tmp_path, *argv))
+    def person(*argv: str, **env: str) -> Person:
+        people.append(Person(tmp_path, *argv, **env))
         return people[-1]
 
     yield person
@@ -355,3 +432,74 @@ def test_what_a_model_writes_commands_no_terminal() -> None:
     assert (
         console.safe("a\tb\nc é\x1b[2J\x9b1m\r\x7f日") == "a\tb\nc é\ufffd[2J\ufffd1m\ufffd\ufffd日"
     )
+
+
+@pytest.mark.parametrize("term", ["dumb", ""])
+def test_a_terminal_without_escape_sequences_gets_none(
+    person: Callable[..., Person], model: str, term: str
+) -> None:
+    one = person("-m", model, *CHATML, "--no-history", TERM=term)
+    seen = one.wait_for(PROMPT)
+    one.type("the hat\n")
+    seen += one.wait_for(PROMPT)
+    one.type("/stats\n")
+    seen += one.wait_for(PROMPT)
+    one.type("\x04")
+    assert one.leave() == 0
+    assert "messages    2" in seen
+    assert "\x1b" not in seen
+
+
+@pytest.mark.parametrize(
+    "env", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
+)
+def test_letters_are_typed_in_any_locale(
+    person: Callable[..., Person], model: str, tmp_path: Path, env: dict[str, str]
+) -> None:
+    said, saved = "žluťoučký 馬 ½ é", tmp_path / "saved.json"
+    one = person("-m", model, *CHATML, "--no-history", **env)
+    one.wait_for(PROMPT)
+    one.type(said + "\n")
+    one.wait_for(PROMPT)
+    one.type(f"/save {saved}\n")
+    one.wait_for(PROMPT)
+    one.type("\x04")
+    assert one.leave() == 0
+    assert json.loads(saved.read_text("utf-8"))["messages"][0]["content"] == said
+
+
+THOUGHT = ["<think>", "a b</th", "ink>\n\nc", " d"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_thoughts_are_dim(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], begun: bool
+) -> None:
+    monkeypatch.setattr(console, "stdout_is_terminal", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for term, dim, normal in (("xterm", "\x1b[2m", "\x1b[0m"), ("dumb", "", "")):
+        monkeypatch.setenv("TERM", term)
+        pieces = THOUGHT[1:] if begun else THOUGHT
+        screen = Screen(MARKS[0] if begun else None)
+        for piece in pieces:
+            screen.show(piece)
+        screen.end()
+        shown = capfdbinary.readouterr().out.decode()
+        thought, _, answer = "".join(pieces).partition("</think>")
+        assert shown.count("\x1b") == 2 * bool(dim)
+        assert shown.replace(dim, "", 1).replace(normal, "", 1) == f"{thought}</think>{answer}\n"
+        if dim:
+            assert shown == f"{dim}{thought}</think>{normal}{answer}\n"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not console.has_styles()
+
+
+def test_an_answer_that_is_stopped_in_a_thought_leaves_the_terminal_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(console, "has_styles", lambda: True)
+    screen = Screen(None)
+    screen.show("  <think>hm </")
+    screen.end()
+    assert capfdbinary.readouterr().out == b"\x1b[2m<think>hm </\x1b[0m\n"
