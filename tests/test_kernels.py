@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -149,6 +150,19 @@ def test_weights_are_decoded_to_the_bit(isa, rng, type_name):
     x = np.eye(512, dtype=np.float32) * 127
     assert np.array_equal(multiply(matrix, x), 127 * expected.T)
     assert np.array_equal(multiply(matrix, x[300:301]), 127 * expected.T[300:301])
+
+
+def test_blocks_of_llama_cpp_are_read_as_it_means_them(isa, rng):
+    """The `gguf` package decodes IQ4_XS, but does not encode it: llama.cpp wrote these blocks."""
+    made = json.loads((Path(__file__).parent / "data" / "iq4_xs_llama_quantize.json").read_text())
+    weights = np.frombuffer(bytes.fromhex(made["weights"]), np.float32).reshape(4, 256)
+    data = np.frombuffer(bytes.fromhex(made["blocks"]), np.uint8).reshape(4, -1).copy()
+    decoded = block_formats.dequantize(data, GGMLType.IQ4_XS)
+    assert np.array_equal(decoded, dequantize(data, GGMLQuantizationType.IQ4_XS))
+    assert relative_error(decoded, weights) < 0.15
+    x = rng.standard_normal((3, 256)).astype(np.float32)
+    got = multiply(pack(data, "IQ4_XS", 256), x)
+    assert relative_error(got, expected_product(data, "IQ4_XS", x)) < BOUND
 
 
 @pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])

@@ -35,7 +35,7 @@ from models import corpus
 from models.evaluate import SHIPPED, nll
 
 TYPES = (
-    *("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL"),
+    *("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL", "IQ4_XS"),
     *("Q3_K", "Q2_K"),
 )
 _PEER = Path(__file__).parents[2] / "models" / "peer.py"
