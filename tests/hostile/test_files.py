@@ -386,7 +386,7 @@ def test_what_was_written_is_read(
             n_weights, n_bytes = BLOCK[weight_type]
             assert file.tensors[name].type == weight_type
             outer = list(reversed(dims[1:]))
-            while len(outer) > 1 and outer[0] == 1:  # GGUF's last dims: as in ggml, they mean nothing
+            while len(outer) > 1 and outer[0] == 1:  # as in ggml, they mean nothing
                 del outer[0]
             assert file.tensors[name].shape == (*outer, dims[0] * n_weights)
             assert file.data(name).tobytes() == bytes([i + 1]) * (math.prod(dims) * n_bytes)
