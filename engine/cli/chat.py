@@ -113,15 +113,17 @@ def run(args: argparse.Namespace) -> int:
     if args.chat_template_file is not None:
         template = _read(args.chat_template_file)
 
+    from lariat.architectures.loading import read_config
     from lariat.chat import chat_template
     from lariat.chat.chat import Chat
     from lariat.formats.gguf_split import GGUFModel
 
-    if template is None:
-        with GGUFModel(args.model, overrides, args.use_mmap) as gguf:  # before the model is loaded
-            chat_template.check_present(gguf)
-    elif args.chat_template is not None:
+    if args.chat_template is not None:
         chat_template.check_known(template)
+    with GGUFModel(args.model, overrides, args.use_mmap) as gguf:  # before the model is loaded
+        read_config(gguf)
+        if template is None:
+            chat_template.check_present(gguf)
     with engine_flags.load(args, config, overrides) as llm:
         params = sampling_flags.with_file(params, llm.sampling, args)
         chat = Chat(

@@ -503,3 +503,12 @@ def test_an_answer_that_is_stopped_in_a_thought_leaves_the_terminal_as_it_was(
     screen.show("  <think>hm </")
     screen.end()
     assert capfdbinary.readouterr().out == b"\x1b[2m<think>hm </\x1b[0m\n"
+
+
+def test_an_architecture_that_does_not_run_is_named_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is said of its template, which would be of no use."""
+    path = write_llama(tmp_path / "m.gguf", metadata={"general.architecture": "mamba"})
+    assert main(["chat", "-m", str(path), "-p", "hello", "-st"]) == 1
+    assert "architecture 'mamba' is not supported" in capsys.readouterr().err
