@@ -87,6 +87,7 @@ real-models: $(VENV)/.installed
 	$(BIN)/python -m models.real
 
 # Everything that checks results. It takes much longer than `make test`, so .ci/run leaves it out.
+test-long: export LARIAT_STRIKES := 20000
 test-long: test digests
 	$(BIN)/python -m bench.check_kernels --shapes $(LONG_SHAPES)
 

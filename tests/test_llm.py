@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lariat import LLM, ChunkLibrary, Completion, ContextError, GGUFError, SamplingParams
+from lariat import LLM, Completion, ContextError, GGUFError, SamplingParams
 from lariat.runtime import sampler
 from lariat.runtime.request import StopText
 
@@ -580,23 +580,3 @@ def test_threads_that_generate_at_once(llm):
             assert llm.generate([5 + i, 6], params).token_ids == expected[i]
 
     run_together(work)
-
-
-@pytest.mark.parametrize("bytes_of", [bytes, bytearray, memoryview])
-def test_bytes_are_no_token_ids(llm, bytes_of, tmp_path):
-    """Each of their numbers would be one."""
-    what = bytes_of(b"Once")
-    with llm.context() as context:
-        for act in (
-            lambda: llm.generate(what),
-            lambda: llm.stream(what),
-            lambda: llm.generate([what]),
-            lambda: llm.logits(what),
-            lambda: context.append(what),
-            lambda: context.insert(0, what),
-            lambda: context.logits(what),
-            lambda: llm.generate(what, context=context),
-            lambda: ChunkLibrary(tmp_path).add(llm, "a", what),
-        ):
-            with pytest.raises(ValueError, match=r"bytes|not a token id"):
-                act()

@@ -278,3 +278,23 @@ def test_a_shift_that_cannot_be_is_refused_before_anything_is_computed(
         with LLM(path, n_ctx=96, cache=cache, type_k=type_k, type_v=type_v, n_threads=1) as llm:
             shifted = SamplingParams(max_tokens=120, context_shift=True, ignore_eos=True)
             assert len(llm.generate([5, 6], shifted).token_ids) == 120
+
+
+@pytest.mark.parametrize("bytes_of", [bytes, bytearray, memoryview])
+def test_bytes_are_no_token_ids(loaded, bytes_of, tmp_path):
+    """Each of their numbers would be one."""
+    what = bytes_of(b"Once")
+    with loaded.context() as context:
+        for act in (
+            lambda: loaded.generate(what),
+            lambda: loaded.stream(what),
+            lambda: loaded.generate([what]),
+            lambda: loaded.logits(what),
+            lambda: context.append(what),
+            lambda: context.insert(0, what),
+            lambda: context.logits(what),
+            lambda: loaded.generate(what, context=context),
+            lambda: ChunkLibrary(tmp_path).add(loaded, "a", what),
+        ):
+            with pytest.raises(ValueError, match=r"bytes|not a token id"):
+                act()
