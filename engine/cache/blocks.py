@@ -121,10 +121,10 @@ class BlockPool:
         else:
             self._free.append(block)
 
-    # ---- after an exception that nobody foresaw ----
+    # ---- after an exception at any line ----
 
     def register(self, table: BlockTable) -> None:
-        """Know of a table, before it holds anything."""
+        """Count the blocks of `table` in `recount`. Call it before the table holds any."""
         self._tables.add(table)
 
     def doubt(self) -> None:
@@ -142,7 +142,7 @@ class BlockPool:
         for table in list(self._tables):
             for block in table.segments[:, 0].tolist():
                 counts[block] += 1
-        # What is known of keys survives where both directions agree.
+        # A key survives where both directions agree.
         keys = {b: k for b, k in self._key_of.items() if self._block_of.get(k) == b}
         unheld = [b for b in range(self._n_touched) if not counts[b]]
         order = [b for b in self._kept if not counts[b]]

@@ -293,8 +293,8 @@ class Runner:
     def sweep(self) -> None:
         """Take out requests that are finished or given up, and free closed contexts.
 
-        An exception of somebody else's may have struck between two lines and lost blocks: the pool
-        counts them anew then. The lock is held, and nothing is in the midst of an edit.
+        An exception may have struck between two lines and lost blocks; the pool then counts them
+        anew. The lock is held, and no edit is under way.
         """
         if self.exclusive.failed:
             self.cache.pool.doubt()

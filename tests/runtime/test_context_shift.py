@@ -338,13 +338,19 @@ def test_an_eviction_is_a_decision_that_touches_nothing():
         assert np.array_equal(request.table.segments, segments)
 
 
-def test_a_request_that_cannot_evict_fails_alone():
-    """Shared roped keys need blocks to be copied to; without them the request ends."""
-    pool = BlockPool(4 + SPARE)
-    scheduler, request = Scheduler(pool, 64), request_in(pool, 50, 96, n_keep=4)
-    scheduler.add(request)
-    next_step(scheduler)
-    request.fail(ContextError("no blocks"))
-    scheduler.remove(request)
-    assert scheduler.schedule().compute == []
-    assert pool.n_free == pool.n_blocks
+def test_a_request_that_cannot_evict_fails_alone(path, monkeypatch):
+    """Shared roped keys need blocks to be copied to; a request without them ends, others go on."""
+    with load(path, "roped") as llm:
+        with llm.stream(ids_of(20), shifting(-1)) as endless, monkeypatch.context() as patch:
+            next(endless)
+
+            def edit(*_):
+                raise IndexError("the pool has too few free blocks")
+
+            patch.setattr(llm.runner.cache, "edit", edit)
+            with pytest.raises(ContextError, match="no free blocks to move tokens up in"):
+                for _ in endless:
+                    pass
+            other = llm.generate(ids_of(10), SamplingParams(max_tokens=5, ignore_eos=True))
+            assert len(other.token_ids) == 5
+        assert llm.runner.cache.pool.n_free == llm.runner.cache.pool.n_blocks
