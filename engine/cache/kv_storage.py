@@ -52,7 +52,7 @@ class KVArray:
         self.memory = allocate(int(np.prod(where)) * n_bytes)
         self.blocks = self.memory.reshape(*where, n_bytes)
         rows = self.blocks[..., : SLOTS * row].reshape(*where, SLOTS, row)
-        # What belongs to a position: views [n_layers, n_blocks, n_kv_heads, SLOTS, ...]
+        # Views by position: [n_layers, n_blocks, n_kv_heads, SLOTS, ...]
         self._slots = [rows.view(_ELEMENTS.get(type, np.uint8))]
         self.dtype = self._slots[0].dtype
         if scales and not self.by_channel:

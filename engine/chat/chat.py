@@ -291,8 +291,8 @@ class _Streams:
 
 
 class _Writing:
-    """What is known of an answer while it is written. See `Reply`, which it does not refer to: so a
-    reply that nobody holds any more is gone at once."""
+    """An answer while it is written. It does not refer to its `Reply`, so a reply that nobody holds
+    is gone at once."""
 
     def __init__(self, streams: _Streams, prompt: Prompt) -> None:
         self.text = ""

@@ -19,7 +19,7 @@ from lariat.errors import ChatError
 
 _TEXT, _PARTS = False, True  # the forms of content
 
-# What the roles say in the conversations that are tried.
+# Texts of the roles in the conversations that are tried.
 _SAID = {
     "system": "probe-system",
     "developer": "probe-developer",

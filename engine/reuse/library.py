@@ -43,7 +43,7 @@ _BEGINNING = "beginning"  # key of a file's metadata, see `Beginning`
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of a chunk."""
+    """A chunk as the index describes it."""
 
     name: str
     content: str  # hash, and the name of its file
@@ -173,7 +173,7 @@ class ChunkLibrary:
         return [entry for _, entry in sorted(self._read_index().items())]
 
     def entry(self, name: str) -> Entry:
-        """What the index says of a chunk; its file is not looked at."""
+        """A chunk as the index describes it, without a look at its file."""
         entry = self._read_index().get(name) if isinstance(name, str) else None
         if entry is None:
             raise ContextError(f"{self.folder}: has no chunk named {quote(str(name))}")

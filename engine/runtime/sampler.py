@@ -95,7 +95,7 @@ def check_finite(logits: Floats) -> None:
 
 
 def _leading(logits: Floats, params: SamplingParams) -> tuple[float, float | None]:
-    """What spares sorting a whole vocabulary, which takes milliseconds, where top-k is off.
+    """Find a bound that spares sorting a whole vocabulary, which takes milliseconds, without top-k.
 
     The first number is a logit under which no token can pass top-p or min-p. The second is the
     sum of exp(logit - largest) over all tokens, which top-p needs when not all are candidates.

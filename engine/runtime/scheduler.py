@@ -1,4 +1,4 @@
-"""What to run next: mixes prompts and decoding requests into one step.
+"""Chooses the next step: mixes prompts and decoding requests.
 
 The scheduler decides and keeps the queues; the runner acts. It knows tokens and free blocks,
 nothing of arrays or kernels, and calls nobody back.
