@@ -6,7 +6,7 @@ No arrays of keys or values here, only numbers: what is edited when a context is
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -253,6 +253,25 @@ class BlockTable:
         """Make a second list of the same tokens, by reference."""
         other = BlockTable(self.pool)
         other.assign(self.segments)
+        return other
+
+    def renewed(self, ranges: Sequence[tuple[int, int]]) -> BlockTable:
+        """Make a second list of the same tokens, in which those of `ranges` have fresh slots.
+
+        ranges: (start, stop) in ascending order, without overlap. They are packed
+        together in blocks that nobody else holds; all other tokens stay where they are, by
+        reference. IndexError, with nothing changed, if the pool has too few blocks.
+        """
+        fresh, other = BlockTable(self.pool), BlockTable(self.pool)
+        try:
+            fresh.append(sum(stop - start for start, stop in ranges))
+            rows, at, done = [], 0, 0
+            for start, stop in ranges:
+                rows += [self.cut(at, start), fresh.cut(done, done + stop - start)]
+                at, done = stop, done + stop - start
+            other.assign(np.concatenate([*rows, self.cut(at, self.n_tokens)]))
+        finally:
+            fresh.clear()
         return other
 
     def delete(self, start: int, stop: int) -> None:

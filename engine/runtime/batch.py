@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from lariat.cache.batch import Batch
-from lariat.cache.blocks import BlockTable
+from lariat.cache.blocks import BlockTable, slots_of
 
 if TYPE_CHECKING:
     from lariat.runtime.request import Request
@@ -16,20 +16,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of one request, or of nobody's, to compute behind those of a table."""
+    """Tokens of one request, or of nobody's, to compute behind those of a table, or in it."""
 
     table: BlockTable
     token_ids: List[int]
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
     rope_stage: int = 0  # see `RopeTable.stage`: for all tokens that are known
     request: Request | None = None  # whose tokens they are
+    start: int | None = None  # position of the first one, if the table has slots for them already
+
+    @property
+    def n_past(self) -> int:
+        """Tokens of the table that stand before these."""
+        return self.table.n_tokens if self.start is None else self.start
+
+    def place(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slots and positions (int32 [n]) of the tokens, appended to the table unless they are in
+        it, and the segments of all tokens up to the last of them (int32 [n_segments, 4])."""
+        n = len(self.token_ids)
+        if self.start is None:
+            slots, positions = self.table.append(n)
+            return slots, positions, self.table.segments
+        stop = self.start + n
+        positions = np.arange(self.start, stop, dtype=np.int32)
+        return slots_of(self.table.cut(self.start, stop)), positions, self.table.cut(0, stop)
 
 
 def make_batch(parts: List[Part]) -> Batch:
-    """Append each part to its table and lay out the batch. Each table occurs once."""
-    n_past = np.array([part.table.n_tokens for part in parts], np.int32)
-    places = [part.table.append(len(part.token_ids)) for part in parts]
-    tables = [part.table.segments for part in parts]
+    """Append each part to its table, unless it has slots there, and lay out the batch.
+
+    A table that is appended to occurs once. Others may occur several times: in each layer the keys
+    of all parts are stored before any part attends.
+    """
+    n_past = np.array([part.n_past for part in parts], np.int32)
+    places = [part.place() for part in parts]
+    tables = [segments for _, _, segments in places]
     token_starts = _starts([len(part.token_ids) for part in parts])
     rows: list[int] = []
     for start, stop, part in zip(token_starts, token_starts[1:], parts, strict=False):
@@ -39,8 +60,8 @@ def make_batch(parts: List[Part]) -> Batch:
             rows.append(stop - 1)
     return Batch(
         token_ids=np.concatenate([np.asarray(part.token_ids, np.int32) for part in parts]),
-        positions=np.concatenate([positions for _, positions in places]),
-        slots=np.concatenate([slots for slots, _ in places]),
+        positions=np.concatenate([positions for _, positions, _ in places]),
+        slots=np.concatenate([slots for slots, _, _ in places]),
         token_starts=token_starts,
         n_past=n_past,
         segment_starts=_starts([len(table) for table in tables]),
@@ -69,7 +90,9 @@ def split(parts: List[Part], n_ubatch: int) -> list[list[Part]]:
                 room = n_ubatch
             take = min(room, n - at)
             wish = part.logits if part.logits != "last" or at + take == n else "none"
-            groups[-1].append(replace(part, token_ids=part.token_ids[at : at + take], logits=wish))
+            start = None if part.start is None else part.start + at
+            ids = part.token_ids[at : at + take]
+            groups[-1].append(replace(part, token_ids=ids, logits=wish, start=start))
             at += take
             room -= take
     return [group for group in groups if group]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -196,6 +196,25 @@ class Context:
                 order = [(0, start), (stop, behind), (start, stop), (behind, n)]
             rows = np.concatenate([self._table.cut(*piece) for piece in order])
             self._assign(rows, [i for a, b in order for i in self._ids[a:b]])
+
+    def recompute(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Compute tokens anew, so that they have seen all that stands before them now.
+
+        ranges: (start, stop) in ascending order, without overlap. Other tokens keep what they saw.
+        Positions, and blocks that are shared with others, stay as they are. Returns how many tokens
+        were computed. IndexError for ranges of another form.
+        """
+        with self._runner.exclusive:
+            self._begin_edit()
+            ends = [0]
+            for start, stop in ranges:
+                self._check_range(start, stop, len(self._ids))
+                if start < ends[-1]:
+                    raise IndexError(f"the range {start} to {stop} is not behind the one before it")
+                ends.append(stop)
+            self._settle()
+            self._runner.recompute(self._table, self._ids, ranges)
+        return sum(stop - start for start, stop in ranges)
 
     def fork(self) -> Context:
         """Make a context of the same tokens that shares the blocks.

@@ -190,7 +190,7 @@ class Runner:
         """Run one forward pass over at most `n_ubatch` tokens.
 
         Returns the logits that the parts ask for, float32 [n_rows, n_vocab], in their order; the
-        next pass overwrites them. Each table stands in one part only.
+        next pass overwrites them. A table that is appended to stands in one part only.
         """
         batch = make_batch(parts)
         if n_threads is None:
@@ -212,6 +212,42 @@ class Runner:
         for some in rows:
             sampler.check_finite(some)
         return np.concatenate(rows) if rows else np.zeros((0, self.config.n_vocab), np.float32)
+
+    def recompute(
+        self, table: BlockTable, ids: Sequence[int], ranges: Sequence[tuple[int, int]]
+    ) -> None:
+        """Compute tokens of a table anew, in place: they then have seen all that is before them.
+
+        ids     all tokens of `table`, which may differ from those that were computed
+        ranges  (start, stop) of those to compute, in ascending order, without overlap
+
+        Their keys and values go into fresh blocks, because the old ones may be others' too; all
+        tokens keep their positions, so this works with both caches and all types. All ranges are
+        one batch, in which each is a part over the same table that ends behind the range; more than
+        `n_ubatch` tokens go in several passes from left to right. What stands between the ranges
+        is not computed, and keeps what it saw.
+
+        To repair what stands behind an edit, pass one range that begins behind it. Hold the lock.
+        ContextError if blocks are missing; the table is as it was after any exception.
+        """
+        ranges = [(start, stop) for start, stop in ranges if start < stop]
+        if not ranges:
+            return
+        try:
+            renewed = table.renewed(ranges)
+        except IndexError:
+            raise ContextError(NO_ROOM) from None
+        try:
+            stage = self._rope.stage(table.n_tokens)
+            parts = [
+                Part(renewed, ids[start:stop], rope_stage=stage, start=start)
+                for start, stop in ranges
+            ]
+            for group in split(parts, self.n_ubatch):
+                self.forward(group, self.n_threads_batch)
+            table.assign(renewed.segments)
+        finally:
+            renewed.clear()
 
     # ---- contexts and files ----
 
