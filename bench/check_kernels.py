@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from lariat import _cache, _kernels
+from lariat import _cache, _kernels, _rows
 from lariat._program import Program, run
 from lariat.cache.blocks import BlockPool
 from lariat.cache.kv_storage import CacheMemory
@@ -170,6 +170,17 @@ def rows(rng: np.random.Generator) -> Iterator[Case]:
     expected = wide / (1 + np.exp(-wide)) * up
     again = _restored(buffer, gate, silu)
     yield Case("silu_mul", "", shape, again, lambda: buffer, _known(expected), 3 * x.nbytes)
+
+    gated = gate.copy()
+    inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    expected = wide * (1 + np.tanh(inner)) / 2 * up
+    again = _restored(gated, gate, Program().then(_rows.gelu_mul(gated, up)))
+    yield Case("gelu_mul", "", shape, again, lambda: gated, _known(expected), 3 * x.nbytes)
+
+    capped = gate.copy()
+    again = _restored(capped, gate, Program().then(_rows.soft_cap(capped, 3.0)))
+    of_capped = _known(3 * np.tanh(wide / 3))
+    yield Case("soft_cap", "", shape, again, lambda: capped, of_capped, 2 * x.nbytes)
 
     n_cols = 32 * int(rng.integers(1, 60))
     y = rng.standard_normal((n, n_cols)).astype(np.float32) * 10

@@ -16,5 +16,7 @@ def attend(
     plan: AttentionPlan,
     out: Float32,
     rope: Rope | None = None,
+    soft_cap: float = 0,
+    sinks: Float32 | None = None,
 ) -> Operation: ...
 def merge(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Operation: ...

@@ -27,6 +27,8 @@ cdef struct attention_t:
     kv_t keys, values
     int raw              # whether keys are rotated when they are read, by `rope`
     const rope_t *rope
+    float soft_cap       # 0: none
+    const float *sinks   # [n_heads]; NULL: none
     int64_t n_heads, n_kv_heads, group, dk, dv
 
 
@@ -62,29 +64,41 @@ cdef _Attend attention_of(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q,
     if q.shape[0]:
         a.q, a.out = &q[0, 0, 0], &out[0, 0, 0]
     a.keys, a.values = pool.keys(layer), pool.values(layer)
+    a.soft_cap, a.sinks = 0, NULL
     return operation
 
 
 def attend(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan plan,
-           float[:, :, ::1] out, Rope rope=None):
+           float[:, :, ::1] out, Rope rope=None, float soft_cap=0, const float[::1] sinks=None):
     """Causal attention of a batch over the cached keys and values of its requests.
 
-    q float32 [n_tokens, n_heads, head_dim_k]  # IN rotated, and scaled by 1 / sqrt(head_dim_k)
+    q float32 [n_tokens, n_heads, head_dim_k]  # IN rotated, and scaled (by 1 / sqrt(head_dim_k))
     out float32 [n_tokens, n_heads, head_dim_v]  # OUT; `merge` completes it
-    plan  filled with a batch of n_tokens when the operation is run
+    plan  filled with a batch of n_tokens when the operation is run; it has the window
     rope  the table that raw keys are rotated by; None: they have their positions already
+    soft_cap  above 0: a score s becomes soft_cap tanh(s / soft_cap) (Gemma 2, arXiv 2408.00118)
+    sinks float32 [n_heads]  # IN a score of each head that takes its part of the softmax and has no
+                             #    value (gpt-oss, arXiv 2508.10925)
     """
     cdef _Attend operation = attention_of(pool, layer, q, plan, out)
     cdef attention_t *a = &operation.a
     cdef span_work_t span
     cdef tile_work_t tile
+    if sinks is not None and sinks.shape[0] != a.n_heads:
+        raise ValueError(f"{sinks.shape[0]} sinks of attention, expected one for each of "
+                         f"{a.n_heads} heads")
+    if not 0 <= soft_cap < INFINITY:
+        raise ValueError(f"a soft cap of {soft_cap}, expected a number above 0, or 0 for none")
+    a.soft_cap = soft_cap
+    if sinks is not None:
+        a.sinks = &sinks[0]
     if rope is not None:
         pool.check_rope(rope)
         plan.use(rope)
         a.rope, a.raw = &rope.table, True
     operation.n_work = max(divide_for_span(a, NULL, &span),
                            divide_for_tile(a, tokens_of_tile(a.group), NULL, &tile))
-    operation.bind(attend_task, a, 0, (pool, q, plan, out, rope))
+    operation.bind(attend_task, a, 0, (pool, q, plan, out, rope, sinks))
     operation.n_tasks = &plan.plan.n_tasks
     return operation
 
@@ -177,6 +191,22 @@ cdef int64_t divide_for_tile(const attention_t *a, int64_t n_tokens, float *work
     return area.n
 
 
+# ---- attention windows and sinks --------------------------------------------------------------
+
+cdef inline int64_t n_hidden_keys(const attention_t *a, int64_t n_keys) noexcept nogil:
+    """How many keys of the context, from its first, are outside the window of key n_keys - 1;
+    below 0: none."""
+    return n_keys - a.plan.window
+
+
+cdef inline void begin_softmax(const attention_t *a, int64_t head, bint with_sink, float *m,
+                               float *norm) noexcept nogil:
+    """Largest score and sum of a query head before any key: those of its sink, if it has one."""
+    m[0], norm[0] = -INFINITY, 0
+    if with_sink and a.sinks != NULL:
+        m[0], norm[0] = a.sinks[head], 1
+
+
 # ---- group attention --------------------------------------------------------------------------
 
 # Self-Extend (arXiv 2401.01325). A key that is `group_window` positions before the query or more is
@@ -231,21 +261,23 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
     cdef float *norm = m + a.n_heads
     cdef float *acc = norm + a.n_heads
     cdef int64_t h0 = task.first_head * a.group, h1 = task.last_head * a.group
-    cdef int64_t far = n_far_keys(a, task.n_keys), segment, row
-    cdef int n, n_far
+    cdef int64_t far = n_far_keys(a, task.n_keys), hidden = n_hidden_keys(a, task.n_keys)
+    cdef int64_t segment, start, row
+    cdef int n, n_far, first
     cdef const int32_t *seg
     cdef span_work_t w
     divide_for_span(a, work, &w)
     for row in range(h0, h1):
-        m[row] = -INFINITY
-        norm[row] = 0
+        begin_softmax(a, row, task.is_first, m + row, norm + row)
     memset(acc + h0 * a.dv, 0, (h1 - h0) * a.dv * sizeof(float))
     for segment in range(task.first_segment, task.last_segment):
         seg = a.plan.segments + segment * 4
-        n = min(seg[2], task.n_keys - a.plan.starts[segment])
-        n_far = <int>min(n, max(0, far - a.plan.starts[segment]))
-        if n_far > 0:
-            attend_run(a, task, seg, 0, n_far, 1, m, &w)
+        start = a.plan.starts[segment]
+        n = min(seg[2], task.n_keys - start)
+        first = <int>max(0, hidden - start)
+        n_far = <int>max(first, min(n, far - start))
+        if n_far > first:
+            attend_run(a, task, seg, first, n_far - first, 1, m, &w)
         if n_far < n:
             attend_run(a, task, seg, n_far, n - n_far, 0, m, &w)
     if task.n_partials == 1:
@@ -288,6 +320,8 @@ cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *se
                 KERNELS.scores[a.raw][type_k](q, n_q, k, n, a.dk, &rope, w.s)
             else:
                 KERNELS.block_scores[a.raw][type_k](q, k, slot, n, a.dk, &rope, w.s)
+            if a.soft_cap > 0:
+                KERNELS.soft_cap(w.s, n_q * SLOTS, a.soft_cap)
             KERNELS.softmax_block(w.s, n_q, n, n, 0, m + row, norm + row, acc + row * a.dv, a.dv)
             if type_v < N_FLOAT_TYPES:
                 KERNELS.weighted_sum[type_v](w.s, n_q, v, n, a.dv, acc + row * a.dv)
@@ -344,6 +378,8 @@ cdef struct view_t:  # a tile's view of a segment
     int n                 # keys of the segment that the last token attends to
     int n_far             # of these, keys that are far from it
     int first_token       # the first one that attends to any of them
+    int end_token         # the first one behind it that does not: they are outside its window
+    int64_t hidden        # keys of the context that are outside the window of the first token
 
 
 cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noexcept nogil:
@@ -355,6 +391,7 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
     divide_for_tile(a, task.n_tokens, work, &w)
     view.far = n_far_keys(a, n_keys)
     view.far_from_all = view.far - (task.n_tokens - 1)
+    view.hidden = n_hidden_keys(a, task.n_keys)
     begin_tile(a, task, &view, &w)
     for segment in range(task.first_segment, task.last_segment):
         view.seg, view.start = a.plan.segments + segment * 4, a.plan.starts[segment]
@@ -363,6 +400,7 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
         view.n = <int>min(view.seg[2], n_keys - view.start)
         view.n_far = <int>min(view.n, max(0, view.far - view.start))
         view.first_token = <int>max(0, view.start - task.n_keys + 1)
+        view.end_token = <int>min(task.n_tokens, view.start + view.n - view.hidden)
         attend_view(a, task, &view, &w)
     finish_tile(a, task, &w)
 
@@ -370,12 +408,14 @@ cdef void attend_tile(const attention_t *a, const tile_t *task, float *work) noe
 cdef void begin_tile(const attention_t *a, const tile_t *task, const view_t *view,
                      const tile_work_t *w) noexcept nogil:
     """Queries head by head, those for far keys too, and nothing summed."""
-    cdef int64_t n_rows = task.n_tokens * a.group, g, t, row, rotation
+    cdef int64_t n_rows = task.n_tokens * a.group, g, t, row, rotation, head
     cdef const float *q
     for g in range(a.group):
+        head = task.head * a.group + g
         for t in range(task.n_tokens):
             row = g * task.n_tokens + t
-            q = a.q + ((task.token + t) * a.n_heads + task.head * a.group + g) * a.dk
+            q = a.q + ((task.token + t) * a.n_heads + head) * a.dk
+            begin_softmax(a, head, True, w.m + row, w.norm + row)
             memcpy(w.q + row * a.dk, q, a.dk * sizeof(float))
             if view.far_from_all + t > 0:
                 rotation = far_rotation(a.rope, task.n_keys - 1 + t)
@@ -383,16 +423,13 @@ cdef void begin_tile(const attention_t *a, const tile_t *task, const view_t *vie
                                     w.far_q + row * a.dk)
             elif view.far > 0:
                 memset(w.far_q + row * a.dk, 0, a.dk * sizeof(float))  # its scores are not used
-    for row in range(n_rows):
-        w.m[row] = -INFINITY
-        w.norm[row] = 0
     memset(w.acc, 0, n_rows * a.dv * sizeof(float))
 
 
 cdef void attend_view(const attention_t *a, const tile_t *task, const view_t *view,
                       const tile_work_t *w) noexcept nogil:
     """All queries of a tile over the keys and values of a segment."""
-    cdef int n_q = task.n_tokens - view.first_token
+    cdef int n_q = view.end_token - view.first_token
     cdef int64_t n_keys = task.n_keys + view.first_token - view.start  # of the first query
     cdef int64_t g, row
     cdef const float *values
@@ -400,7 +437,11 @@ cdef void attend_view(const attention_t *a, const tile_t *task, const view_t *vi
     values = load_values(a, task, view, w)
     for g in range(a.group):
         row = g * task.n_tokens + view.first_token
-        score_head(a, task, view, w, row)
+        score_head(a, view, w, row)
+        if a.soft_cap > 0:
+            KERNELS.soft_cap(w.s, n_q * SLOTS, a.soft_cap)
+        if view.hidden + view.end_token - 1 > view.start:
+            hide_keys(view, w.s)
         KERNELS.softmax_block(w.s, n_q, view.n, <int>n_keys, 1, w.m + row, w.norm + row,
                               w.acc + row * a.dv, a.dv)
         KERNELS.weighted_sum[C_F32](w.s, n_q, values, view.n, a.dv, w.acc + row * a.dv)
@@ -437,10 +478,18 @@ cdef const float *load_values(const attention_t *a, const tile_t *task, const vi
     return w.stored
 
 
-cdef void score_head(const attention_t *a, const tile_t *task, const view_t *view,
-                     const tile_work_t *w, int64_t row) noexcept nogil:
+cdef void hide_keys(const view_t *view, float *s) noexcept nogil:
+    """Give keys that are outside a token's window no weight, in scores of one query head."""
+    cdef int64_t t, j
+    for t in range(view.end_token - view.first_token):
+        for j in range(view.hidden + view.first_token + t - view.start):
+            s[t * SLOTS + j] = -INFINITY
+
+
+cdef void score_head(const attention_t *a, const view_t *view, const tile_work_t *w,
+                     int64_t row) noexcept nogil:
     """Scores of one query head, from `row` on, for the tokens that attend to the segment."""
-    cdef int n_q = task.n_tokens - view.first_token
+    cdef int n_q = view.end_token - view.first_token
     cdef int64_t t, n_far
     if has_near_keys(view):
         KERNELS.tile_scores(w.q + row * a.dk, n_q, w.keys, a.dk, w.s)

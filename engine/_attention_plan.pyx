@@ -8,6 +8,9 @@ in one of two ways:
   are merged in order.
 - Tokens of a prompt share keys and values. A task is a tile of tokens times one KV head. It makes
   the keys of a block float (and rotates raw ones) once for all its queries.
+
+With an attention window (arXiv 2004.05150) a token attends to the last keys alone, its own among
+them. Segments that lie outside are not read.
 """
 
 import numpy as np
@@ -28,15 +31,20 @@ cdef class AttentionPlan:
     """How the attention of a batch is cut into tasks. Operations are recorded with a plan, and run
     with the batch that it was last filled with."""
 
-    def __init__(self, Pool pool, Py_ssize_t n_heads):
-        """For attention of `n_heads` query heads over `pool`."""
+    def __init__(self, Pool pool, Py_ssize_t n_heads, Py_ssize_t window=0):
+        """For attention of `n_heads` query heads over `pool`. With a `window` above 0, the token at
+        position i attends to keys at positions above i - window."""
         if n_heads % pool.n_kv_heads:
             raise ValueError(f"{n_heads} query heads for {pool.n_kv_heads} KV heads")
+        if window < 0:
+            raise ValueError(f"an attention window of {window} positions, expected 1 or more, or 0 "
+                             f"for none")
+        self.window, self.plan.window = window, window if window else INT32_MAX
         self.n_heads, self.n_kv_heads, self.n_blocks = n_heads, pool.n_kv_heads, pool.n_blocks
         self.head_dim_v, self.head_dims = pool.head_dim_v, pool.head_dim_k + pool.head_dim_v
         self.tile_tokens = tokens_of_tile(n_heads // pool.n_kv_heads)
         self.ropes = []
-        self.spans, self.tiles = np.zeros((8, 8), np.int32), np.zeros((8, 6), np.int32)
+        self.spans, self.tiles = np.zeros((8, 9), np.int32), np.zeros((8, 6), np.int32)
         self.merges, self.starts = np.zeros((8, 3), np.int32), np.zeros(8, np.int32)
         self.segments, self.partials = np.zeros((0, 4), np.int32), np.zeros(1, np.float32)
 
@@ -50,8 +58,8 @@ cdef class AttentionPlan:
         segments int32 [n_segments, 4]         # IN block, first slot, length, first position; they
                                                #    hold the batch's own tokens too
 
-        ValueError for segments outside of the pool, or positions that a RoPE table of the recorded
-        operations does not have.
+        ValueError for segments outside of the pool, for positions that a RoPE table of the recorded
+        operations does not have, and, with a window, for positions that do not follow each other.
         """
         cdef Py_ssize_t r, t, n_requests = n_past.shape[0]
         cdef part_t part
@@ -109,6 +117,12 @@ cdef class AttentionPlan:
             n_held, n_new = 0, token_starts[r + 1] - token_starts[r]
             for i in range(segment_starts[r], segment_starts[r + 1]):
                 self.starts[i] = n_held
+                # Windows count keys, not positions.
+                if self.window and segments[i, 3] - n_held != segments[segment_starts[r], 3]:
+                    raise ValueError(
+                        f"an attention window needs positions that follow each other, but token "
+                        f"{n_held} of request {r} is at position {segments[i, 3]}"
+                    )
                 n_held += segments[i, 2]
             if n_past[r] + n_new > n_held:
                 raise ValueError(f"the segments of request {r} hold {n_held} tokens, but it has "
@@ -152,19 +166,31 @@ cdef class AttentionPlan:
         if self.tiles.shape[0] < max_tiles:
             self.tiles = np.zeros((2 * max_tiles, 6), np.int32)
         if self.spans.shape[0] < max_spans:
-            self.spans = np.zeros((2 * max_spans, 8), np.int32)
+            self.spans = np.zeros((2 * max_spans, 9), np.int32)
         if self.merges.shape[0] < self.n_alone:
             self.merges = np.zeros((2 * self.n_alone, 3), np.int32)
         return 0
 
+    cdef Py_ssize_t _first_segment(self, const part_t *part, Py_ssize_t end,
+                                   Py_ssize_t n_keys) noexcept:
+        """The first segment, of those before `end`, in the window of a token that is the last of
+        n_keys."""
+        cdef Py_ssize_t first = part.first_segment
+        if n_keys <= self.plan.window:
+            return first
+        while end - 1 > first and self.starts[end - 1] > n_keys - self.plan.window:
+            end -= 1
+        return end - 1
+
     cdef void _add_tiles(self, const part_t *part) noexcept:
         cdef tile_t *tiles = <tile_t *>&self.tiles[0, 0]
-        cdef Py_ssize_t h, t = (part.n_tokens - 1) // self.tile_tokens * self.tile_tokens
+        cdef Py_ssize_t h, first, t = (part.n_tokens - 1) // self.tile_tokens * self.tile_tokens
         while t >= 0:  # the last tiles have the most keys, so they start first
+            first = self._first_segment(part, part.last_segment, part.n_past + t + 1)
             for h in range(self.n_kv_heads):
                 tiles[self.n_tiles] = tile_t(
                     part.first_token + t, min(self.tile_tokens, part.n_tokens - t),
-                    part.n_past + t + 1, part.first_segment, part.last_segment, h,
+                    part.n_past + t + 1, first, part.last_segment, h,
                 )
                 self.n_tiles += 1
             t -= self.tile_tokens
@@ -173,20 +199,21 @@ cdef class AttentionPlan:
         """The spans of token t of a part."""
         cdef span_t *spans = <span_t *>&self.spans[0, 0]
         cdef Py_ssize_t n_keys = part.n_past + t + 1, end = part.last_segment
-        cdef Py_ssize_t first, n_spans, i, h, n_heads
+        cdef Py_ssize_t begin, first, n_spans, i, h, n_heads
         while self.starts[end - 1] >= n_keys:
             end -= 1
-        n_spans = (end - part.first_segment + SPAN_SEGMENTS - 1) // SPAN_SEGMENTS
+        begin = self._first_segment(part, end, n_keys)
+        n_spans = (end - begin + SPAN_SEGMENTS - 1) // SPAN_SEGMENTS
         n_heads = max(1, self.n_kv_heads * n_spans * self.n_alone // DECODE_TASKS,
-                      TASK_FLOATS // (n_keys * self.head_dims))
+                      TASK_FLOATS // (min(n_keys, self.plan.window) * self.head_dims))
         n_heads = min(n_heads, self.n_kv_heads)
         for i in range(n_spans):
-            first = part.first_segment + i * SPAN_SEGMENTS
+            first = begin + i * SPAN_SEGMENTS
             h = 0
             while h < self.n_kv_heads:
                 spans[self.n_spans] = span_t(
                     part.first_token + t, n_keys, first, min(end, first + SPAN_SEGMENTS), h,
-                    min(self.n_kv_heads, h + n_heads), self.n_partials + i, n_spans,
+                    min(self.n_kv_heads, h + n_heads), self.n_partials + i, n_spans, i == 0,
                 )
                 self.n_spans += 1
                 h += n_heads

@@ -39,6 +39,8 @@ cdef extern from "simd/table.h" nogil:
                                 int16_t *) noexcept nogil
         void (*rope_head)(float *, const float *, int64_t, float) noexcept nogil
         void (*silu_mul)(float *, const float *, int64_t) noexcept nogil
+        void (*gelu_mul)(float *, const float *, int64_t) noexcept nogil
+        void (*soft_cap)(float *, int64_t, float) noexcept nogil
         void (*to_f16)(const float *, int64_t, uint16_t *) noexcept nogil
         void (*to_f32)(const uint16_t *, int64_t, float *) noexcept nogil
         void (*rotate_back)(const float *, int, const float *, int64_t, float *) noexcept nogil
@@ -55,6 +57,27 @@ cdef extern from "simd/table.h" nogil:
     int64_t tile_width(int64_t) noexcept
     int64_t cache_row_bytes(int, int64_t) noexcept
     int64_t cache_scale_bytes(int, int64_t) noexcept
+
+cdef class Activations:
+    cdef int8_t[::1] q
+    cdef float[::1] scale
+    cdef int32_t[::1] neg8_sum
+    cdef int16_t[::1] half_sum
+    cdef Py_ssize_t n_tokens, n_cols  # of the operation recorded last
+
+cdef struct q8_t:  # where an operation puts quantized activations; q is NULL if it does not
+    int64_t n_tokens, n_cols
+    int8_t *q
+    float *scale
+    int32_t *neg8_sum
+    int16_t *half_sum
+
+cdef q8_t q8_of(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *
+cdef void quantize_row(const q8_t *out, int64_t row, const float *x, int64_t first,
+                       int64_t last) noexcept nogil
+
+# Floats that a task of a row-wise operation touches: enough to pay for taking it.
+cdef enum: TASK_FLOATS = 4096
 
 cdef class Rope:
     cdef rope_t table

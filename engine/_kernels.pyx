@@ -14,7 +14,7 @@ import os
 import numpy as np
 
 from cython.parallel cimport prange
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memmove, memset
 
 from lariat._program cimport Operation
@@ -219,22 +219,12 @@ cdef void pack_group(int type, const uint8_t *source, int64_t n_bytes_row, int64
 
 # ---- matrix multiplication ----------------------------------------------------------------------
 
-# Floats that a task of a row-wise operation touches: enough to pay for taking it.
-cdef enum: TASK_FLOATS = 4096
-
-
 cdef class Activations:
     """Buffers for up to n_tokens columns of up to n_cols activations, quantized to 8 bits.
 
     Each block of 32 has a scale, max |x| / 127 rounded to 11 significant bits as in llama.cpp.
     `quantize` fills it once for all the matrices that read the same activations.
     """
-
-    cdef int8_t[::1] q
-    cdef float[::1] scale
-    cdef int32_t[::1] neg8_sum
-    cdef int16_t[::1] half_sum
-    cdef Py_ssize_t n_tokens, n_cols  # of the operation recorded last
 
     def __init__(self, Py_ssize_t n_tokens, Py_ssize_t n_cols):
         n_blocks = n_tokens * max(n_cols // BLOCK, 1)
@@ -243,14 +233,6 @@ cdef class Activations:
         self.neg8_sum = np.zeros(n_blocks, np.int32)
         self.half_sum = np.zeros(n_blocks * 2, np.int16)
         self.n_tokens = self.n_cols = 0
-
-
-cdef struct q8_t:  # where an operation puts quantized activations; q is NULL if it does not
-    int64_t n_tokens, n_cols
-    int8_t *q
-    float *scale
-    int32_t *neg8_sum
-    int16_t *half_sum
 
 
 cdef q8_t q8_of(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *:

@@ -16,7 +16,6 @@ from lariat.checks import check_choice, check_real, check_switch, check_type, ch
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
 ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
-MASKS = ("causal",)
 MAX_CTX = 1 << 27  # positions of a context
 _MAX_SEED = (1 << 64) - 1
 _MAX_BIAS = 1e38  # far from the largest float32, so that a logit can be added
@@ -111,17 +110,18 @@ class RopeConfig:
 class LayerConfig:
     """How the attention of one layer treats positions.
 
-    rope  settings of its RoPE table, complete, as the model's file asks for them; None: queries and
-          keys of this layer are not rotated
-    mask  which keys a query sees; "causal": its own and those before it
+    rope    settings of its RoPE table, complete, as the model's file asks for them; None: queries
+            and keys of this layer are not rotated
+    window  the query at position i sees keys at positions above i - window, up to its own (sliding
+            window, arXiv 2004.05150); None: its own and all before it
     """
 
     rope: RopeConfig | None
-    mask: str = "causal"
+    window: int | None = None
 
     def __post_init__(self) -> None:
-        if self.mask not in MASKS:
-            raise ValueError(f"mask is {self.mask!r}, expected one of {', '.join(MASKS)}")
+        if self.window is not None:
+            _set(self, "window", check_whole("window", self.window, 1, MAX_CTX))
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ class ModelConfig:
     rope: RopeConfig  # complete, as the file asks for it; a user's settings go over this one
     rope_attn_factor: float = 1.0  # queries and keys are multiplied by it
     architecture: str = "llama"  # its name in `lariat.architectures`
-    layers: tuple[LayerConfig, ...] = ()  # one a layer; empty: all have `rope` and see causally
+    layers: tuple[LayerConfig, ...] = ()  # one a layer; empty: all have `rope` and no window
+    attention_scale: float | None = None  # scores are multiplied by it; None: 1 / sqrt(head_dim_k)
+    attention_soft_cap: float = 0.0  # scores s become cap * tanh(s / cap); 0: no cap
 
     def __post_init__(self) -> None:
         if not self.layers:

@@ -129,6 +129,85 @@ def test_attention_with_quantized_cache(isa, rng, types, raw):
         assert np.array_equal(case.run(raw, 1), got)
 
 
+WINDOWS = (1, 31, 32, 70, 513, 5000)  # shorter and longer than blocks and tiles
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("contexts", CONTEXTS)
+def test_attention_windows(isa, rng, contexts, window, raw):
+    for heads in ((2, 2, 64, 64), (9, 3, 16, 12)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=CONTEXTS[contexts], window=window,
+        )  # fmt: skip
+        got = case.run(raw)
+        assert relative_error(got, case.expected()) < 3 * BOUND
+        assert np.array_equal(case.run(raw, 1), got)
+        assert np.array_equal(case.run(raw, 3), got)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("types", [("f16", "f16"), *((t, t) for t in QUANTIZED)], ids=str)
+def test_attention_windows_over_cache_types(isa, rng, types, raw):
+    for heads, window in (((2, 2, 128, 96), 40), ((10, 1, 32, 128), 77), ((2, 2, 96, 64), 20)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=[(61, 1), (75, 40), (300, 1), (300, 180)], types=types, window=window,
+        )  # fmt: skip
+        got = case.run(raw)
+        bound = 2e-5 if types[1].startswith("q8") else 3 * BOUND
+        assert relative_error(got, case.expected_of_stored(raw)) < bound
+        assert np.array_equal(case.run(raw, 1), got)
+
+
+@pytest.mark.parametrize("window", [10, 40, 300])
+@pytest.mark.parametrize("contexts", CONTEXTS)
+def test_group_attention_within_a_window(isa, rng, contexts, window):
+    """Windows that end among near keys, and among far ones."""
+    for heads in ((2, 2, 128, 128), (4, 2, 48, 20)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=CONTEXTS[contexts], grouped=(5, 30), window=window,
+        )  # fmt: skip
+        assert relative_error(case.run(raw=True), case.expected()) < 3 * BOUND
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("contexts", CONTEXTS)
+@pytest.mark.parametrize(
+    "extras",
+    [{"soft_cap": 1.5}, {"soft_cap": 50.0}, {"with_sinks": True},
+     {"soft_cap": 2.0, "with_sinks": True, "window": 33}],
+    ids=str,
+)  # fmt: skip
+def test_soft_caps_and_sinks(isa, rng, contexts, extras, raw):
+    for heads in ((2, 2, 128, 128), (12, 4, 34, 64), (10, 1, 2, 6)):
+        case = CacheCase(
+            rng, n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2], dv=heads[3],
+            contexts=CONTEXTS[contexts], **extras,
+        )  # fmt: skip
+        got = case.run(raw)
+        assert relative_error(got, case.expected()) < 3 * BOUND
+        assert np.array_equal(case.run(raw, 1), got)
+        assert np.array_equal(case.run(raw, 3), got)
+
+
+def test_a_window_reads_no_segment_outside(rng):
+    """Values of hidden blocks are NaN, and no output is."""
+    for contexts in ([(700, 1)], [(700, 3)], [(700, 300)]):
+        case = CacheCase(rng, n_heads=4, n_kv_heads=2, dk=16, dv=16, contexts=contexts, window=50)
+        first_token = contexts[0][0] - contexts[0][1]
+        n_hidden = 0
+        for _, _, length, position in case.tables[0][0].tolist():
+            if position - 50 + length <= first_token - 50 + 1:
+                case.values[0][position - 50 : position - 50 + length] = np.nan
+                n_hidden += length
+        assert n_hidden > 300
+        for raw in (False, True):
+            assert np.isfinite(case.run(raw)).all()
+
+
 def test_one_large_score_wins(isa, rng):
     """Scores of hundreds must neither overflow nor lose the others' place."""
     case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=64, dv=64, contexts=[(100, 1), (80, 40)])
@@ -204,6 +283,11 @@ def test_attention_refuses_what_does_not_fit(rng):
         fill(0, [10000, 0, 3, 0])
     with pytest.raises(ValueError, match="request 0 hold 3 tokens, but it has 7 and 1"):
         fill(7, [0, 0, 3, 0])
+    plan = AttentionPlan(case.pool, 2, 5)
+    starts = np.array([0, 1], np.int32), np.array([0, 2], np.int32)
+    segments = np.array([[0, 0, 3, 0], [1, 0, 1, 7]], np.int32)
+    with pytest.raises(ValueError, match="follow each other, but token 3 of request 0 is at pos"):
+        plan.fill(starts[0], np.array([3], np.int32), starts[1], segments)
 
 
 def test_attention_says_which_shapes_are_due(rng):
@@ -216,6 +300,13 @@ def test_attention_says_which_shapes_are_due(rng):
         _attention.merge(case.pool, 0, out, plan, out)
     with pytest.raises(ValueError, match="layer 2 of a cache of 2"):
         _attention.attend(case.pool, 2, q, plan, out)
+    with pytest.raises(ValueError, match="3 sinks of attention, expected one for each of 4"):
+        _attention.attend(case.pool, 0, q, plan, out, None, 0, np.zeros(3, np.float32))
+    for cap in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="a soft cap of"):
+            _attention.attend(case.pool, 0, q, plan, out, None, cap)
+    with pytest.raises(ValueError, match="window of -1 positions"):
+        AttentionPlan(case.pool, 4, -1)
     with pytest.raises(ValueError, match="3 query heads for 2 KV heads"):
         AttentionPlan(case.pool, 3)
     other = CacheMemory(config_of(2, 4, 8, 6), 5, "f32", "f32").kernel

@@ -21,19 +21,30 @@ from lariat import (
     _lock,
     _program,
     _quantize,
+    _rows,
     _strings,
 )
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "engine"
-COMPILED = (_attention, _attention_plan, _cache, _kernels, _lock, _program, _quantize, _strings)
+COMPILED = (
+    _attention,
+    _attention_plan,
+    _cache,
+    _kernels,
+    _lock,
+    _program,
+    _quantize,
+    _rows,
+    _strings,
+)
 
 # From the ground up. A folder, or a module that stands in none, imports from rows before its own
 # only. Modules of one folder may import each other, but never in a circle.
 LEVELS = (
     ("_lock", "_program", "_quantize", "_strings", "demo", "errors", "os_memory"),
     ("_kernels", "checks"),
-    ("_cache", "_machine"),
+    ("_cache", "_machine", "_rows"),
     ("_attention_plan", "config"),
     ("_attention",),
     ("formats",),

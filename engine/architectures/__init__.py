@@ -1,6 +1,6 @@
 """The model families that run: one file each, registered below, and their shared mechanics.
 
-llama, qwen2, qwen3  tensor names, config keys, RoPE, masks, and the forward pass as one page
+llama, qwen2, qwen3  tensor names, config keys, RoPE, windows, the forward pass as one page
 architecture         the three functions that such a file consists of
 metadata             checked reading of a file's keys
 weights              checked reading of tensors; interleaving of matrices

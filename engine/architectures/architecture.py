@@ -16,8 +16,8 @@ from lariat.config import ModelConfig
 class Architecture:
     """How models of one family are read and computed.
 
-    read_config   reads and checks the metadata: shapes, and the RoPE table and the mask of each
-                  layer. Raises `GGUFError` and `ModelError`
+    read_config   reads and checks the metadata: shapes, and the RoPE table and the window of
+                  each layer. Raises `GGUFError` and `ModelError`
     read_weights  reads all tensors by their names, with the shapes that the configuration says.
                   Raises `GGUFError` and `ModelError`
     forward       records the forward pass of one size of batch

@@ -19,7 +19,7 @@ from lariat.config import MAX_CTX, LayerConfig, ModelConfig
 
 
 def read_config(m: Metadata) -> ModelConfig:
-    """Every layer has the same RoPE table and sees causally."""
+    """Every layer has the same RoPE table and no window."""
     m.refuse_experts()
     m.refuse_not_causal()
     dim = m.whole("embedding_length", MAX_DIM)
@@ -39,7 +39,7 @@ def read_config(m: Metadata) -> ModelConfig:
         rope=rope,
         rope_attn_factor=m.real("rope.scaling.attn_factor", 1e-3, 1e3, 1.0),
         architecture=m.architecture,
-        layers=(LayerConfig(rope, mask="causal"),) * n_layers,
+        layers=(LayerConfig(rope),) * n_layers,
     )
 
 

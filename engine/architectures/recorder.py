@@ -112,9 +112,18 @@ class Recorder:
         )
 
     def attend(
-        self, layer: int, q: np.ndarray, x: np.ndarray, *, readers: tuple[Linear, ...]
+        self,
+        layer: int,
+        q: np.ndarray,
+        x: np.ndarray,
+        *,
+        readers: tuple[Linear, ...],
+        sinks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """softmax(q k / sqrt(head_dim_k)) v over the cache, with the layer's mask.
+        """softmax(q k / sqrt(head_dim_k)) v over the cache, within the layer's window.
+
+        The configuration may say another scale, and a soft cap of scores. `sinks` float32 [n_heads]
+        are further scores, one a head, that have no value.
 
         Returns x and the attention [n, n_heads * head_dim_v]. Nothing after the last attention
         mixes tokens, so from there on only tokens whose logits are wanted are computed: the last
@@ -125,7 +134,7 @@ class Recorder:
         self._ended = is_last and n_wanted == 0
         out = b.rows("attention", n, c.n_heads * c.head_dim_v)
         q_heads = q.reshape(n, c.n_heads, c.head_dim_k)
-        for operation in self._cache.attend(layer, q_heads, out.reshape(n, c.n_heads, -1)):
+        for operation in self._cache.attend(layer, q_heads, out.reshape(n, c.n_heads, -1), sinks):
             self._then(operation)
         if is_last and 0 < n_wanted < n:
             wanted = b.logit_rows[:n_wanted]

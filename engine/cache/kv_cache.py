@@ -2,8 +2,8 @@
 pre-RoPE).
 
 Both have the same methods, and the model does not know which it holds. A raw key gets its position
-when attention reads it, from its segment. Each layer has the RoPE table and the mask that
-`ModelConfig.layers` says; the cache keeps one attention plan for each distinct pair of them.
+when attention reads it, from its segment. Each layer has the RoPE table and the window that
+`ModelConfig.layers` says; the cache keeps one attention plan for each distinct window.
 """
 
 from __future__ import annotations
@@ -102,14 +102,15 @@ class KVCache(ABC):
         n_blocks = _n_blocks(n_ctx) + n_spare
         self.pool = BlockPool(n_blocks, self._copy_slots)
         self._ropes = ropes
-        self._scale = 1.0 / math.sqrt(config.head_dim_k)
+        self._scale = config.attention_scale or 1.0 / math.sqrt(config.head_dim_k)
+        self._soft_cap = config.attention_soft_cap
         self._memory = CacheMemory(config, n_blocks, type_k, type_v)
         plans = {
-            mask: AttentionPlan(self._memory.kernel, config.n_heads)
-            for mask in dict.fromkeys(layer.mask for layer in config.layers)
+            window: AttentionPlan(self._memory.kernel, config.n_heads, window or 0)
+            for window in dict.fromkeys(layer.window for layer in config.layers)
         }
         self._plans = tuple(plans.values())
-        self._plan_of = [plans[layer.mask] for layer in config.layers]
+        self._plan_of = [plans[layer.window] for layer in config.layers]
         still = np.zeros(config.head_dim_k // 2)  # radians per position
         rows = np.concatenate([np.cos(still), np.sin(still)])[None].astype(np.float32)
         self._no_rotation = _kernels.Rope(rows, steps(still))
@@ -302,7 +303,7 @@ class KVCache(ABC):
     # head_dim], keys and values with n_kv_heads; positions and slots are int32 [n_tokens].
 
     def rotate_queries(self, layer: int, q: np.ndarray, positions: np.ndarray) -> Operation:
-        """Rotate q in place, and scale it by 1 / sqrt(head_dim_k)."""
+        """Rotate q in place, and scale it as scores are to be."""
         rope = self._ropes.of_layer[layer]
         if rope is None:
             return _kernels.rope(q, self._no_rotation, np.zeros(len(q), np.int32), self._scale)
@@ -314,12 +315,15 @@ class KVCache(ABC):
     ) -> Operation:
         """Put keys and values into their slots. May change k."""
 
-    def attend(self, layer: int, q: np.ndarray, out: np.ndarray) -> tuple[Operation, Operation]:
-        """Attention of rotated queries over the cache, in two phases."""
+    def attend(
+        self, layer: int, q: np.ndarray, out: np.ndarray, sinks: np.ndarray | None = None
+    ) -> tuple[Operation, Operation]:
+        """Attention of rotated queries over the cache, in two phases; `sinks` float32 [n_heads]."""
         where = (self._memory.kernel, layer, q, self._plan_of[layer], out)
         table = self._ropes.of_layer[layer] if self._raw else None  # keys are rotated when read
         rope = table.kernel if table else None
-        return _attention.attend(*where, rope), _attention.merge(*where)
+        attend = _attention.attend(*where, rope, self._soft_cap, sinks)
+        return attend, _attention.merge(*where)
 
 
 class RopedCache(KVCache):

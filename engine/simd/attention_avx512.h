@@ -98,8 +98,11 @@ static void softmax_block_avx512(float *s, int n_q, int n, int n_keys, int more,
             }
         }
         const __m512 base = _mm512_set1_ps(m[r]);
-        const __m512 e0 = _mm512_maskz_mov_ps(lanes0, exp_avx512(_mm512_sub_ps(s0, base)));
-        const __m512 e1 = _mm512_maskz_mov_ps(lanes1, exp_avx512(_mm512_sub_ps(s1, base)));
+        /* A score of -inf has no weight; exp_avx512 would give it exp(-87). */
+        const __mmask16 seen0 = _mm512_mask_cmp_ps_mask(lanes0, s0, nothing, _CMP_NEQ_UQ);
+        const __mmask16 seen1 = _mm512_mask_cmp_ps_mask(lanes1, s1, nothing, _CMP_NEQ_UQ);
+        const __m512 e0 = _mm512_maskz_mov_ps(seen0, exp_avx512(_mm512_sub_ps(s0, base)));
+        const __m512 e1 = _mm512_maskz_mov_ps(seen1, exp_avx512(_mm512_sub_ps(s1, base)));
         _mm512_storeu_ps(s, e0);
         _mm512_storeu_ps(s + 16, e1);
         l[r] += _mm512_reduce_add_ps(_mm512_add_ps(e0, e1));

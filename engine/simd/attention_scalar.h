@@ -116,8 +116,9 @@ static void tile_scores_scalar(const float *q, int n_q, const float *tile, int64
     }
 }
 
-/* Row r attends to the first `n_keys + r * more` positions of the block, which holds n. m: largest
- * score so far; l: sum of exp(score - m); acc [n_q][head_dim]: weighted sum of values. */
+/* Row r attends to the first `n_keys + r * more` positions of the block, which holds n, but to none
+ * whose score is -inf. m: largest score so far, of a position of the block at least; l: sum of
+ * exp(score - m); acc [n_q][head_dim]: weighted sum of values. */
 static void softmax_block_scalar(float *s, int n_q, int n, int n_keys, int more, float *m, float *l,
                                  float *acc, int64_t head_dim) {
     for (int r = 0; r < n_q; r++, s += SLOTS, acc += head_dim) {

@@ -45,6 +45,8 @@ typedef struct {
                             int32_t *neg8_sum, int16_t *half_sum);
     void (*rope_head)(float *x, const float *row, int64_t half, float scale);
     void (*silu_mul)(float *gate, const float *up, int64_t n);
+    void (*gelu_mul)(float *gate, const float *up, int64_t n);
+    void (*soft_cap)(float *x, int64_t n, float cap);
     void (*to_f16)(const float *x, int64_t n, f16_t *out);
     void (*to_f32)(const f16_t *x, int64_t n, float *out);
     void (*rotate_back)(const float *x, int n, const float *row, int64_t half, float *out);

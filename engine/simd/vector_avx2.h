@@ -1,4 +1,5 @@
-/* Row-wise operations for AVX2 with FMA and F16C: norm, activation quantization, RoPE, SiLU.
+/* Row-wise operations for AVX2 with FMA and F16C: norm, activation quantization, RoPE, SiLU,
+ * GELU, soft cap.
  *
  * The last lanes of a row that does not divide by 8 are done by the portable version. */
 #ifndef LARIAT_VECTOR_AVX2_H
@@ -136,6 +137,45 @@ static void silu_mul_avx2(float *gate, const float *up, int64_t n) {
     silu_mul_scalar(gate + i, up + i, n - i);
 }
 
+static void gelu_mul_avx2(float *gate, const float *up, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 x = _mm256_loadu_ps(gate + i);
+        const __m256 u = _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(GELU_THIRD),
+                                         _mm256_set1_ps(GELU_FIRST));
+        const __m256 e = exp_avx2(_mm256_mul_ps(u, x));
+        const __m256 y = _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+        _mm256_storeu_ps(gate + i, _mm256_mul_ps(y, _mm256_loadu_ps(up + i)));
+    }
+    gelu_mul_scalar(gate + i, up + i, n - i);
+}
+
+/* See soft_cap_scalar and TANH_SMALL. */
+ALWAYS_INLINE __m256 tanh_avx2(__m256 x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
+    const __m256 magnitude = _mm256_andnot_ps(sign, x), z = _mm256_mul_ps(x, x);
+    __m256 p = _mm256_set1_ps(TANH_5);
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(TANH_4));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(TANH_3));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(TANH_2));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(TANH_1));
+    const __m256 small = _mm256_fmadd_ps(_mm256_mul_ps(p, z), x, x);
+    const __m256 e = exp_avx2(_mm256_add_ps(magnitude, magnitude));
+    const __m256 large = _mm256_sub_ps(
+        one, _mm256_div_ps(_mm256_set1_ps(2.0f), _mm256_add_ps(e, one)));
+    const __m256 is_large = _mm256_cmp_ps(magnitude, _mm256_set1_ps(TANH_SMALL), _CMP_GT_OQ);
+    return _mm256_blendv_ps(small, _mm256_or_ps(large, _mm256_and_ps(x, sign)), is_large);
+}
+
+static void soft_cap_avx2(float *x, int64_t n, float cap) {
+    const __m256 factor = _mm256_set1_ps(cap);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(x + i, _mm256_mul_ps(factor, tanh_avx2(_mm256_div_ps(
+                                                          _mm256_loadu_ps(x + i), factor))));
+    soft_cap_scalar(x + i, n - i, cap);
+}
+
 static void to_f16_avx2(const float *x, int64_t n, f16_t *out) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8)
@@ -148,6 +188,8 @@ static void use_vector_avx2(kernels_t *k) {
     k->quantize_column = quantize_column_avx2;
     k->rope_head = rope_head_avx2;
     k->silu_mul = silu_mul_avx2;
+    k->gelu_mul = gelu_mul_avx2;
+    k->soft_cap = soft_cap_avx2;
     k->to_f16 = to_f16_avx2;
 }
 

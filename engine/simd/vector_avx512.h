@@ -1,4 +1,5 @@
-/* Row-wise operations for AVX-512: norm, activation quantization, RoPE, SiLU, conversion. */
+/* Row-wise operations for AVX-512: norm, activation quantization, RoPE, SiLU, GELU, soft
+ * cap, conversion. */
 #ifndef LARIAT_VECTOR_AVX512_H
 #define LARIAT_VECTOR_AVX512_H
 
@@ -6,6 +7,7 @@
 
 #include "layout.h"
 #include "table.h"
+#include "vector_scalar.h"
 
 /* Lanes 0..n_left-1, all of them from 16 on */
 ALWAYS_INLINE __mmask16 first_lanes_avx512(int64_t n_left) {
@@ -101,6 +103,47 @@ static void silu_mul_avx512(float *gate, const float *up, int64_t n) {
     }
 }
 
+static void gelu_mul_avx512(float *gate, const float *up, int64_t n) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 lanes = first_lanes_avx512(n - i);
+        const __m512 x = _mm512_maskz_loadu_ps(lanes, gate + i);
+        const __m512 u = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(GELU_THIRD),
+                                         _mm512_set1_ps(GELU_FIRST));
+        const __m512 e = exp_avx512(_mm512_mul_ps(u, x));
+        const __m512 y = _mm512_div_ps(x, _mm512_add_ps(one, e));
+        _mm512_mask_storeu_ps(gate + i, lanes,
+                              _mm512_mul_ps(y, _mm512_maskz_loadu_ps(lanes, up + i)));
+    }
+}
+
+/* See soft_cap_scalar and TANH_SMALL. */
+ALWAYS_INLINE __m512 tanh_avx512(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
+    const __m512 magnitude = _mm512_abs_ps(x), z = _mm512_mul_ps(x, x);
+    __m512 p = _mm512_set1_ps(TANH_5);
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(TANH_4));
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(TANH_3));
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(TANH_2));
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(TANH_1));
+    const __m512 small = _mm512_fmadd_ps(_mm512_mul_ps(p, z), x, x);
+    const __m512 e = exp_avx512(_mm512_add_ps(magnitude, magnitude));
+    const __m512 large = _mm512_sub_ps(
+        one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(e, one)));
+    const __mmask16 is_large =
+        _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(TANH_SMALL), _CMP_GT_OQ);
+    return _mm512_mask_blend_ps(is_large, small, _mm512_or_ps(large, _mm512_and_ps(x, sign)));
+}
+
+static void soft_cap_avx512(float *x, int64_t n, float cap) {
+    const __m512 factor = _mm512_set1_ps(cap);
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 lanes = first_lanes_avx512(n - i);
+        const __m512 s = _mm512_div_ps(_mm512_maskz_loadu_ps(lanes, x + i), factor);
+        _mm512_mask_storeu_ps(x + i, lanes, _mm512_mul_ps(factor, tanh_avx512(s)));
+    }
+}
+
 static void to_f16_avx512(const float *x, int64_t n, f16_t *out) {
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 lanes = first_lanes_avx512(n - i);
@@ -114,6 +157,8 @@ static void use_vector_avx512(kernels_t *k) {
     k->quantize_column = quantize_column_avx512;
     k->rope_head = rope_head_avx512;
     k->silu_mul = silu_mul_avx512;
+    k->gelu_mul = gelu_mul_avx512;
+    k->soft_cap = soft_cap_avx512;
     k->to_f16 = to_f16_avx512;
 }
 

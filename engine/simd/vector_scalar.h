@@ -1,4 +1,5 @@
-/* Row-wise operations in plain C: norm, activation quantization, RoPE, SiLU, conversion. */
+/* Row-wise operations in plain C: norm, activation quantization, RoPE, SiLU, GELU, soft cap,
+ * conversion. */
 #ifndef LARIAT_VECTOR_SCALAR_H
 #define LARIAT_VECTOR_SCALAR_H
 
@@ -53,6 +54,32 @@ static void silu_mul_scalar(float *gate, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
+/* gate = GELU(gate) * up, with the tanh of arXiv 1606.08415:
+ *     GELU(x) = x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+#define GELU_FIRST -1.595769122f   /* of -2 u, times x */
+#define GELU_THIRD -0.0713548163f  /* times x^3 */
+
+static void gelu_mul_scalar(float *gate, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const float x = gate[i];
+        gate[i] = x / (1.0f + expf(x * (GELU_FIRST + GELU_THIRD * x * x))) * up[i];
+    }
+}
+
+/* tanh of a small x as x + x z (((T5 z + T4) z + T3) z + T2) z + T1), z = x^2, to 1 ulp: Cephes,
+ * tanhf.c. Beyond it 1 - 2 / (exp(2 x) + 1) loses nothing. */
+#define TANH_SMALL 0.625f
+#define TANH_1 -3.33332819422e-1f
+#define TANH_2 1.33314422036e-1f
+#define TANH_3 -5.37397155531e-2f
+#define TANH_4 2.06390887954e-2f
+#define TANH_5 -5.70498872745e-3f
+
+/* x = cap tanh(x / cap) */
+static void soft_cap_scalar(float *x, int64_t n, float cap) {
+    for (int64_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
+}
+
 static void to_f16_scalar(const float *x, int64_t n, f16_t *out) {
     for (int64_t i = 0; i < n; i++) out[i] = f32_to_f16(x[i]);
 }
@@ -62,6 +89,8 @@ static void use_vector_scalar(kernels_t *k) {
     k->quantize_column = quantize_column_scalar;
     k->rope_head = rope_head_scalar;
     k->silu_mul = silu_mul_scalar;
+    k->gelu_mul = gelu_mul_scalar;
+    k->soft_cap = soft_cap_scalar;
     k->to_f16 = to_f16_scalar;
 }
 

@@ -187,6 +187,7 @@ def test_as_many_layers_must_be_described_as_there_are(n):
         ModelConfig(**shape, rope_dim=16, rope=rope, layers=(LayerConfig(rope),) * n)
 
 
-def test_a_mask_that_is_not_known_is_refused():
-    with pytest.raises(ValueError, match="mask is 'window', expected one of causal"):
-        LayerConfig(None, mask="window")
+@pytest.mark.parametrize("window", [0, -1, 1 << 28, 2.5])
+def test_a_window_that_is_none_is_refused(window):
+    with pytest.raises(ValueError, match="window"):
+        LayerConfig(None, window=window)

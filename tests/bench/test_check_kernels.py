@@ -21,6 +21,7 @@ def test_every_kernel_and_type_is_checked_at_every_level():
     assert found >= {("matmul", type) for type in weights}
     assert found >= {(f"attend {cache}", t) for cache in ("raw", "roped") for t in CACHE_TYPES}
     assert found >= {(name, "") for name in ("rms_norm", "silu_mul", "quantize", "rope")}
+    assert found >= {("gelu_mul", ""), ("soft_cap", "")}
     assert found >= {("store", "f16"), ("store", "q4_0"), ("seal", "q8_ch"), ("shift", "q8_0")}
     before = _kernels.isa()
     rows = list(check_kernels.check(cases[0]))
@@ -49,7 +50,7 @@ def test_a_seed_repeats_the_shapes_and_what_is_wrong_is_named(capsys, monkeypatc
     monkeypatch.setattr(check_kernels, "GROUPS", (broken,))
     assert check_kernels.main(["--seed", "5", "--shapes", "1"]) == 1
     out = capsys.readouterr().out
-    n = 4 * len(_kernels.variants())
+    n = 6 * len(_kernels.variants())
     assert out.count("WRONG, bound 3e-06") == n
     assert f"{n} WRONG" in out
 

@@ -83,9 +83,23 @@ class CacheCase:
     """Sequences of random keys and values, scattered over blocks, cut into odd segments."""
 
     def __init__(
-        self, rng, *, n_heads, n_kv_heads, dk, dv, contexts, types=("f32", "f32"), grouped=None
+        self,
+        rng,
+        *,
+        n_heads,
+        n_kv_heads,
+        dk,
+        dv,
+        contexts,
+        types=("f32", "f32"),
+        grouped=None,
+        window=0,
+        soft_cap=0.0,
+        with_sinks=False,
     ):
         self.grouped = grouped  # n and window of group attention
+        self.window, self.soft_cap = window, soft_cap
+        self.sinks = rng.normal(1, 2, n_heads).astype(np.float32) if with_sinks else None
         self.n_heads, self.n_kv_heads, self.dk, self.dv = n_heads, n_kv_heads, dk, dv
         self.keys, self.values, self.positions, tables = [], [], [], []
         n_blocks = 3 + sum(n // 9 + 2 for n, _ in contexts)
@@ -100,7 +114,7 @@ class CacheCase:
                 first = int(rng.integers(0, 20)) if rng.random() < 0.5 else 0
                 length = min(n - at, 32 - first if rng.random() < 0.7 else 9)
                 position = int(rng.integers(0, 900)) if rng.random() < 0.3 else 100 + at
-                position = at if grouped else position
+                position = at + (0 if grouped else 50) if grouped or window else position
                 block = int(next(blocks))
                 table.append((block, first, length, position))
                 slots += [block * 32 + first + j for j in range(length)]
@@ -156,14 +170,14 @@ class CacheCase:
         starts = [np.cumsum([0, *lengths]).astype(np.int32) for lengths in (
             self.n_new, [len(table) for table, _ in self.tables])]  # fmt: skip
         table = _kernels.Rope(self.rows, self.step, 1, *(self.grouped or ()))
-        plan = AttentionPlan(self.pool, self.n_heads)
+        plan = AttentionPlan(self.pool, self.n_heads, self.window)
         plan.fill(
             starts[0], np.array(self.n_past, np.int32), starts[1],
             np.concatenate([table for table, _ in self.tables]),
         )  # fmt: skip
         out = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
         where = (self.pool, 1, self.q, plan, out)
-        attend = _attention.attend(*where, table if raw else None)
+        attend = _attention.attend(*where, table if raw else None, self.soft_cap, self.sinks)
         return Program().then(attend).then(_attention.merge(*where)), out
 
     def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
@@ -202,6 +216,13 @@ class CacheCase:
                 scores = np.einsum("hd,nhd->hn", self.q[at].astype(np.float64), kh)
                 if self.grouped:
                     scores = self._with_far(scores, unturned[s][:n], at)
+                if self.soft_cap:
+                    scores = self.soft_cap * np.tanh(scores / self.soft_cap)
+                if self.window:
+                    scores[:, : max(0, n - self.window)] = -np.inf
+                if self.sinks is not None:  # a key whose value is 0
+                    scores = np.concatenate([scores, self.sinks[:, None].astype(np.float64)], 1)
+                    vh = np.concatenate([vh, np.zeros_like(vh[:1])])
                 e = np.exp(scores - scores.max(1, keepdims=True))
                 out.append(np.einsum("hn,nhd->hd", e / e.sum(1, keepdims=True), vh))
                 at += 1
