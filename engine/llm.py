@@ -144,7 +144,7 @@ class LLM:
         self.close()
 
     def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of a whole text; see `Tokenizer.encode`, and `Tokenizer.encode_part` for text
+        """Token ids of a whole text; see `Tokenizer.encode`, and `Tokenizer.encode_behind` for text
         that continues other text."""
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
@@ -288,9 +288,9 @@ class LLM:
         if params.context_shift:
             self.runner.check_can_shift()
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode_part(prompt, before, parse_special=parse_special)
+            n_kept, ids = self.tokenizer.encode_behind(before, prompt, parse_special=parse_special)
         else:
-            ids = self.runner.token_ids(prompt)
+            n_kept, ids = len(before), self.runner.token_ids(prompt)
         if ids or not before:
             ids = self.check_ids(ids)
         for token in params.logit_bias:
@@ -306,6 +306,7 @@ class LLM:
             decoder=self.tokenizer.decoder(),
             eog_ids=self.tokenizer.eog_ids,
             n_ctx=self.n_ctx,
+            replaced=before[n_kept:],
             on_prompt=on_prompt,
         )
 
@@ -327,7 +328,7 @@ class Stream:
         self._request = request
         if request.params.max_tokens == 0:
             if context is not None:
-                context.append(request.ids)
+                context.read(request)
             request.completion.finish_reason = "length"
             request.closed = True
         else:

@@ -20,7 +20,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -303,12 +302,13 @@ class ChunkLibrary:
 
 def _encoded(tokenizer: Tokenizer, text: str, parse_special: bool) -> tuple[list[int], Beginning]:
     """Ids of a document that begins a context, and its other beginning behind ordinary text."""
-    encode = partial(tokenizer.encode_part, text, add_bos=False, parse_special=parse_special)
-    ids = encode()
+    ids = tokenizer.encode_part(text, add_bos=False, parse_special=parse_special)
     if not tokenizer.add_space_prefix:
         return ids, Beginning()
     ordinary = (i for i in range(tokenizer.n_vocab) if tokenizer.is_continued([i]))
-    return ids, Beginning.of(ids, encode(list(islice(ordinary, 1))))
+    before = list(islice(ordinary, 1))
+    _, behind = tokenizer.encode_behind(before, text, add_bos=False, parse_special=parse_special)
+    return ids, Beginning.of(ids, behind)
 
 
 def _compute(runner: Runner, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:

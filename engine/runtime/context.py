@@ -61,9 +61,11 @@ class Context:
     are rotated again. Neither recomputes anything: keys and values above the first layer still
     carry what their tokens saw when they were computed.
 
-    Text that is put behind other text continues it: SentencePiece's blank in front of a text comes
-    only where nothing stands before it, or a special token. No end token (EOS) is added. With
-    `parse_special` control tokens that are written in the text become those tokens.
+    Text that is put behind other text continues it, and has the tokens that both have as one text:
+    SentencePiece's blank in front of a text comes only where nothing stands before it, or a special
+    token; with byte-level BPE the tokens of the last word before may be replaced. No end token
+    (EOS) is added. With `parse_special` control tokens that are written in the text become those
+    tokens.
 
     A method that raises leaves the context as it was: `ContextError` for things that do not fit,
     IndexError for places outside of it, ValueError for bad token ids and after `close`. While a
@@ -125,7 +127,9 @@ class Context:
 
         Text and ids are computed with the tokens before `at` as their context: they do not see
         those behind, and those behind, computed earlier, did not see them. Text gets the model's
-        first token (BOS) only in an empty context, and continues what stands before it.
+        first token (BOS) only in an empty context, and continues what stands before it: the last
+        word before `at` is tokenized anew where the text changes it, so the context may grow by
+        fewer tokens than are computed.
 
         Another context's tokens bring their keys and values along: by reference to its blocks with
         `raw`, as rotated copies with `roped`. The other context stays as it is.
@@ -148,15 +152,15 @@ class Context:
             self._begin_edit()
             n = len(self._ids)
             self._check_place(at, n)
-            ids = self._ids_at(at, what, parse_special)
-            self._check_length(n + len(ids))
+            n_kept, ids = self._ids_at(at, what, parse_special)
+            self._check_length(n_kept + len(ids) + n - at)
             self._settle()
             head = self._table.fork()
             try:
-                head.truncate(at)
+                head.truncate(n_kept)
                 self._runner.compute(head, ids)
                 rows = np.concatenate([head.segments, self._table.cut(at, n)])
-                self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])
+                self._assign(rows, [*self._ids[:n_kept], *ids, *self._ids[at:]])
             finally:
                 head.clear()
         return len(ids)
@@ -244,17 +248,20 @@ class Context:
     def logits(self, what: str | list[int], *, parse_special: bool = False) -> np.ndarray:
         """Logits after each of these tokens, were they appended: float32 [n, n_vocab].
 
-        The context does not change. LariatError if they are not finite.
+        Tokens of the last word that a text changes come with it, as in `insert`. The context does
+        not change. LariatError if they are not finite.
         """
         if not isinstance(what, str):
             what = self._runner.check_ids(what)
         with self._runner.exclusive:
             self._begin_edit()
-            ids = self._runner.check_ids(self._ids_at(len(self._ids), what, parse_special))
-            self._check_length(len(self._ids) + len(ids))
+            n_kept, ids = self._ids_at(len(self._ids), what, parse_special)
+            ids = self._runner.check_ids(ids)
+            self._check_length(n_kept + len(ids))
             self._settle()
             scratch = self._table.fork()
             try:
+                scratch.truncate(n_kept)
                 return self._runner.compute(scratch, ids, "all")
             finally:
                 scratch.clear()
@@ -330,18 +337,43 @@ class Context:
     def lend(self, request: Request) -> None:
         """Let `request`, whose ids are the new ones, continue this context.
 
-        With nothing new to compute, the last token is computed again for its logits.
+        Its tokens that the request replaces go. With nothing new to compute, the last token is
+        computed again for its logits.
         """
         self._check_idle()
-        ids = [*self._ids, *request.ids]
+        n_kept = self._kept_by(request)
+        ids = [*self._ids[:n_kept], *request.ids]
         if not ids:
             raise ValueError("the prompt is empty")
         if not request.params.context_shift:
             self._check_length(len(ids))
-        if self._table.n_tokens == len(ids):
-            self._table.truncate(len(ids) - 1)
+        # Tokens that are known but no longer in the table are computed when they are needed, so
+        # the context stays whole if the request is refused here.
+        self._table.truncate(min(self._table.n_tokens, n_kept, len(ids) - 1))
         request.lend(self._table, ids, self.take_back)
         self._writer = request
+
+    def read(self, request: Request) -> None:
+        """Append a request's prompt, of which nothing will be continued."""
+        with self._runner.exclusive:
+            self._begin_edit()
+            n_kept = self._kept_by(request)
+            self._check_length(n_kept + len(request.ids))
+            head = self._table.fork()
+            try:
+                head.truncate(min(head.n_tokens, n_kept))
+                ids = [*self._ids[:n_kept], *request.ids]
+                self._runner.compute(head, ids[head.n_tokens :])
+                self._assign(head.segments, ids)
+            finally:
+                head.clear()
+
+    def _kept_by(self, request: Request) -> int:
+        """How many tokens stay in front of a request."""
+        n_kept = len(self._ids) - len(request.replaced)
+        if self._ids[n_kept:] != request.replaced:
+            raise ContextError("the context was changed while its prompt was tokenized")
+        return n_kept
 
     def check_runner(self, runner: Runner) -> None:
         """Raise `ContextError` if it belongs to another model than `runner` runs."""
@@ -377,12 +409,12 @@ class Context:
         if self._writer is not None:
             raise ContextError("a stream is writing this context: finish or close it first")
 
-    def _ids_at(self, at: int, what: str | list[int], parse_special: bool) -> list[int]:
-        """The ids that text (or ids) becomes before token `at`."""
+    def _ids_at(self, at: int, what: str | list[int], parse_special: bool) -> tuple[int, list[int]]:
+        """How many tokens before token `at` stay, and the ids that text (or ids) becomes there."""
         if not isinstance(what, str):
-            return what
-        return self._tokenizer.encode_part(
-            what, self._ids[:at], add_bos=not self._ids, parse_special=parse_special
+            return at, what
+        return self._tokenizer.encode_behind(
+            self._ids[:at], what, add_bos=not self._ids, parse_special=parse_special
         )
 
     def _insert_context(self, at: int, other: Context) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,9 +41,10 @@ class Timings:
 class Completion:
     """The text that a model generated for one prompt.
 
-    `token_ids` are the generated ones, without the end-of-generation token. `finish_reason` is
-    "stop" (the model ended, or a stop text came), "length" (`max_tokens`), "context" (no room
-    left) or None while it is not finished.
+    `prompt_ids` are those that the prompt brought: behind a context, with the tokens of the last
+    word there that it changes. `token_ids` are the generated ones, without the end-of-generation
+    token. `finish_reason` is "stop" (the model ended, or a stop text came), "length"
+    (`max_tokens`), "context" (no room left) or None while it is not finished.
 
     Endless text (`context_shift` with `max_tokens` -1) would fill the memory: `token_ids` and
     `text` then hold the last `n_ctx` tokens only. The stream has given out the rest.
@@ -108,6 +109,7 @@ class Request:
     decoder    turns token ids into text
     eog_ids    tokens that end it
     n_ctx      max tokens that it may have
+    replaced   the last tokens of the context that it continues, if its own come instead
     on_prompt  is called with prompt tokens done and their total
     """
 
@@ -122,9 +124,11 @@ class Request:
         decoder: Decoder,
         eog_ids: frozenset[int],
         n_ctx: int,
+        replaced: Sequence[int] = (),
         on_prompt: Callable[[int, int], None] | None = None,
     ) -> None:
         self.ids = list(prompt_ids)
+        self.replaced = list(replaced)
         self.params = params
         self.table = table
         self.rng = rng

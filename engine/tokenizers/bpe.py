@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lariat.errors import GGUFError, ModelError, quote
@@ -42,11 +42,12 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 _MAX_MERGES = 1 << 20  # more than twice the largest number in use; bounds time and memory
 
 # `tokenizers` needs some hundred bytes of memory for each byte of text, so it gets a long text in
-# parts. They are cut at a single space or newline between ASCII letters, where every expression
-# begins a word.
+# parts. They are cut at a space or newline behind an ASCII letter or digit, where every expression
+# begins a word: none goes on from there into a blank, and none looks back.
 _PART = 1 << 20  # characters
-_SEAM = re.compile(r"(?<=[A-Za-z])[ \n](?=[A-Za-z])")
+_SEAM = re.compile(r"(?<=[A-Za-z0-9])[ \n]")
 _SEAM_BYTES = re.compile(_SEAM.pattern.encode())
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as "surrogateescape" decodes it
 
 # ---- cutting text into words ----
 
@@ -219,35 +220,59 @@ class ByteLevelMerger:
         stand_ins = self._stand_ins
         return [kept for i in ids for kept in stand_ins.get(i, (i,))]
 
-    def merge_behind(self, tail: list[int], text: str) -> list[int]:
-        """Ids of text that continues that of `tail`.
+    def merge_behind(self, last_first: Iterable[int], text: str) -> tuple[int, list[int]]:
+        """Ids of text that continues that of some tokens, and how many of these it replaces.
 
-        A word may have begun there: "345" behind "12" is not the word "345". So the words before
-        are merged again with the text. If they become other tokens, the text stands alone.
+        The last words before may become others by what follows: "12" and "345" is "123" and "45",
+        and the blank behind a word belongs to the next one. So these words are merged twice, alone
+        and with the text. Where the results part, the tokens are replaced. If they are not those of
+        the words alone (a model or a user chose others), they stay, and the text is merged alone.
         """
-        known = [self.text_of(i) for i in tail]
-        start = _word_start(known)
-        with contextlib.suppress(UnicodeDecodeError):
-            ids = self.merge(b"".join(known[start:]).decode() + text)
-            n = len(tail) - start
-            if ids[:n] == tail[start:]:
-                return ids[n:]
-        return self.merge(text)
+        tail, before = self._last_words(last_first)
+        alone, both = self.merge(before), self.merge(before + text)
+        n_same = _common_prefix(alone, both)
+        n_replaced = len(alone) - n_same
+        if alone[n_same:] == tail[len(tail) - n_replaced :]:
+            return n_replaced, both[n_same:]
+        return 0, self.merge(text)
+
+    def _last_words(self, last_first: Iterable[int]) -> tuple[list[int], str]:
+        """The last tokens, from a place where a word surely begins, and their text.
+
+        last_first: tokens of ordinary text, the last one first. If the text is not UTF-8, the
+        tokens begin behind the last bytes that are not.
+        """
+        tail: list[int] = []
+        texts: list[bytes] = []
+        for i in last_first:
+            text = self.text_of(i)
+            if texts and _SEAM_BYTES.match(text[-1:] + texts[-1][:1], 1):
+                break
+            tail.append(i)
+            texts.append(text)
+        tail.reverse()
+        texts.reverse()
+        data = b"".join(texts)
+        decoded = data.decode("utf-8", "surrogateescape")
+        bad = [match.end() for match in _NOT_UTF8.finditer(decoded)]
+        if not bad:
+            return tail, decoded
+        n_bad = len(decoded[: bad[-1]].encode("utf-8", "surrogateescape"))
+        start = 0
+        while n_bad > 0:
+            n_bad -= len(texts[start])
+            start += 1
+        return tail[start:], b"".join(texts[start:]).decode()
 
     def may_give(self, token_id: int) -> bool:
         """Whether text may become this token."""
         return False
 
 
-def _word_start(texts: list[bytes]) -> int:
-    """The last of these tokens that begins a word in any text; 0 if none surely does."""
-    text = b"".join(texts)
-    start = len(text)
-    for i in range(len(texts) - 1, 0, -1):
-        start -= len(texts[i])
-        if _SEAM_BYTES.match(text, start):
-            return i
-    return 0
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    """The number of ids that both begin with."""
+    differ = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,12 @@ class SentencePieceMerger:
         """Ids of text without special tokens."""
         return self._merge((" " if self.add_space_prefix else "") + text)
 
-    def merge_behind(self, tail: list[int], text: str) -> list[int]:
-        """Ids of text that continues that of `tail`: without the blank.
+    def merge_behind(self, last_first: Iterable[int], text: str) -> tuple[int, list[int]]:
+        """Ids of text that continues that of some tokens: without the blank. It replaces none.
 
         At a boundary of tokens no two pieces were merged, so the sides do not depend on each other.
         """
-        return self._merge(text)
+        return 0, self._merge(text)
 
     def may_give(self, token_id: int) -> bool:
         """Whether text may become this token: the unknown one, if bytes are missing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol, SupportsIndex
 
@@ -27,8 +27,6 @@ from lariat.tokenizers.vocabulary import (
 )
 
 _SPECIAL_TYPES = (CONTROL, UNKNOWN, USER_DEFINED)
-# Where a text is continued, so many tokens before it are looked at. Words are shorter.
-_MAX_TAIL = 256
 
 # A marked character is written as its code between two noncharacters of Unicode, which texts that
 # are meant for others do not have.
@@ -46,11 +44,11 @@ class Merger(Protocol):
     def merge(self, text: str) -> list[int]:
         """Ids of text without special tokens that begins a text or stands behind a special one."""
 
-    def merge_behind(self, tail: list[int], text: str) -> list[int]:
-        """Ids of text without special tokens that continues the text of the tokens `tail`.
+    def merge_behind(self, last_first: Iterable[int], text: str) -> tuple[int, list[int]]:
+        """How many tokens text without special tokens replaces, and the ids that come instead.
 
-        `tail` is ordinary text and not empty. If both texts as one have tokens that end between
-        the two, the ids are those behind this place.
+        It continues the ordinary text of the tokens `last_first`, which come from the last one
+        backwards. Those that both texts as one begin with are not replaced.
         """
 
     def may_give(self, token_id: int) -> bool:
@@ -111,22 +109,34 @@ class Tokenizer:
     def encode_part(
         self,
         text: str,
-        before: Sequence[int] = (),
         *,
         add_bos: bool = True,
         parse_special: bool = False,
     ) -> list[int]:
-        """Ids of a part of a text: it stands behind the tokens `before`, and more may follow.
+        """Ids of the beginning of a text, which more may follow: as `encode`, without end token."""
+        return self.encode_behind((), text, add_bos=add_bos, parse_special=parse_special)[1]
+
+    def encode_behind(
+        self,
+        before: Sequence[int],
+        text: str,
+        *,
+        add_bos: bool = True,
+        parse_special: bool = False,
+    ) -> tuple[int, list[int]]:
+        """How many of the tokens `before` stay in front of a text, and the ids behind those.
 
         No end token is added, and the begin token only if nothing stands before. A text that
         continues ordinary text gets no blank in front (`add_space_prefix`).
 
-        If a text is cut where one of its tokens ends, the parts have the ids of the whole:
-        `encode_part(a)` and then `encode_part(b, before=ids_of_a)` give `encode_part(a + b)`. With
-        byte-level BPE, `a` alone must have the ids that it has in the whole: the blanks at its end
-        may belong to the next word. Raises ValueError as `encode` does.
+        A text that is cut where its tokens end has the ids of the whole. With byte-level BPE the
+        last word before may become another one by what follows: the blank at the end of "a " is a
+        part of " b" in "a b". So its tokens are replaced, but only those that are not in the whole,
+        and only if they are the ones that the text before has alone: others were chosen. Raises
+        ValueError as `encode` does.
         """
         _check_text(text)
+        n_kept = len(before)
         ids: list[int] = []
         if add_bos and not before and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
@@ -135,21 +145,23 @@ class Tokenizer:
         for part in self._vocabulary.split(text, parse_special):
             if isinstance(part, int):
                 ids.append(part)
-                continue
-            tail = [] if ids else self._ordinary_tail(before)
-            ids += self._merger.merge_behind(tail, part) if tail else self._merger.merge(part)
-        return ids
+            elif ids or not self.is_continued(before):
+                ids += self._merger.merge(part)
+            else:
+                n_replaced, ids = self._merger.merge_behind(self._ordinary_end(before), part)
+                n_kept -= n_replaced
+        return n_kept, ids
 
     def is_continued(self, before: Sequence[int]) -> bool:
         """Whether a text behind these tokens continues ordinary text."""
         return len(before) > 0 and self._is_ordinary(before, len(before) - 1)
 
-    def _ordinary_tail(self, ids: Sequence[int]) -> list[int]:
-        """The last of `ids`, as far as they are ordinary text; a long run is cut."""
-        start = stop = len(ids)
-        while start > max(0, stop - _MAX_TAIL) and self._is_ordinary(ids, start - 1):
-            start -= 1
-        return list(ids[start:])
+    def _ordinary_end(self, ids: Sequence[int]) -> Iterator[int]:
+        """The ordinary text at the end of `ids`, the last token first."""
+        for at in range(len(ids) - 1, -1, -1):
+            if not self._is_ordinary(ids, at):
+                return
+            yield ids[at]
 
     def _is_ordinary(self, ids: Sequence[int], at: int) -> bool:
         """Whether a token of a context is ordinary text, and neither special nor its beginning."""

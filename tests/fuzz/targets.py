@@ -161,8 +161,8 @@ class Targets:
         _check_stream(tokenizer, ids)
         tokenizer.decode(tokenizer.encode(text, parse_special=True))
         first = tokenizer.encode_part(text[: len(text) // 2])
-        rest = tokenizer.encode_part(text[len(text) // 2 :], first)
-        tokenizer.decode([*first, *rest])
+        n_kept, rest = tokenizer.encode_behind(first, text[len(text) // 2 :])
+        tokenizer.decode([*first[:n_kept], *rest])
         _check_stream(tokenizer, [byte % tokenizer.n_vocab for byte in data])
 
     def _context(self, data: bytes) -> None:

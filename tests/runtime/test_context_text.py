@@ -138,7 +138,9 @@ def test_a_chunk_behind_text_computes_what_the_blank_changes(llm: LLM, tmp_path:
         assert context.tokens == plain.tokens
         n_changed = context.append(chunk)
         assert 1 <= n_changed <= 3
-        assert context.tokens[n_first:] == llm.tokenizer.encode_part(text, plain.tokens)
+        assert (n_first, context.tokens[n_first:]) == llm.tokenizer.encode_behind(
+            plain.tokens, text
+        )
         context.truncate(n_first)
         assert context.append(chunk, recompute=n_changed + 4) == n_changed + 4
         context.truncate(n_first)

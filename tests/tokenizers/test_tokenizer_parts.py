@@ -98,27 +98,37 @@ def boundaries(tokenizer: Tokenizer, text: str, ids: list[int]) -> Iterator[tupl
     assert at == len(data)
 
 
+def behind(tokenizer: Tokenizer, before: list[int], text: str, special: bool = False) -> list[int]:
+    """All ids of a text and those before it, as a context would have them."""
+    n_kept, ids = tokenizer.encode_behind(before, text, parse_special=special)
+    together = [*before[:n_kept], *ids]
+    if n_kept < len(before):
+        assert together[: len(before)] != before, "as many tokens as can stay do"
+    return together
+
+
 def check_parts(
-    tokenizer: Tokenizer, text: str, rng: random.Random, *, every_cut: bool, special: bool
-) -> int:
-    """Tokenize a text in parts, and compare. `every_cut`: any boundary of tokens will do. Returns
-    the number of parts."""
+    tokenizer: Tokenizer, text: str, rng: random.Random, *, replaces: bool, special: bool
+) -> tuple[int, int]:
+    """Tokenize a text in parts, and compare.
+
+    `replaces`: whether a part may replace tokens before it. Returns the number of parts, and how
+    many of them did.
+    """
     whole = tokenizer.encode_part(text, parse_special=special)
     data, done, ids = text.encode(), 0, tokenizer.encode_part("")
-    n_parts = 0
+    n_parts = n_replaced = 0
     for n, at in boundaries(tokenizer, text, whole):
         if rng.random() < 0.5 and at < len(data):
             continue
-        alone = tokenizer.encode_part(data[:at].decode(), parse_special=special)
-        if every_cut:
-            assert alone == whole[:n], text
-        elif alone != whole[:n]:  # the last word becomes another one by what follows
-            continue
-        ids += tokenizer.encode_part(data[done:at].decode(), ids, parse_special=special)
-        assert ids == whole[:n], (text, data[done:at])
+        before, ids = ids, behind(tokenizer, ids, data[done:at].decode(), special)
+        assert ids == tokenizer.encode_part(data[:at].decode(), parse_special=special), text
+        if not replaces:
+            assert ids == whole[:n], (text, data[done:at])
+        n_replaced += ids[: len(before)] != before
         done, n_parts = at, n_parts + 1
     assert ids == whole or not text, text
-    return n_parts
+    return n_parts, n_replaced
 
 
 def texts(pieces: list[str]) -> st.SearchStrategy[str]:
@@ -150,7 +160,7 @@ def test_sentencepiece_of_the_demo_model(
     demo: Tokenizer, data: st.DataObject, seed: int, special: bool
 ) -> None:
     text = data.draw(texts(spelled(demo)))
-    check_parts(demo, text, random.Random(seed), every_cut=True, special=special)
+    check_parts(demo, text, random.Random(seed), replaces=False, special=special)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -168,7 +178,7 @@ def test_sentencepiece_of_random_vocabularies(make: Make, seed: int) -> None:
     for _ in range(20):
         text = "".join(rng.choices(words, k=rng.choice([1, 5, 30])))
         special = rng.random() < 0.5
-        n_parts += check_parts(tokenizer, text, rng, every_cut=True, special=special)
+        n_parts += check_parts(tokenizer, text, rng, replaces=False, special=special)[0]
     assert n_parts > 40
 
 
@@ -176,13 +186,17 @@ def test_sentencepiece_of_random_vocabularies(make: Make, seed: int) -> None:
 def test_byte_level_of_every_pre_tokenizer(every: dict[str, Tokenizer], pre: str) -> None:
     tokenizer, rng = every[pre], random.Random(pre)
     words = [w for w in spelled(tokenizer) if w]
-    n_parts = 0
-    for text in JUDGED["texts"]:
-        n_parts += check_parts(tokenizer, text, rng, every_cut=False, special=rng.random() < 0.5)
+    together = list(JUDGED["texts"])
     for _ in range(30):
-        text = "".join(rng.choices(words, k=20)) + rng.choice(["12345 6789", "!'s", " \n x", "'RE"])
-        n_parts += check_parts(tokenizer, text, rng, every_cut=False, special=rng.random() < 0.5)
+        odd = [rng.choice(["12345 6789", "!'s", " \n x", "'RE", "a  ", "\r\n\n"]) for _ in range(5)]
+        together.append("".join(rng.sample([*rng.choices(words, k=20), *odd], 25)))
+    counts = [
+        check_parts(tokenizer, text, rng, replaces=True, special=rng.random() < 0.5)
+        for text in together
+    ]
+    n_parts, n_replaced = map(sum, zip(*counts, strict=True))
     assert n_parts > 300
+    assert n_replaced > 10
 
 
 @needs_smollm2
@@ -194,18 +208,16 @@ def test_byte_level_of_smollm2(
     text = data.draw(texts(spelled(smollm2)))
     ids = smollm2.encode(text)
     assume(smollm2.decode(ids) == text)  # some bytes, of rare characters, have no token
-    check_parts(smollm2, text, random.Random(seed), every_cut=False, special=special)
+    check_parts(smollm2, text, random.Random(seed), replaces=True, special=special)
 
 
 def test_a_word_that_began_before_goes_on(every: dict[str, Tokenizer]) -> None:
     """Numbers are cut into threes from their beginning, and 's is a word only behind a word."""
     tokenizer = every["llama-bpe"]
-    whole = tokenizer.encode_part("so 1234567")
-    for n in range(4, 10):
-        first = tokenizer.encode_part("so 1234567"[:n])
-        if first == whole[: len(first)]:
-            rest = tokenizer.encode_part("so 1234567"[n:], first)
-            assert [*first, *rest] == whole, n
+    for text in ("so 1234567", "it'll do", "a \n\n  b", "a" * 40):
+        whole = tokenizer.encode_part(text)
+        for n in range(len(text)):
+            assert behind(tokenizer, tokenizer.encode_part(text[:n]), text[n:]) == whole, n
 
 
 def test_the_blank_comes_where_a_text_begins_and_behind_special_tokens(make: Make) -> None:
@@ -214,13 +226,13 @@ def test_the_blank_comes_where_a_text_begins_and_behind_special_tokens(make: Mak
     tokenizer = make([*BASE, *BYTES, *extra])
     assert tokenizer.encode_part("a") == [1, blank, a]
     assert tokenizer.encode_part("a", add_bos=False) == [blank, a]
-    assert tokenizer.encode_part("a", [1]) == [blank, a]
-    assert tokenizer.encode_part("a", [1, blank, a]) == [a]
-    assert tokenizer.encode_part("a<tool>a", [a]) == [a, tool, blank, a]
-    assert tokenizer.encode_part("a", [a, tool]) == [blank, a]
-    assert tokenizer.encode_part(" a", [a]) == [blank, a]
-    assert tokenizer.encode_part("</s>a", [a], parse_special=True) == [2, blank, a]
-    assert tokenizer.encode_part("", [a]) == []
+    assert tokenizer.encode_behind([1], "a") == (1, [blank, a])
+    assert tokenizer.encode_behind([1, blank, a], "a") == (3, [a])
+    assert tokenizer.encode_behind([a], "a<tool>a") == (1, [a, tool, blank, a])
+    assert tokenizer.encode_behind([a, tool], "a") == (2, [blank, a])
+    assert tokenizer.encode_behind([a], " a") == (1, [blank, a])
+    assert tokenizer.encode_behind([a], "</s>a", parse_special=True) == (1, [2, blank, a])
+    assert tokenizer.encode_behind([a], "") == (1, [])
     assert tokenizer.is_continued([1, a])
     assert not tokenizer.is_continued([a, tool])
     assert not tokenizer.is_continued([])
@@ -231,9 +243,9 @@ def test_missing_bytes_are_ordinary_text(make: Make) -> None:
     extra = [("\u2581", -9.0, NORMAL), ("a", 0.0, NORMAL)]
     some_bytes = make([*BASE, *extra])
     assert some_bytes.encode_part("aé", add_bos=False) == [3, 4, 0]
-    assert some_bytes.encode_part("a", [3, 4, 0]) == [4]
+    assert some_bytes.encode_behind([3, 4, 0], "a") == (3, [4])
     all_bytes = make([*BASE, *BYTES, *extra])
-    assert all_bytes.encode_part("a", [0]) == [259, 260]
+    assert all_bytes.encode_behind([0], "a") == (1, [259, 260])
 
 
 def test_special_tokens_that_drop_blanks_do_so_across_parts(make: Make) -> None:
@@ -241,16 +253,47 @@ def test_special_tokens_that_drop_blanks_do_so_across_parts(make: Make) -> None:
     tokenizer = make(vocab, general_name="Phi-3 mini", add_space_prefix=False)
     first = tokenizer.encode_part("<|end|>", parse_special=True)
     whole = tokenizer.encode_part("<|end|> \n x", parse_special=True)
-    assert [*first, *tokenizer.encode_part(" \n x", first)] == whole
+    assert behind(tokenizer, first, " \n x") == whole
 
 
-@pytest.mark.parametrize("behind", [(), (260,)])
-def test_an_end_token_stands_behind_whole_texts_only(make: Make, behind: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("before", [(), (260,)])
+def test_an_end_token_stands_behind_whole_texts_only(make: Make, before: tuple[int, ...]) -> None:
     extra: list[Any] = [("\u2581", -9.0, NORMAL), ("a", 0.0, NORMAL)]
     tokenizer = make([*BASE, *BYTES, *extra], add_eos_token=True)
     assert tokenizer.encode("a") == [1, 259, 260, 2]
     assert tokenizer.encode("a", add_bos=False) == [259, 260]
-    assert 2 not in tokenizer.encode_part("a", behind)
+    assert 2 not in tokenizer.encode_behind(before, "a")[1]
+
+
+def test_only_tokens_that_the_text_before_has_alone_are_replaced(
+    every: dict[str, Tokenizer],
+) -> None:
+    """Others were chosen, by a model or a user, and stay."""
+    tokenizer = every["gpt-2"]
+    e, n = (tokenizer.encode(c)[0] for c in "en")
+    en = tokenizer.encode("en")
+    assert len(en) == 1
+    assert tokenizer.encode_behind(en, "d") == (0, tokenizer.encode("end"))
+    assert tokenizer.encode_behind([e, n], "d") == (2, tokenizer.encode("d"))
+    # Those that were chosen further back do not matter.
+    chosen_before = [e, n, *tokenizer.encode("!"), *tokenizer.encode("do")]
+    assert tokenizer.encode_behind(chosen_before, "n") == (3, tokenizer.encode("don"))
+    # Special tokens begin a text anew.
+    tool = tokenizer.encode("<tool>")
+    assert len(tool) == 1
+    assert tokenizer.encode_behind([*en, *tool], "d") == (2, tokenizer.encode("d"))
+    assert tokenizer.encode_behind(en, "<tool>d") == (1, [*tool, *tokenizer.encode("d")])
+
+
+def test_bytes_before_that_are_no_utf8_begin_a_text(every: dict[str, Tokenizer]) -> None:
+    tokenizer = every["gpt-2"]
+    first, *rest = (t for t in range(tokenizer.n_vocab) if tokenizer.decode_token(t) == b"\xe2")
+    assert not rest
+    space = tokenizer.encode(" ")
+    for before in ([first], [*space, first], [first] * 50):
+        assert tokenizer.encode_behind(before, "the") == (len(before), tokenizer.encode("the"))
+        n = len(before)
+        assert tokenizer.encode_behind([*before, *space], "the") == (n, tokenizer.encode(" the"))
 
 
 def test_parts_of_thousands_of_tokens_cost_little(every: dict[str, Tokenizer]) -> None:
@@ -265,5 +308,6 @@ def test_parts_of_thousands_of_tokens_cost_little(every: dict[str, Tokenizer]) -
             looked_at.append(len(found) if isinstance(place, slice) else 1)
             return found
 
-    assert tokenizer.encode_part("the hat", Counted(before))
+    n_kept, ids = tokenizer.encode_behind(Counted(before), "the hat")
+    assert before[:n_kept] + ids == tokenizer.encode_part("the hen and " * 20_000 + "the hat")
     assert sum(looked_at) < 1000
