@@ -15,9 +15,10 @@ A token's way goes down this page, and so do imports:
     _program                     all threads take tasks of a recorded program
     simd/                        C: the innermost tiles, an instruction set each
 
-Beside them stand formats (GGUF and other files), tokenizers, config, checks and errors; below them
-_lock, _machine, _quantize, _strings (compiled helpers), os_memory and demo. docs/design.md follows
-a token from `LLM.stream` to the multiply-add, and tests hold the directions.
+Beside them stand formats (GGUF and other files), tokenizers, hub (models that are fetched), config,
+checks and errors; below them _lock, _machine, _quantize, _strings (compiled helpers), os_memory and
+demo. docs/design.md follows a token from `LLM.stream` to the multiply-add, and tests hold the
+directions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
     from lariat.chat.chat import Chat
     from lariat.config import RopeConfig, SamplingParams
     from lariat.demo import DEMO_MODEL
-    from lariat.errors import ChatError, ContextError, GGUFError, LariatError, ModelError
+    from lariat.errors import (
+        ChatError,
+        ContextError,
+        GGUFError,
+        HubError,
+        LariatError,
+        ModelError,
+    )
     from lariat.formats.gguf import GGUFFile
     from lariat.llm import LLM
     from lariat.reuse.library import ChunkLibrary
@@ -50,6 +58,7 @@ _HOMES = {
     "ContextError": "errors",
     "GGUFError": "errors",
     "GGUFFile": "formats.gguf",
+    "HubError": "errors",
     "LariatError": "errors",
     "ModelError": "errors",
     "RopeConfig": "config",
@@ -67,6 +76,7 @@ __all__ = [
     "ContextError",
     "GGUFError",
     "GGUFFile",
+    "HubError",
     "LariatError",
     "ModelError",
     "RopeConfig",

@@ -17,6 +17,10 @@ class ContextError(LariatError, ValueError):
     """A prompt does not fit into the context, or a saved context or chunk cannot be used."""
 
 
+class HubError(LariatError):
+    """A model cannot be found on the Hugging Face Hub or in its cache, or cannot be fetched."""
+
+
 class ChatError(LariatError, ValueError):
     """A conversation or its template cannot be used."""
 

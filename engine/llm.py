@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from lariat.architectures.loading import check_weights, load_weights, read_config
@@ -109,6 +109,54 @@ class LLM:
             self.gguf.close()
             raise
         self.load_time = time.perf_counter() - start
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        *,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        download_progress: Callable[[float, str], None] | None = None,
+        **options: Any,
+    ) -> LLM:
+        """Load a model from the Hugging Face Hub; its files stay in the cache of `huggingface_hub`.
+
+        repo_id            "OWNER/REPO", or "OWNER/REPO:TYPE" with a type of weights; without one it
+                           is Q4_K_M, then Q8_0, then any
+        filename           a file of the repository, or a pattern that fits one model, such as
+                           "*q8_0.gguf", instead of a type; all splits come with the first
+        token              for repositories that are private or gated; None: HF_TOKEN, or the one
+                           that `hf auth login` has kept
+        cache_dir          None: HF_HUB_CACHE, or the usual folder
+        local_files_only   take the model from the cache, and ask nobody, as with HF_HUB_OFFLINE=1
+        download_progress  is called with the share that is fetched, 0 to 1, and the file's name
+        options            of `LLM`
+
+        Where the Hub cannot be reached the files in the cache are taken, with a warning. Raises
+        `HubError` for a model that cannot be had, ValueError for a wrong name, and what `LLM`
+        raises.
+        """
+        from lariat.hub.models import find_model
+        from lariat.hub.names import parse
+
+        check_type("repo_id", repo_id, str)
+        check_switch("local_files_only", local_files_only)
+        check_callable("download_progress", download_progress)
+        for name, value in (("filename", filename), ("token", token)):
+            if value is not None:
+                check_type(name, value, str)
+        path = find_model(
+            parse(repo_id),
+            filename,
+            token=token,
+            cache_dir=None if cache_dir is None else check_path("cache_dir", cache_dir),
+            offline=local_files_only,
+            progress=download_progress,
+        )
+        return cls(path, **options)
 
     @property
     def n_ctx(self) -> int:

@@ -48,7 +48,7 @@ LEVELS = (
     ("_attention_plan", "config"),
     ("_attention",),
     ("formats",),
-    ("tokenizers", "cache"),
+    ("tokenizers", "cache", "hub"),
     ("architectures",),
     ("runtime",),
     ("reuse",),
@@ -278,7 +278,7 @@ def test_this_test_sees_private_accesses():
 
 def test_the_public_names():
     asked_for = {"LLM", "SamplingParams", "Tokenizer", "GGUFFile", "GGUFError"}
-    errors = {"LariatError", "ModelError", "ChatError", "ContextError"}
+    errors = {"LariatError", "ModelError", "ChatError", "ContextError", "HubError"}
     others = {"Chat", "ChunkLibrary", "Completion", "Context", "DEMO_MODEL", "RopeConfig"}
     assert set(lariat.__all__) == asked_for | errors | others
     for name in set(lariat.__all__) - {"DEMO_MODEL"}:

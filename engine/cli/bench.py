@@ -57,6 +57,7 @@ def register(commands: Any) -> None:
         action="append",
         help="a GGUF file; may be given several times (default: the demo model)",
     )
+    model_file.add_hub(parser, parser, action="append")
     model_file.add_no_mmap(parser)
 
     what = parser.add_argument_group("what to measure")
@@ -138,7 +139,6 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit code."""
-    args.model = args.model or [DEMO_MODEL]
     cases = _cases(args)
     repetitions = _repetitions(args)
     if args.plot:
@@ -149,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 "argument --plot: there is nothing to draw; give several numbers of threads or "
                 f"depths, or --table {_TABLE}"
             )
+    args.model = model_file.find_all(args) or [DEMO_MODEL]
     _check_models(args.model, cases, args.use_mmap)
 
     from lariat.runtime import threads

@@ -120,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.chat_template is not None:
         chat_template.check_known(template)
-    with GGUFModel(args.model, overrides, args.use_mmap) as gguf:  # before the model is loaded
+    path = model_file.find(args)
+    with GGUFModel(path, overrides, args.use_mmap) as gguf:  # before the model is loaded
         read_config(gguf)
         if template is None:
             chat_template.check_present(gguf)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import console, interrupts
+from lariat.cli import console, interrupts, model_file
 from lariat.cli.usage import Flag, UsageError, add_flags, checked
 from lariat.config import (
     CACHE_STRATEGIES,
@@ -135,11 +135,10 @@ def load(
     """
     from lariat.llm import LLM
 
+    path = model_file.find(args)
     interrupts.begin_work()
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(
-            args.model, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap
-        )
+        llm = LLM(path, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap)
     n_trained = llm.config.n_ctx_train
     if llm.n_ctx > n_trained and config.rope == RopeConfig() and not args.quiet:
         console.note(

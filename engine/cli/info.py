@@ -1,9 +1,8 @@
-"""`lariat info`: the contents of a GGUF file, and the memory it needs on this machine."""
+"""`lariat info`: what a GGUF file is and holds, whether it runs, and the memory that it needs."""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from lariat.cli.usage import Flag, add_flags, checked
 from lariat.config import CACHE_TYPES, EngineConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from lariat.formats.gguf_split import GGUFModel
+    from lariat.tools.inspection import Inspection
 
 _FLAGS = (
     Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "context whose memory is counted; 0: as trained"),
@@ -21,12 +20,16 @@ _MAX_TEXT = 64  # characters shown of a string
 _MAX_ITEMS = 6  # elements shown of an array
 
 _DESCRIPTION = """\
-Print the metadata of a GGUF file, the types of its tensors, the memory of a context with each type
-of cache, and the instruction set and threads that would be used."""
+Print what a GGUF file is, whether it runs here or the reason why not, its metadata, the types of
+its tensors, the memory of a context with each type of cache, and the instruction set and threads
+that would be used."""
 
 _EPILOG = """\
-example:
-  lariat info -m model.gguf -c 8192"""
+examples:
+  lariat info -m model.gguf -c 8192
+  lariat info -m mmproj-model-f16.gguf --tensors
+
+The exit code is 1 only for a file that cannot be read as GGUF."""
 
 
 def register(commands: Any) -> None:
@@ -40,6 +43,9 @@ def register(commands: Any) -> None:
     parser.set_defaults(run=run)
     model_file.add_arguments(parser)
     add_flags(parser, _FLAGS, EngineConfig)
+    parser.add_argument(
+        "--tensors", action="store_true", help="list each tensor with its type, shape and bytes"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,37 +54,43 @@ def run(args: argparse.Namespace) -> int:
     overrides = model_file.overrides(args)
 
     from lariat import _kernels
-    from lariat.architectures.loading import read_config
-    from lariat.formats.gguf_split import GGUFModel
     from lariat.runtime import threads
+    from lariat.tools.inspection import inspect_file
 
-    with GGUFModel(args.model, overrides, args.use_mmap) as gguf:
-        lines = [*_file(gguf), "", *_metadata(gguf), "", *_tensors(gguf)]
+    with inspect_file(model_file.find(args), overrides, args.use_mmap) as found:
+        lines = [*_file(found), "", *_metadata(found), "", *_types(found)]
+        if args.tensors:
+            lines += ["", *_tensors(found)]
         lines += [
             "",
             "machine",
             f"  instruction set  {_kernels.isa()} (of {', '.join(_kernels.supported_isas())})",
             f"  threads          {threads.available()} (physical cores that it may use)",
         ]
+        if found.config is not None:
+            n_ctx = config.n_ctx or found.config.n_ctx_train
+            lines += ["", *_memory(found, found.config, n_ctx)]
         console.write("\n".join(lines) + "\n")
-        if gguf.tensors:  # without tensors it is only a vocabulary
-            # For a model that cannot run, the error comes after the lines above.
-            model = read_config(gguf)
-            n_ctx = config.n_ctx or model.n_ctx_train
-            console.write("\n".join(["", *_memory(gguf, model, n_ctx)]) + "\n")
     return 0
 
 
-def _file(gguf: GGUFModel) -> Iterator[str]:
+def _file(found: Inspection) -> Iterator[str]:
+    from lariat.formats.gguf_split import GGUFModel
+
+    gguf = found.gguf
+    splits = gguf.splits if isinstance(gguf, GGUFModel) else ()
     yield "file"
     yield f"  path     {console.brief(str(gguf.path))}"
     yield f"  size     {_size(gguf.n_bytes)}"
     yield f"  version  {gguf.version}"
-    if len(gguf.splits) > 1:
-        yield f"  splits   {len(gguf.splits)}, to {console.printable(gguf.splits[-1].name)}"
+    if len(splits) > 1:
+        yield f"  splits   {len(splits)}, to {console.printable(splits[-1].name)}"
+    yield f"  what     {found.what}"
+    yield f"  runs     {console.brief(f'no: {found.reason}') if found.reason else 'yes'}"
 
 
-def _metadata(gguf: GGUFModel) -> Iterator[str]:
+def _metadata(found: Inspection) -> Iterator[str]:
+    gguf = found.gguf
     yield f"metadata ({len(gguf.metadata)} entries)"
     width = max(map(len, gguf.metadata), default=0)
     for key, value in gguf.metadata.items():
@@ -100,24 +112,31 @@ def _value(value: Any) -> str:
     return f"[{items}{more}] ({len(value)} elements)"
 
 
-def _tensors(gguf: GGUFModel) -> Iterator[str]:
-    n_tensors: Counter[str] = Counter()
-    n_bytes: Counter[str] = Counter()
-    for tensor in gguf.tensors.values():
-        n_tensors[tensor.type.name] += 1
-        n_bytes[tensor.type.name] += tensor.n_bytes
-    total = sum(n_bytes.values())
-    yield f"tensors ({len(gguf.tensors)}, {_size(total)})"
-    for name, n in n_tensors.most_common():
-        yield f"  {name:8} {n:5}  {_size(n_bytes[name])}"
+def _types(found: Inspection) -> Iterator[str]:
+    types = found.types()
+    total = sum(one.n_bytes for one in types)
+    yield f"tensors ({sum(one.n_tensors for one in types)}, {_size(total)})"
+    width = max((len(one.type) for one in types), default=0)
+    for one in types:
+        yield f"  {one.type:{max(8, width)}} {one.n_tensors:5}  {_size(one.n_bytes)}"
 
 
-def _memory(gguf: GGUFModel, model: ModelConfig, n_ctx: int) -> Iterator[str]:
+def _tensors(found: Inspection) -> Iterator[str]:
+    """A line for each tensor, those of unknown types last. Shapes begin with a row's length."""
+    rows = [(t.name, t.type.name, t.shape, t.n_bytes) for t in found.gguf.tensors.values()]
+    rows += [(t.name, t.type_name, t.shape, t.n_bytes) for t in found.gguf.unknown.values()]
+    width = max((len(row[0]) for row in rows), default=0)
+    for name, type_name, shape, n_bytes in rows:
+        dims = " x ".join(map(str, reversed(shape)))
+        yield f"  {console.printable(name):{width}}  {type_name:8}  {dims:20}  {n_bytes}"
+
+
+def _memory(found: Inspection, model: ModelConfig, n_ctx: int) -> Iterator[str]:
     """Weights and cache. Buffers for the computation are added to that, but they are small."""
     from lariat.cache.kv_cache import cache_bytes
 
     yield f"memory for a context of {n_ctx} (the model was trained for {model.n_ctx_train})"
-    weights = sum(tensor.n_bytes for tensor in gguf.tensors.values())
+    weights = sum(one.n_bytes for one in found.types())
     yield f"  weights                  {_size(weights)}"
     for name in CACHE_TYPES:
         try:

@@ -18,9 +18,9 @@ _REASONS = {
     "weights are in ordinary memory once they are loaded": "-mlock --mlock",
     "the flag here is --no-mmap": "-mmp --mmap -lm --load-mode -dio -ndio --direct-io "
     "--no-direct-io",
-    "Lariat downloads nothing: -m takes a file": """
-        -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -dr --docker-repo -cl
-        --cache-list --offline""",
+    "models come from files (-m) and from the Hugging Face Hub (-hf)": """
+        -mu --model-url -dr --docker-repo""",
+    "models in the cache are shown by `lariat list`": "-cl --cache-list",
     "conversations are `lariat chat`, and texts that go on are `lariat generate`": """
         -cnv -no-cnv --conversation --no-conversation -i --interactive -if --interactive-first -ins
         --instruct""",

@@ -24,6 +24,7 @@ _COMMANDS = (
     "chunk",
     "generate",
     "info",
+    "list",
     "perplexity",
     "quantize",
     "tokenize",
@@ -38,6 +39,7 @@ _EPILOG = """\
 examples:
   lariat generate -p "Once upon a time"
   lariat generate -m model.gguf -p "Once upon a time" -n 128
+  lariat chat -hf unsloth/Qwen3-0.6B-GGUF:Q8_0
   lariat info -m model.gguf -c 8192
   lariat tokenize -m model.gguf -p "Hello"
 
@@ -45,6 +47,7 @@ examples:
 
 _MISSING_PARTS = (
     "lariat._kernels",
+    "huggingface_hub",
     "jinja2",
     "markupsafe",
     "numpy",

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from lariat.formats.gguf_split import GGUFModel
     from lariat.tokenizers.tokenizer import Tokenizer
 
-    with GGUFModel(args.model, overrides, args.use_mmap) as gguf:
+    with GGUFModel(model_file.find(args), overrides, args.use_mmap) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)
         ids = tokenizer.encode(text, add_bos=not args.no_bos, parse_special=args.parse_special)
         if args.ids:

@@ -3,6 +3,7 @@
 file_bytes      the bytes of a file, mapped or read
 block_formats   types of weights: blocks, decoding, rounding, in NumPy
 gguf            a GGUF file: metadata, tensors, views of their bytes
+string_array    strings of its metadata, decoded when they are read
 gguf_split      a model of one GGUF file, or of several
 gguf_sampling   the sampling that a model's file asks for
 finite          looks for NaN and Inf in all weights of a file

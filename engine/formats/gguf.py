@@ -16,11 +16,11 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from lariat import _strings
 from lariat.errors import GGUFError, quote
 from lariat.formats.block_formats import BLOCK, REMOVED_TYPES, GGMLType, row_bytes
 from lariat.formats.file_bytes import MappedFile, ReadFile, open_file
+from lariat.formats.string_array import StringArray
 
 # Real files stay far below these limits: a vocabulary of 256k tokens with its merges takes 12 MiB.
 # They are low enough that a hostile file is refused within 2 seconds and 300 MB.
@@ -58,6 +59,7 @@ _SCALARS = {number: struct.Struct(text) for number, text in _FORMATS.items()}
 _DTYPES = {number: np.dtype(_VALUE_TYPES[number]).newbyteorder("<") for number in _FORMATS}
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_TYPES = frozenset(GGMLType)
 
 # Other files that people open by mistake, by their first bytes.
 _OTHER_FORMATS = (
@@ -93,74 +95,20 @@ class TensorInfo:
         return self.n_bytes // self.n_rows
 
 
-class StringArray(Sequence[str]):
-    """Strings of a metadata array, kept as bytes and decoded when they are read.
+@dataclass(frozen=True)
+class UnknownTensor:
+    """A tensor whose type ggml did not have when this was written, see `GGUFFile.unknown`."""
 
-    Bytes that are not UTF-8 decode to U+FFFD; `raw` gives them unchanged.
-    """
-
-    __slots__ = ("_blob", "_bounds")
-
-    def __init__(self, blob: bytes, bounds: npt.NDArray[np.int64]) -> None:
-        """blob: the strings as in the file, each after its uint64 length.
-
-        bounds: [n + 1], the place in `blob` of each string's length, and the end of the last.
-        """
-        self._blob = blob
-        self._bounds = bounds
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def raw(self, index: int) -> bytes:
-        """The bytes of one string. IndexError outside the array."""
-        n = len(self)
-        if not -n <= index < n:
-            raise IndexError(f"index {index} of {n} strings")
-        index %= n
-        return self._blob[int(self._bounds[index]) + 8 : int(self._bounds[index + 1])]
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.raw(index).decode("utf-8", "replace")
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self.iter_raw():
-            yield text.decode("utf-8", "replace")
-
-    def iter_raw(self) -> Iterator[bytes]:
-        """The bytes of each string; much faster than to call `raw` for each index."""
-        return iter(_strings.split(self._blob, self._bounds))
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """The two texts around the first space of each string, in order, each pair once.
-
-        A space at the very beginning belongs to the first text. Strings that are not two texts, or
-        not UTF-8, are left out.
-        """
-        pairs = _strings.split_pairs(self._blob, self._bounds)
-        hashes = _strings.hashes(self._blob, self._bounds)  # faster than hashing the texts
-        hashes.sort()
-        has_repeats = bool((hashes[1:] == hashes[:-1]).any())
-        return list(dict.fromkeys(pairs)) if has_repeats else pairs
+    name: str
+    shape: tuple[int, ...]  # as in `TensorInfo`
+    type: int  # the number in the file
+    offset: int  # of the first byte, from the start of the file
+    n_bytes: int  # to the next tensor or to the end of the file: at most so many are its own
 
     @property
-    def longest(self) -> int:
-        """Bytes of the longest string, 0 if there is none."""
-        return int(np.diff(self._bounds).max(initial=8)) - 8
-
-    @property
-    def stored(self) -> bytes:
-        """The strings as in the file, each after its length (uint64, little-endian)."""
-        return self._blob
-
-    def __repr__(self) -> str:
-        return f"<StringArray of {len(self)}>"
+    def type_name(self) -> str:
+        """The name of a type that was given up, or the number."""
+        return REMOVED_TYPES.get(self.type, f"type {self.type}")
 
 
 class GGUFFile:
@@ -171,7 +119,8 @@ class GGUFFile:
 
     `overrides` replace or add metadata (str, int, float or bool) after the file is read. They are
     checked when they are used, like the file's own values. Without `use_mmap` the file is not
-    mapped; `data` reads it.
+    mapped; `data` reads it. A tensor of an unknown type is an error; with `allow_unknown` it stands
+    in `unknown`, so that the file can be described.
 
     Raises `FileNotFoundError`, `PermissionError`, and `GGUFError` for every other reason why the
     file cannot be read.
@@ -185,12 +134,14 @@ class GGUFFile:
     use_mmap: bool
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    unknown: Mapping[str, UnknownTensor]  # empty unless `allow_unknown`
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         overrides: Mapping[str, str | int | float | bool] | None = None,
         use_mmap: bool = True,
+        allow_unknown: bool = False,
     ) -> None:
         self.path = Path(path)
         self.use_mmap = use_mmap
@@ -201,13 +152,14 @@ class GGUFFile:
             self.version, n_tensors, n_entries = _read_start(cursor)
             metadata, self._entries = _read_metadata(cursor, n_entries)
             self.alignment = _alignment(cursor, metadata)
-            tensors = _read_tensors(cursor, n_tensors, self.alignment)
+            tensors, unknown = _read_tensors(cursor, n_tensors, self.alignment, allow_unknown)
             self.n_header_bytes = cursor.position
         except BaseException:
             self.close()
             raise
         self.metadata = MappingProxyType(metadata | dict(overrides or {}))
         self.tensors = MappingProxyType(tensors)
+        self.unknown = MappingProxyType(unknown)
 
     def data(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor: uint8 [n_rows, row_bytes], read-only, in place if mapped.
@@ -515,21 +467,26 @@ def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
     return int(alignment)
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]:
-    """The tensor table, in file order, with offsets made absolute and checked."""
-    relative: dict[str, TensorInfo] = {}
+def _read_tensors(
+    cursor: _Cursor, n_tensors: int, alignment: int, allow_unknown: bool
+) -> tuple[dict[str, TensorInfo], dict[str, UnknownTensor]]:
+    """The tensor table, in file order, with offsets made absolute and checked.
+
+    Unknown types are refused unless `allow_unknown`.
+    """
+    relative: dict[str, TensorInfo | UnknownTensor] = {}
     for i in range(n_tensors):
         name = cursor.identifier(f"the name of tensor {i}", _MAX_NAME_BYTES)
         if name in relative:
             cursor.fail(f"tensor {quote(name)} is there twice, expected once")
-        relative[name] = _read_tensor(cursor, name, alignment)
+        relative[name] = _read_tensor(cursor, name, alignment, allow_unknown)
     data_start = -(-cursor.position // alignment) * alignment
-    tensors = {
-        name: TensorInfo(name, info.shape, info.type, data_start + info.offset, info.n_bytes)
-        for name, info in relative.items()
+    everything = {
+        name: replace(info, offset=data_start + info.offset) for name, info in relative.items()
     }
-    previous: TensorInfo | None = None
-    for info in sorted(tensors.values(), key=lambda info: info.offset):
+    in_order = sorted(everything.values(), key=lambda info: info.offset)
+    previous: TensorInfo | UnknownTensor | None = None
+    for info in in_order:
         if info.offset + info.n_bytes > cursor.n_bytes:
             cursor.fail(
                 f"tensor {quote(info.name)} reaches to byte {info.offset + info.n_bytes}, but the "
@@ -538,11 +495,22 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, 
         if previous is not None and previous.offset + previous.n_bytes > info.offset:
             cursor.fail(f"tensors {quote(previous.name)} and {quote(info.name)} overlap")
         previous = info
-    return tensors
+    ends = [*(info.offset for info in in_order[1:]), cursor.n_bytes]
+    n_bytes = {info.name: end - info.offset for info, end in zip(in_order, ends, strict=False)}
+    tensors = {name: info for name, info in everything.items() if isinstance(info, TensorInfo)}
+    unknown = {
+        name: replace(info, n_bytes=n_bytes[name])
+        for name, info in everything.items()
+        if isinstance(info, UnknownTensor)
+    }
+    return tensors, unknown
 
 
-def _read_tensor(cursor: _Cursor, name: str, alignment: int) -> TensorInfo:
-    """One line of the tensor table behind its name. The offset is still that of the file."""
+def _read_tensor(
+    cursor: _Cursor, name: str, alignment: int, allow_unknown: bool
+) -> TensorInfo | UnknownTensor:
+    """One line of the tensor table behind its name. The offset is still that of the file, and an
+    unknown tensor has no bytes."""
     what = f"tensor {quote(name)}"
     n_dims = cursor.u32(what)
     if not 1 <= n_dims <= _MAX_DIMS:
@@ -557,20 +525,21 @@ def _read_tensor(cursor: _Cursor, name: str, alignment: int) -> TensorInfo:
         cursor.fail(f"{what} has shape {shape}, expected no dimension of 0")
     if math.prod(shape) > _MAX_ELEMENTS:
         cursor.fail(f"{what} has shape {shape}, expected at most 2^63 - 1 elements")
-    try:
-        tensor_type = GGMLType(number)
-    except ValueError:
+    if offset % alignment:
+        cursor.fail(f"{what} has offset {offset}, expected a multiple of {alignment}")
+    if number not in _TYPES:
+        if allow_unknown:
+            return UnknownTensor(name, shape, number, offset, 0)
         known = f" ({REMOVED_TYPES[number]}, no longer in use)" if number in REMOVED_TYPES else ""
         cursor.fail(
             f"{what} has type {number}{known}, expected a type of ggml from 0 to "
             f"{max(GGMLType).value}"
         )
+    tensor_type = GGMLType(number)
     if shape[-1] % BLOCK[tensor_type][0]:
         cursor.fail(
             f"{what} has rows of {shape[-1]} weights, expected a multiple of "
             f"{BLOCK[tensor_type][0]} for type {tensor_type.name}"
         )
-    if offset % alignment:
-        cursor.fail(f"{what} has offset {offset}, expected a multiple of {alignment}")
     n_bytes = math.prod(shape[:-1]) * row_bytes(tensor_type, shape[-1])
     return TensorInfo(name, shape, tensor_type, offset, n_bytes)

@@ -39,10 +39,12 @@ class GGUFModel(GGUFFile):
         path: str | os.PathLike[str],
         overrides: Mapping[str, str | int | float | bool] | None = None,
         use_mmap: bool = True,
+        allow_unknown: bool = False,
     ) -> None:
         self._others: list[GGUFFile] = []
         self._home: dict[str, GGUFFile] = {}  # of each tensor that is not in the first split
-        super().__init__(path, overrides, use_mmap)
+        self._allow_unknown = allow_unknown
+        super().__init__(path, overrides, use_mmap, allow_unknown)
         self.splits = (self.path,)
         try:
             n_splits = self.get_int("split.count", default=1, minimum=0, maximum=_MAX_SPLITS)
@@ -76,10 +78,10 @@ class GGUFModel(GGUFFile):
 
     def _open_others(self, n_splits: int) -> None:
         self.splits = self._paths(n_splits)
-        tensors = dict(self.tensors)
+        tensors, unknown = dict(self.tensors), dict(self.unknown)
         for i, path in enumerate(self.splits[1:], start=1):
             try:
-                split = GGUFFile(path, use_mmap=self.use_mmap)
+                split = GGUFFile(path, use_mmap=self.use_mmap, allow_unknown=self._allow_unknown)
             except FileNotFoundError:
                 raise GGUFError(
                     f"{self.path}: split {i + 1} of {n_splits}, {quote(path.name, 128)}, is missing"
@@ -96,6 +98,7 @@ class GGUFModel(GGUFFile):
                     where = self._home.get(name, self).path
                     raise GGUFError(f"{path}: tensor {quote(name)} is in {where} too")
                 tensors[name], self._home[name] = info, split
+            unknown |= split.unknown
             if len(tensors) > _MAX_TENSORS:
                 raise GGUFError(f"{self.path}: more than {_MAX_TENSORS} tensors in all splits")
             self.n_bytes += split.n_bytes
@@ -108,12 +111,14 @@ class GGUFModel(GGUFFile):
                 )
             split.metadata = MappingProxyType({})  # not the model's, and maybe large
         n_tensors = self.get_int("split.tensors.count")
-        if n_tensors != len(tensors):
+        n_found = len(tensors) + len(unknown)
+        if n_tensors != n_found:
             raise GGUFError(
                 f"{self.path}: split.tensors.count is {n_tensors}, "
-                f"but the {n_splits} splits hold {len(tensors)} tensors"
+                f"but the {n_splits} splits hold {n_found} tensors"
             )
         self.tensors = MappingProxyType(tensors)
+        self.unknown = MappingProxyType(unknown)
 
     def _paths(self, n_splits: int) -> tuple[Path, ...]:
         """The paths of all splits. Raises GGUFError unless this is the first, and named so."""
