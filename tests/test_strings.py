@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 from lariat import _strings
+from sentencepiece import sentencepiece_model_pb2
 
 TEXTS = ["", " ", "a", "a b", " a b", "a  b", "a b c", "ab", "a ", "é 日本", "  x", "日 ", " 日 é"]
 
@@ -88,3 +89,25 @@ def test_hashes_are_those_of_the_draft() -> None:
 def test_bounds_of_another_run_are_refused(work, bounds: list[int]) -> None:
     with pytest.raises(ValueError, match=r"do not lie within|its length alone takes 8"):
         work(run_of([b"ab"]), np.array(bounds, np.int64))
+
+
+@pytest.mark.parametrize("longest", [1, 130, 20_000])
+def test_pieces_are_those_that_protobuf_writes(longest: int) -> None:
+    """Lengths of one to three bytes, any score but NaN, every type."""
+    rng = np.random.default_rng(longest)
+    names = [b"x" * int(n) for n in rng.integers(0, longest + 1, 40)] + ["日é\u2581".encode()]
+    scores = np.append(rng.normal(0, 1e9, 39), [np.inf, -0.0]).astype(np.float32)
+    types = rng.integers(1, 7, 41).astype(np.uint8)
+    model = sentencepiece_model_pb2.ModelProto()
+    for name, score, piece_type in zip(names, scores, types, strict=True):
+        model.pieces.add(piece=name.decode(), score=score, type=int(piece_type))
+    assert _strings.sentencepiece_pieces(names, scores, types) == model.SerializeToString()
+
+
+def test_pieces_that_do_not_fit_together_are_refused() -> None:
+    scores, types = np.zeros(2, np.float32), np.ones(2, np.uint8)
+    with pytest.raises(ValueError, match="1 names, 2 scores and 2 types"):
+        _strings.sentencepiece_pieces([b"a"], scores, types)
+    with pytest.raises(TypeError):
+        _strings.sentencepiece_pieces(["a", "b"], scores, types)  # type: ignore[list-item]
+    assert _strings.sentencepiece_pieces([], scores[:0], types[:0]) == b""

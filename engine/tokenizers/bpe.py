@@ -31,6 +31,7 @@ from lariat.tokenizers.vocabulary import (
     USER_DEFINED,
     Defaults,
     Vocabulary,
+    byte_of,
     decode_or_empty,
     of_types,
 )
@@ -174,7 +175,6 @@ def _characters() -> list[str]:
 
 _CHARACTERS = _characters()
 _BYTES = {ord(character): byte for byte, character in enumerate(_CHARACTERS)}
-_BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>\Z")
 
 
 class ByteLevelMerger:
@@ -188,9 +188,9 @@ class ByteLevelMerger:
         merges = _merge_strings(gguf)  # checked first, because reading the vocabulary takes longer
         # Id 11 was the only special token of models like GPT-2 when files did not say.
         self.vocabulary = Vocabulary(gguf, Defaults(11, 11, None, scheme.add_bos))
-        self._texts: dict[int, bytes] = {}
-        for i in of_types(self.vocabulary.types, (BYTE,)):
-            self._texts[i] = _byte_of(gguf, i, self.vocabulary.tokens[i])
+        bytes_ids = of_types(self.vocabulary.types, (BYTE,))
+        tokens = self.vocabulary.tokens
+        self._texts = {i: byte_of(gguf.path, i, tokens[i]) for i in bytes_ids}
         with _no_collection():
             model, self._stand_ins = _model(self.vocabulary, merges, scheme.ignore_merges)
         self._pipeline = Pipeline(model)
@@ -297,14 +297,6 @@ def _text_of(token: bytes, token_type: int) -> bytes:
         byte = _BYTES.get(ord(character))
         text += character.encode() if byte is None else bytes((byte,))
     return bytes(text)
-
-
-def _byte_of(gguf: GGUFFile, token_id: int, token: bytes) -> bytes:
-    match = _BYTE_TOKEN.match(token)
-    if match is None:
-        text = quote(token.decode("utf-8", "replace"))
-        raise GGUFError(f"{gguf.path}: byte token {token_id} is {text}, expected the form '<0x0A>'")
-    return bytes.fromhex(match[1].decode())
 
 
 def _merge_strings(gguf: GGUFFile) -> StringArray:

@@ -10,13 +10,12 @@ Source: https://github.com/google/sentencepiece (src/bpe_model.cc, src/model_int
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lariat.errors import GGUFError, quote
+import numpy as np
+from lariat._strings import sentencepiece_pieces
+from lariat.errors import GGUFError
 from lariat.formats.gguf import GGUFFile
 from lariat.tokenizers.vocabulary import (
     BYTE,
@@ -26,15 +25,17 @@ from lariat.tokenizers.vocabulary import (
     USER_DEFINED,
     Defaults,
     Vocabulary,
-    decode_or_empty,
-    read_numbers,
+    byte_of,
+    of_types,
+    read_scores,
 )
+from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 _pb2: Any = sentencepiece_model_pb2  # generated at import, so mypy cannot see into it
 
 _SPACE = "\u2581"  # a space in a piece
-_BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>\Z")
+_BYTE_NAMES = [b"<0x%02X>" % byte for byte in range(256)]
 
 
 class SentencePieceMerger:
@@ -46,14 +47,8 @@ class SentencePieceMerger:
         # Before a text, and before text behind a special token.
         self.add_space_prefix = gguf.get_bool("tokenizer.ggml.add_space_prefix", default=True)
         tokens, types, id_of = self.vocabulary.tokens, self.vocabulary.types, self.vocabulary.id_of
-        scores = read_numbers(gguf, "scores", len(tokens), default=0)
-        for i, score in enumerate(scores):
-            if math.isnan(score):
-                raise GGUFError(f"{gguf.path}: the score of token {i} is not a number")
-        self._texts = [
-            _text_of(gguf.path, i, spelled, token_type)
-            for i, (spelled, token_type) in enumerate(zip(tokens, types, strict=True))
-        ]
+        self._texts = {i: byte_of(gguf.path, i, tokens[i]) for i in of_types(types, (BYTE,))}
+        scores = read_scores(gguf, len(tokens))
         proto, self._stand_ins = _sentencepiece_model(tokens, id_of, scores, types)
         try:
             self._spm = SentencePieceProcessor(model_proto=proto)
@@ -64,7 +59,12 @@ class SentencePieceMerger:
 
     def text_of(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text."""
-        return self._texts[token_id]
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = _text_of(
+                self.vocabulary.tokens[token_id], self.vocabulary.types[token_id]
+            )
+        return text
 
     def merge(self, text: str) -> list[int]:
         """Ids of text without special tokens."""
@@ -99,76 +99,89 @@ class SentencePieceMerger:
         return kept
 
 
-def _text_of(path: Path, token_id: int, spelled: bytes, token_type: int) -> bytes:
+def _text_of(spelled: bytes, token_type: int) -> bytes:
     """The bytes of a token in decoded text. Unused and undefined tokens have none."""
     if token_type == NORMAL:
         return spelled.replace(_SPACE.encode(), b" ")
-    if token_type == USER_DEFINED:
-        return spelled
-    if token_type == BYTE:
-        match = _BYTE_PIECE.match(spelled)
-        if match is None:
-            text = quote(spelled.decode("utf-8", "replace"))
-            raise GGUFError(f"{path}: byte token {token_id} is {text}, expected the form '<0x0A>'")
-        return bytes.fromhex(match[1].decode())
-    return b""
+    return spelled if token_type == USER_DEFINED else b""
 
 
 def _sentencepiece_model(
     tokens: Sequence[bytes],
     id_of: Mapping[bytes, int],
-    scores: Sequence[float],
+    scores: NDArray[np.float32],
     types: Sequence[int],
 ) -> tuple[bytes, dict[int, int | None]]:
     """A sentencepiece model with the ids of the vocabulary, serialized.
 
-    Also returns the meaning of ids past the vocabulary: another id, or None for a byte that no
-    token has.
+    scores: float32 [n_vocab]. Also returns the meaning of ids past the vocabulary: another id, or
+    None for a byte that no token has.
     """
-    proto = _pb2.ModelProto()
-    proto.trainer_spec.model_type = proto.trainer_spec.BPE
-    proto.trainer_spec.byte_fallback = True
-    proto.normalizer_spec.name = "identity"
-    proto.normalizer_spec.add_dummy_prefix = False  # `merge` adds the space
-    proto.normalizer_spec.remove_extra_whitespaces = False
-    proto.normalizer_spec.escape_whitespaces = True
+    head = _pb2.ModelProto()
+    head.trainer_spec.model_type = head.trainer_spec.BPE
+    head.trainer_spec.byte_fallback = True
+    head.normalizer_spec.name = "identity"
+    head.normalizer_spec.add_dummy_prefix = False  # `merge` adds the space
+    head.normalizer_spec.remove_extra_whitespaces = False
+    head.normalizer_spec.escape_whitespaces = True
 
-    # Tokens into which text must not be merged become control pieces with a name that no text has.
-    # Under its own name a control token "A" would match, because sentencepiece looks up single
-    # characters among control pieces too. The same name stands for pieces that sentencepiece
-    # refuses: empty ones, repeated ones, and those that are not UTF-8 or have a NUL.
-    hidden = "\ufffe"
     everything = b" ".join(tokens)
-    while hidden.encode() in everything:
-        hidden += "\ufffe"
-
-    piece_types = proto.SentencePiece
-    normal, control, byte_type = piece_types.NORMAL, piece_types.CONTROL, piece_types.BYTE
-    add = proto.pieces.add
-    byte_ids = [id_of.get(b"<0x%02X>" % byte) for byte in range(256)]
-    bytes_found = {i for i in byte_ids if i is not None}
-    for i, (text, score, token_type) in enumerate(zip(tokens, scores, types, strict=True)):
-        if i in bytes_found:
-            add(piece=text.decode(), score=score, type=byte_type)
-            continue
-        # User-defined tokens were cut out before. In llama.cpp text may still be merged into them,
-        # and into unused tokens.
-        name = ""
-        if token_type not in (CONTROL, UNKNOWN, BYTE) and id_of[text] == i:
-            name = decode_or_empty(text)
-        if name and "\0" not in name:
-            add(piece=name, score=score, type=normal)
-        else:
-            add(piece=f"{hidden}{i}", type=control)
-
+    hidden = "\ufffe".encode()  # a name that no text has
+    while hidden in everything:
+        hidden += "\ufffe".encode()
+    names, piece_types = list(tokens), np.full(len(tokens), NORMAL, np.uint8)
+    for i in _to_hide(tokens, id_of, types, everything):
+        names[i] = hidden + b"%d" % i
+        piece_types[i] = CONTROL
     # sentencepiece needs exactly one unknown piece and all 256 bytes.
-    add(piece=hidden, type=piece_types.UNKNOWN)
+    names.append(hidden)
+    more_types = [UNKNOWN]
     stand_ins: dict[int, int | None] = {}
-    for byte, byte_id in enumerate(byte_ids):
-        if byte_id is None:
-            own = id_of.get(bytes([byte]))  # a vocabulary may also spell a byte as itself
-            if own is not None and types[own] in (CONTROL, UNKNOWN):
-                own = None
-            stand_ins[len(proto.pieces)] = own
-            add(piece=f"<0x{byte:02X}>", type=byte_type)
-    return proto.SerializeToString(), stand_ins
+    for byte, name in enumerate(_BYTE_NAMES):
+        token = id_of.get(name)
+        if token is not None:
+            names[token], piece_types[token] = name, BYTE
+            continue
+        own = id_of.get(bytes([byte]))  # a vocabulary may also spell a byte as itself
+        if own is not None and types[own] in (CONTROL, UNKNOWN):
+            own = None
+        stand_ins[len(names)] = own
+        names.append(name)
+        more_types.append(BYTE)
+    all_types = np.concatenate([piece_types, np.array(more_types, np.uint8)])
+    all_scores = np.concatenate([scores, np.zeros(len(more_types), np.float32)])
+    # Protobuf puts messages together by joining their bytes.
+    return (
+        sentencepiece_pieces(names, all_scores, all_types) + head.SerializeToString(),
+        stand_ins,
+    )
+
+
+def _to_hide(
+    tokens: Sequence[bytes], id_of: Mapping[bytes, int], types: Sequence[int], everything: bytes
+) -> Iterable[int]:
+    """The tokens into which text must not be merged, and those that sentencepiece refuses.
+
+    They become control pieces with a hidden name. Under its own name a control token "A" would
+    match, because sentencepiece looks up single characters among control pieces too. It refuses
+    texts that are empty, are there twice, have a NUL or are not UTF-8. `everything`: the tokens
+    with spaces between them; a space ends an incomplete character, so this text is UTF-8 if all
+    are. User-defined tokens were cut out before. In llama.cpp text may still be merged into them,
+    and into unused tokens.
+    """
+    hide = set(of_types(types, (CONTROL, UNKNOWN, BYTE)))
+    if len(id_of) < len(tokens):
+        hide.update(i for i, text in enumerate(tokens) if id_of[text] != i)
+    if b"\0" in everything or not _is_utf8(everything):
+        hide.update(i for i, text in enumerate(tokens) if b"\0" in text or not _is_utf8(text))
+    if b"" in id_of:
+        hide.add(id_of[b""])
+    return hide
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

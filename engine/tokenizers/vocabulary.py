@@ -11,13 +11,15 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (the keys).
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from lariat.errors import GGUFError
+from lariat.errors import GGUFError, quote
 from lariat.formats.gguf import GGUFFile, StringArray
+from numpy.typing import NDArray
 
 MAX_TOKENS = 1 << 19  # twice the largest in use; bounds the time that a hostile file can take
 
@@ -50,6 +52,8 @@ _ENDING_MARKS = ("fim_pad", "fim_rep", "fim_sep")
 
 # Marks of the harmony format that are always shown, and always found in text.
 _SHOWN_TEXTS = (b"<|channel|>", b"<|message|>", b"<|start|>", b"<|constrain|>")
+
+_BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>\Z")
 
 BLANKS = " \t\n\v\f\r"  # isspace() of C
 
@@ -89,7 +93,7 @@ class Vocabulary:
         tokens = _read_tokens(gguf)
         n_vocab = len(tokens)
         self.tokens = tokens
-        self.types: list[int] = read_numbers(gguf, "token_type", n_vocab, default=NORMAL)
+        self.types = _read_types(gguf, n_vocab)
         self.bos_id = _read_id(gguf, "bos", n_vocab, defaults.bos)
         self.eos_id = _read_id(gguf, "eos", n_vocab, defaults.eos)
         self.unk_id = _read_id(gguf, "unknown", n_vocab, defaults.unk)
@@ -152,28 +156,46 @@ def _read_tokens(gguf: GGUFFile) -> list[bytes]:
     return list(tokens.iter_raw())
 
 
-def read_numbers(gguf: GGUFFile, name: str, n_vocab: int, default: int) -> list[Any]:
-    """Scores (float32) or token types, one a token; `default` for each if the file has none."""
-    key = f"tokenizer.ggml.{name}"
-    values = gguf.metadata.get(key)
+def read_scores(gguf: GGUFFile, n_vocab: int) -> NDArray[np.float32]:
+    """Scores, float32 [n_vocab]; 0 if the file has none. GGUFError for NaN."""
+    values = _read_numbers(gguf, "scores", n_vocab)
     if values is None:
-        return [default] * n_vocab
-    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise GGUFError(f"{gguf.path}: {key} is not an array of numbers")
-    if len(values) != n_vocab:
-        raise GGUFError(
-            f"{gguf.path}: {key} has {len(values)} values, but the vocabulary has {n_vocab} tokens"
-        )
-    if name == "scores":
-        with np.errstate(over="ignore"):
-            # Plus zero makes 0.0 of -0.0: sentencepiece orders the two, llama.cpp ties them.
-            return list((values.astype(np.float32) + np.float32(0)).tolist())
+        return np.zeros(n_vocab, np.float32)
+    with np.errstate(over="ignore"):
+        # Plus zero makes 0.0 of -0.0: sentencepiece orders the two, llama.cpp ties them.
+        scores: NDArray[np.float32] = values.astype(np.float32) + np.float32(0)
+    bad = np.flatnonzero(np.isnan(scores))
+    if bad.size:
+        raise GGUFError(f"{gguf.path}: the score of token {bad[0]} is not a number")
+    return scores
+
+
+def _read_types(gguf: GGUFFile, n_vocab: int) -> list[int]:
+    """The type of each token; NORMAL if the file has none."""
+    values = _read_numbers(gguf, "token_type", n_vocab)
+    if values is None:
+        return [NORMAL] * n_vocab
     bad = np.flatnonzero(~np.isin(values, range(BYTE + 1)))
     if bad.size:
         raise GGUFError(
             f"{gguf.path}: token {bad[0]} has type {values[bad[0]]}, expected 0 to {BYTE}"
         )
     return list(values.astype(int).tolist())
+
+
+def _read_numbers(gguf: GGUFFile, name: str, n_vocab: int) -> np.ndarray | None:
+    """An array of one number a token, None if the file has none."""
+    key = f"tokenizer.ggml.{name}"
+    values = gguf.metadata.get(key)
+    if values is None:
+        return None
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise GGUFError(f"{gguf.path}: {key} is not an array of numbers")
+    if len(values) != n_vocab:
+        raise GGUFError(
+            f"{gguf.path}: {key} has {len(values)} values, but the vocabulary has {n_vocab} tokens"
+        )
+    return values
 
 
 def _read_id(gguf: GGUFFile, name: str, n_vocab: int, default: int | None) -> int | None:
@@ -240,6 +262,15 @@ def of_types(types: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
     """The ids of the tokens of some types."""
     found: list[int] = np.flatnonzero(np.isin(np.array(types, np.int8), wanted)).tolist()
     return found
+
+
+def byte_of(path: Path, token_id: int, spelled: bytes) -> bytes:
+    """The byte of a byte token. GGUFError for one that is not spelled `<0x0A>`."""
+    match = _BYTE_TOKEN.match(spelled)
+    if match is None:
+        text = quote(spelled.decode("utf-8", "replace"))
+        raise GGUFError(f"{path}: byte token {token_id} is {text}, expected the form '<0x0A>'")
+    return bytes.fromhex(match[1].decode())
 
 
 def decode_or_empty(raw: bytes) -> str:
