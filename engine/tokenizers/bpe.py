@@ -330,7 +330,7 @@ def _model(
     pairs = merges.pairs()
     tokens = vocabulary.tokens
     try:
-        texts = [token.decode() for token in tokens]
+        texts = list(map(bytes.decode, tokens))
     except UnicodeDecodeError:
         texts = [decode_or_empty(token) for token in tokens]
     ids = dict(zip(texts, range(len(texts)), strict=True))
