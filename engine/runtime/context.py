@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from lariat.cache.kv_storage import Stored
 from lariat.checks import as_index, check_path, check_type
 from lariat.errors import ContextError
 from lariat.formats import context_file
+from lariat.runtime.edits import Edits
 from lariat.runtime.request import Request
 from lariat.runtime.runner import NO_ROOM, Runner
 from lariat.tokenizers.tokenizer import Tokenizer
@@ -79,6 +81,7 @@ class Context:
         self._table = runner.new_table()
         # All tokens. The last ones may not be computed yet, such as the last one of a stream.
         self._ids: list[int] = []
+        self._edits = Edits(partial(_text_of, tokenizer))
         self._half_edited = False  # tokens, table and keys may not agree
         self._writer: Request | None = None
         self._closed = False
@@ -163,6 +166,7 @@ class Context:
                 self._assign(rows, [*self._ids[:n_kept], *ids, *self._ids[at:]])
             finally:
                 head.clear()
+            self._edits.insert(at, ids, self._ids[:at] + self._ids[at + len(ids) :])
         return len(ids)
 
     def truncate(self, n: int) -> None:
@@ -180,7 +184,9 @@ class Context:
             n_cached = self._table.n_tokens  # an uncomputed end may be what is deleted
             keep = [(0, min(start, n_cached)), (stop, n_cached)]
             rows = np.concatenate([self._table.cut(*piece) for piece in keep])
-            self._assign(rows, self._ids[:start] + self._ids[stop:])
+            before = self._ids
+            self._assign(rows, before[:start] + before[stop:])
+            self._edits.delete(start, stop, before)
 
     def move(self, start: int, stop: int, to: int) -> None:
         """Move the tokens from `start` to before `stop`, so that the first of them is token `to`.
@@ -199,7 +205,9 @@ class Context:
                 behind = to + stop - start
                 order = [(0, start), (stop, behind), (start, stop), (behind, n)]
             rows = np.concatenate([self._table.cut(*piece) for piece in order])
-            self._assign(rows, [i for a, b in order for i in self._ids[a:b]])
+            before = self._ids
+            self._assign(rows, [i for a, b in order for i in before[a:b]])
+            self._edits.move(start, stop, to, before)
 
     def recompute(self, ranges: Sequence[tuple[int, int]]) -> int:
         """Compute tokens anew, so that they have seen all that stands before them now.
@@ -220,6 +228,25 @@ class Context:
             self._runner.recompute(self._table, self._ids, ranges)
         return sum(stop - start for start, stop in ranges)
 
+    def repair(self, *, share: float = 0.1) -> int:
+        """Compute anew the tokens that recall what was edited before them.
+
+        Those are later sentences that share rare words with an edited one, then tokens right behind
+        the edits; see `lariat.runtime.edits`. They make up at most `share` (0 to 1) of the tokens
+        behind the first edit. All edits count that were made since
+        the context was made, loaded or repaired. Returns how many tokens were computed, 0 if
+        nothing recalls an edit. ValueError for another share.
+        """
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"share is {share!r}, expected a number from 0 to 1")
+        with self._runner.exclusive:
+            self._begin_edit()
+            self._settle()
+            ranges = self._edits.recalled(self._ids, share)
+            self._runner.recompute(self._table, self._ids, ranges)
+            self._edits.clear()
+        return sum(stop - start for start, stop in ranges)
+
     def fork(self) -> Context:
         """Make a context of the same tokens that shares the blocks.
 
@@ -231,6 +258,7 @@ class Context:
             self._begin()
             other._table.assign(self._table.segments)
             other._ids = self.tokens
+            other._edits = self._edits.copy()
         return other
 
     def compact(self) -> int:
@@ -309,6 +337,7 @@ class Context:
                 raise ContextError(f"{path}: is damaged: its keys and values have another shape")
             self._table.clear()
             self._ids = []
+            self._edits.clear()
             slots = self._table.place(saved.segments)
             cache.write(slots, stored)
             self._ids = ids
@@ -429,7 +458,9 @@ class Context:
             self._check_length(n + len(other._ids))
             head, tail = self._table.cut(0, at), self._table.cut(at, n)
             rows = np.concatenate([head, other._table.segments, tail])
-            self._assign(rows, self._ids[:at] + other._ids + self._ids[at:])
+            before = self._ids
+            self._assign(rows, before[:at] + other._ids + before[at:])
+            self._edits.insert(at, other._ids, before)
 
     def _place(self, at: int, document: Placeable, recompute: int | None) -> int:
         """Carry out a plan of placement; returns how many tokens were computed."""
@@ -460,6 +491,7 @@ class Context:
                 rest = placed.cut(placed.n_tokens - len(ids) + n_first, placed.n_tokens)
                 rows = np.concatenate([head.segments, rest, self._table.cut(at, n)])
                 self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])
+                self._edits.insert(at, ids, self._ids[:at] + self._ids[at + len(ids) :])
             finally:
                 head.clear()
                 placed.clear()
@@ -526,6 +558,10 @@ class Context:
         _check_index(at)
         if not 0 <= at <= n:
             raise IndexError(f"place {at} is not within 0 to {n}")
+
+
+def _text_of(tokenizer: Tokenizer, token_id: int) -> str:
+    return tokenizer.decode_token(token_id).decode("utf-8", "replace")
 
 
 def _check_index(i: object) -> None:
