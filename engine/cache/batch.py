@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from lariat.cache.rope import Reading
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of several requests, one request after the other. All arrays are int32."""
+    """Tokens of several requests, one request after the other, with one RoPE for all of them.
+
+    All arrays are int32.
+    """
 
     token_ids: np.ndarray  # [n_tokens]
     positions: np.ndarray  # [n_tokens]
@@ -19,7 +23,7 @@ class Batch:
     segment_starts: np.ndarray  # [n_requests + 1]
     segments: np.ndarray  # [n_segments, 4], of all requests, with the new tokens in them
     logit_rows: np.ndarray  # [n_rows] tokens whose logits are wanted
-    rope_stage: int = 0  # of all requests, see `RopeTable.stage`
+    reading: Reading = Reading()
 
     @property
     def n_tokens(self) -> int:

@@ -290,7 +290,7 @@ class KVCache(ABC):
 
     def prepare(self, batch: Batch) -> None:
         """Have the operations below compute `batch` when they are run."""
-        self._ropes.reach(int(batch.positions.max()), batch.rope_stage)
+        self._ropes.reach(int(batch.positions.max()), batch.reading)
         self._memory.open(batch.slots, self.pool)
         for plan in self._plans:
             plan.fill(batch.token_starts, batch.n_past, batch.segment_starts, batch.segments)

@@ -16,7 +16,8 @@ if it has factors. Scaling by s, of a model that was trained on L positions:
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from lariat import _kernels
@@ -24,7 +25,7 @@ from lariat.config import ModelConfig, RopeConfig
 
 _FIRST_ROWS = 1024
 _STAGES = 8  # the length of "dynamic" grows by this part of the trained length
-_MAX_KEPT = 4  # tables of other stages, for contexts of other lengths
+_MAX_KEPT = 6  # tables of other stages and readings
 
 
 def frequencies(
@@ -99,12 +100,35 @@ def steps(theta: np.ndarray) -> np.ndarray:
     return np.stack([4 * np.sin(theta / 2) ** 2, np.sin(theta)]).astype(np.float32)
 
 
+class Reading(NamedTuple):
+    """How the tokens of a batch turn positions into angles.
+
+    rope   complete settings instead of the tables' own, see `RopeTables.complete`; None: those
+    stage  the length that "dynamic" scales for, see `RopeTable.stage`
+    """
+
+    rope: RopeConfig | None = None
+    stage: int = 0
+
+
+@dataclass
+class _Angles:
+    """Angles of all settings that differ in group attention alone.
+
+    rows float32 [n_positions, head_dim], which grow; theta float64 [head_dim / 2], see
+    `frequencies`; step, see `steps`; gain, see `gain`
+    """
+
+    rows: np.ndarray
+    theta: np.ndarray
+    step: np.ndarray
+    gain: float
+
+
 class RopeTable:
     """cos and sin of position times frequency, computed in float64, stored in float32.
 
-    rows    float32 [n_positions, head_dim]: cos of each pair, then sin of each pair
-    step    float32 [2, head_dim / 2], see `steps`
-    kernel  the two as the kernels hold them; it stays the same object when the table changes
+    kernel  rows and step as the kernels hold them; it stays the same object when they change
     rope    the settings, complete
     """
 
@@ -118,18 +142,29 @@ class RopeTable:
         """Positions from `n_positions` on are refused; the rest is as for `frequencies`."""
         self._config, self._factors = config, factors
         self._limit = max(n_positions, 32)
-        self.rope = config.rope
-        self._theta = np.zeros(config.head_dim_k // 2)
-        self.rows = self._compute(0, 32)
-        self.kernel = _kernels.Rope(self.rows, steps(self._theta))
+        still = np.zeros(config.head_dim_k // 2)
+        self.kernel = _kernels.Rope(_rows(still, 0, 32), steps(still))
         self.set(rope or RopeConfig())
 
     def set(self, rope: RopeConfig) -> None:
         """Give the same positions other angles; None in `rope` is as the file says."""
-        self.rope = rope.over(self._config.rope)
-        self._gain = gain(self._config, rope)
-        self._others: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # rows and theta by stage
-        self._begin(0)
+        self.rope = self.complete(rope)
+        self._kept: dict[tuple[RopeConfig, int], _Angles] = {}  # the last one is used now
+        self._choose(self.rope, 0)
+
+    def complete(self, rope: RopeConfig) -> RopeConfig:
+        """Settings with the values of the model's file where `rope` has none."""
+        return rope.over(self._config.rope)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """float32 [n_positions, head_dim]: cos of each pair, then sin of each pair."""
+        return self._angles.rows
+
+    @property
+    def step(self) -> np.ndarray:
+        """float32 [2, head_dim / 2], see `steps`."""
+        return self._angles.step
 
     def settings(self, n_tokens: int | None = None) -> str:
         """The settings in words. Two that give the same angles have the same words.
@@ -149,62 +184,72 @@ class RopeTable:
                 words.append(f"yarn {_ext_factor(r)} of {trained} ({low} to {high} rotations)")
         if r.scaling == "dynamic" and beyond(trained):
             words.append(f"dynamic {scale} of {trained}")
-        if self._gain != 1:
-            words.append(f"scores times {self._gain}")
+        factor = gain(self._config, r)
+        if factor != 1:
+            words.append(f"scores times {factor}")
         if r.group_n > 1 and beyond(r.group_window):
             words.append(f"Self-Extend {r.group_n} beyond {r.group_window}")
         return ", ".join(words)
 
-    def stage(self, n_tokens: int) -> int:
+    def stage(self, n_tokens: int, rope: RopeConfig | None = None) -> int:
         """The length that "dynamic" scales for in a context of `n_tokens`; 0: as it was trained.
 
         It grows by an eighth of the trained length, so that most tokens find their table made.
+        `rope` as for `Reading`.
         """
-        if self.rope.scaling != "dynamic":
+        r = self.rope if rope is None else rope
+        if r.scaling != "dynamic":
             return 0
-        trained = _numbers(self.rope)[2]
+        trained = _numbers(r)[2]
         if n_tokens <= trained:
             return 0
         part = -(-trained // _STAGES)
         return -(-n_tokens // part) * part
 
-    def reach(self, position: int, n_tokens: int = 0) -> None:
-        """Have rows up to `position`, for a context that will have `n_tokens`.
+    def reach(self, position: int, n_tokens: int = 0, rope: RopeConfig | None = None) -> None:
+        """Have rows up to `position`, for a context that will have `n_tokens`; `rope` as for
+        `Reading`.
 
         The table doubles when it grows: a long context is paid for when it is used. ValueError for
         a position from `n_positions` on.
         """
-        stage = self.stage(max(position + 1, n_tokens))
-        if stage != self._stage:
-            self._others[self._stage] = self.rows, self._theta
-            while len(self._others) > _MAX_KEPT:
-                del self._others[next(iter(self._others))]
-            self._begin(stage)
-        if position < len(self.rows):
+        rope = self.rope if rope is None else rope
+        stage = self.stage(max(position + 1, n_tokens), rope)
+        if (rope, stage) != self._chosen:
+            self._choose(rope, stage)
+        n_rows = len(self._angles.rows)
+        if position < n_rows:
             return
-        n = min(self._limit, max(position + 1, 2 * len(self.rows)))
+        n = min(self._limit, max(position + 1, 2 * n_rows))
         if position >= n:
             raise ValueError(f"position {position} is beyond the context of {self._limit}")
-        self.rows = np.concatenate([self.rows, self._compute(len(self.rows), n)])
+        more = _rows(self._angles.theta, n_rows, n)
+        self._angles.rows = np.concatenate([self._angles.rows, more])
         self._show()
 
-    def _begin(self, stage: int) -> None:
-        self._stage = stage
-        if stage in self._others:
-            self.rows, self._theta = self._others.pop(stage)
-        else:
-            self._theta = frequencies(self._config, self._factors, self.rope, stage)
-            self.rows = self._compute(0, min(self._limit, _FIRST_ROWS))
-        self.step = steps(self._theta)
+    def _choose(self, rope: RopeConfig, stage: int) -> None:
+        """Let the kernels have the angles of complete settings at a stage."""
+        key = replace(rope, grp_attn_n=None, grp_attn_w=None), stage
+        angles = self._kept.pop(key, None)
+        if angles is None:
+            theta = frequencies(self._config, self._factors, rope, stage)
+            rows = _rows(theta, 0, min(self._limit, _FIRST_ROWS))
+            angles = _Angles(rows, theta, steps(theta), gain(self._config, rope))
+        while len(self._kept) >= _MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[key] = self._angles = angles
+        self._chosen = rope, stage
         self._show()
 
     def _show(self) -> None:
-        r = self.rope
-        self.kernel.set(self.rows, self.step, self._gain, r.group_n, r.group_window)
+        rope, angles = self._chosen[0], self._angles
+        self.kernel.set(angles.rows, angles.step, angles.gain, rope.group_n, rope.group_window)
 
-    def _compute(self, start: int, stop: int) -> np.ndarray:
-        angle = np.arange(start, stop, dtype=np.float64)[:, None] * self._theta
-        return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+def _rows(theta: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Rows of the positions from `start` to before `stop`, float32 [stop - start, head_dim]."""
+    angle = np.arange(start, stop, dtype=np.float64)[:, None] * theta
+    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
 class RopeTables:
@@ -229,7 +274,7 @@ class RopeTables:
             if layer.rope is not None and layer.rope not in tables:
                 own = replace(config, rope=layer.rope)
                 tables[layer.rope] = RopeTable(own, n_positions)
-        self._all = tuple(tables.values())
+        self._others = tuple(tables.values())[1:]
         self.of_layer = [tables[of.rope] if of.rope else None for of in config.layers]
 
     @property
@@ -245,11 +290,22 @@ class RopeTables:
         """The settings that a user can change, in words, see `RopeTable.settings`."""
         return self.main.settings(n_tokens)
 
-    def stage(self, n_tokens: int) -> int:
-        """See `RopeTable.stage`. No file asks for "dynamic", so only the main table has stages."""
-        return self.main.stage(n_tokens)
+    def complete(self, rope: RopeConfig) -> RopeConfig:
+        """Settings with the values of the model's file where `rope` has none."""
+        return self.main.complete(rope)
 
-    def reach(self, position: int, n_tokens: int = 0) -> None:
-        """Have rows up to `position` in all tables, see `RopeTable.reach`."""
-        for table in self._all:
-            table.reach(position, n_tokens)
+    def reading(self, n_tokens: int, rope: RopeConfig | None = None) -> Reading:
+        """How to read a context of `n_tokens` with complete settings; None: with the own ones.
+
+        No file asks for "dynamic", so only the main table has stages.
+        """
+        return Reading(None if rope == self.rope else rope, self.main.stage(n_tokens, rope))
+
+    def reach(self, position: int, reading: Reading = Reading()) -> None:
+        """Have rows up to `position` in all tables, see `RopeTable.reach`.
+
+        Settings of a reading are for the layers of the main table, as those of `set` are.
+        """
+        self.main.reach(position, reading.stage, reading.rope)
+        for table in self._others:
+            table.reach(position)

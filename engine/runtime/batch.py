@@ -21,7 +21,7 @@ class Part:
     table: BlockTable
     token_ids: List[int]
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
-    rope_stage: int = 0  # see `RopeTable.stage`: for all tokens that are known
+    reading: Reading = Reading()  # for all tokens that are known
     request: Request | None = None  # whose tokens they are
     start: int | None = None  # position of the first one, if the table has slots for them already
 
@@ -45,7 +45,7 @@ class Part:
 def make_batch(parts: List[Part]) -> Batch:
     """Append each part to its table, unless it has slots there, and lay out the batch.
 
-    A table that is appended to occurs once. Others may occur several times: in each layer the keys
+    All parts have the same reading. A table that is appended to occurs once. Others may occur several times: in each layer the keys
     of all parts are stored before any part attends.
     """
     n_past = np.array([part.n_past for part in parts], np.int32)
@@ -67,7 +67,7 @@ def make_batch(parts: List[Part]) -> Batch:
         segment_starts=_starts([len(table) for table in tables]),
         segments=np.concatenate(tables),
         logit_rows=np.array(rows, np.int32),
-        rope_stage=max(part.rope_stage for part in parts),
+        reading=parts[0].reading,
     )
 
 
@@ -75,12 +75,13 @@ def split(parts: List[Part], n_ubatch: int) -> list[list[Part]]:
     """Cut parts into groups of at most `n_ubatch` tokens, in order.
 
     Of a part that is cut, only the last piece keeps a wish for the "last" logits. Parts of one
-    group have the same RoPE stage.
+    group have the same reading.
     """
     groups: list[list[Part]] = [[]]
     room = n_ubatch
-    for part in sorted(parts, key=lambda part: part.rope_stage):
-        if groups[-1] and groups[-1][-1].rope_stage != part.rope_stage:
+    readings = list(dict.fromkeys(part.reading for part in parts))
+    for part in sorted(parts, key=lambda part: readings.index(part.reading)):
+        if groups[-1] and groups[-1][-1].reading != part.reading:
             groups.append([])
             room = n_ubatch
         at, n = 0, len(part.token_ids)

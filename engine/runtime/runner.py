@@ -181,10 +181,12 @@ class Runner:
         ids: Sequence[int],
         logits: str = "none",
         request: Request | None = None,
+        rope: RopeConfig | None = None,
     ) -> Part:
-        """Tokens to compute behind those of `table`, for `forward`; `logits` as for `Part`."""
+        """Tokens to compute behind those of `table`, for `forward`; `logits` as for `Part`, `rope`
+        as for `Reading`."""
         n_known = table.n_tokens + len(ids) if request is None else len(request.ids)
-        return Part(table, ids, logits, self._rope.stage(n_known), request)
+        return Part(table, ids, logits, self._rope.reading(n_known, rope), request)
 
     def forward(self, parts: Sequence[Part], n_threads: int | None = None) -> np.ndarray:
         """Run one forward pass over at most `n_ubatch` tokens.
@@ -238,9 +240,9 @@ class Runner:
         except IndexError:
             raise ContextError(NO_ROOM) from None
         try:
-            stage = self._rope.stage(table.n_tokens)
+            reading = self._rope.reading(table.n_tokens)
             parts = [
-                Part(renewed, ids[start:stop], rope_stage=stage, start=start)
+                Part(renewed, ids[start:stop], reading=reading, start=start)
                 for start, stop in ranges
             ]
             for group in split(parts, self.n_ubatch):
