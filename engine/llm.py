@@ -20,7 +20,7 @@ from lariat.formats import context_file
 from lariat.formats.finite import check_tensors as check
 from lariat.formats.gguf_sampling import FileSampling
 from lariat.formats.gguf_split import GGUFModel
-from lariat.runtime import threads
+from lariat.runtime import rope_choice, threads
 from lariat.runtime.context import Context
 from lariat.runtime.request import Completion, Request, Timings
 from lariat.runtime.runner import build_runner, is_list
@@ -224,6 +224,7 @@ class LLM:
         context: Context | None = None,
         prompt_progress: Callable[[int, int], None] | None = None,
         parse_special: bool = False,
+        rope_read: rope_choice.Asked = None,
     ) -> Stream:
         """Generate text piece by piece, from an empty context or behind the tokens of `context`.
 
@@ -235,8 +236,15 @@ class LLM:
         Without `params`, sampling follows the model's file, see `sampling`. `prompt_progress` is
         called with prompt tokens done and their total. A `context` gets the prompt and the
         generated tokens, and takes no other edit until the stream is over.
+
+        `rope_read` (raw cache only) is the RoPE with which the question and the text are read. The
+        question is the last paragraph of the prompt, of at most 64 tokens; those before it are
+        computed with the RoPE of the engine. It is a `RopeConfig`, "plain" (as the model's file
+        says), a list of settings, or "auto" (a list made for this model). Of a list, the setting is
+        taken under which the question is likeliest: it is computed once with each. "auto" takes
+        plain for prompts below a quarter of the trained length. `completion.rope` tells.
         """
-        request = self._request(prompt, params, prompt_progress, context, parse_special)
+        request = self._request(prompt, params, prompt_progress, context, parse_special, rope_read)
         return Stream(self, request, context)
 
     @overload
@@ -247,6 +255,7 @@ class LLM:
         *,
         context: Context | None = None,
         parse_special: bool = False,
+        rope_read: rope_choice.Asked = None,
     ) -> Completion: ...
     @overload
     def generate(
@@ -255,6 +264,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         parse_special: bool = False,
+        rope_read: rope_choice.Asked = None,
     ) -> list[Completion]: ...
     def generate(
         self,
@@ -263,10 +273,11 @@ class LLM:
         *,
         context: Context | None = None,
         parse_special: bool = False,
+        rope_read: rope_choice.Asked = None,
     ) -> Completion | list[Completion]:
         """Complete a prompt (text or token ids), or a list of prompts in one batch.
 
-        `context` is for a single prompt; this and `parse_special` as for `stream`.
+        `context` is for a single prompt; this, `parse_special` and `rope_read` as for `stream`.
         """
         if not _is_list_of_prompts(prompt) or (context is not None and len(prompt) == 0):
             with self.stream(
@@ -274,6 +285,7 @@ class LLM:
                 params,
                 context=context,
                 parse_special=parse_special,
+                rope_read=rope_read,
             ) as stream:
                 for _ in stream:
                     pass
@@ -283,7 +295,7 @@ class LLM:
         streams: list[Stream] = []
         try:
             streams.extend(
-                self.stream(one, params, parse_special=parse_special)  # type: ignore[arg-type]
+                self.stream(one, params, parse_special=parse_special, rope_read=rope_read)  # type: ignore[arg-type]
                 for one in prompt
             )
             for stream in streams:
@@ -311,6 +323,14 @@ class LLM:
         """
         self.runner.set_rope(rope)
 
+    def check_rope_read(self, given: rope_choice.Asked) -> None:
+        """Raise ValueError unless `rope_read` of `stream` can have this value."""
+        if given is None:
+            return
+        rope_choice.checked(given, self.config, 0)
+        if self.settings.cache != "raw":
+            raise ValueError("rope_read needs the raw cache: rotated keys keep their angles")
+
     def check_ids(self, ids: list[int]) -> list[int]:
         """Token ids as plain ints. ValueError for other things, for none, and for ids that are not
         in the vocabulary; ContextError for more than `n_ctx`."""
@@ -323,6 +343,7 @@ class LLM:
         on_prompt: Callable[[int, int], None] | None,
         context: Context | None,
         parse_special: bool,
+        rope_read: rope_choice.Asked,
     ) -> Request:
         self.runner.check_open()
         params = self.sampling.params if params is None else params
@@ -355,8 +376,21 @@ class LLM:
             eog_ids=self.tokenizer.eog_ids,
             n_ctx=self.n_ctx,
             replaced=before[n_kept:],
+            read=self._read(rope_read, ids, n_kept + len(ids)),
             on_prompt=on_prompt,
         )
+
+    def _read(
+        self, given: rope_choice.Asked, ids: list[int], n_known: int
+    ) -> rope_choice.RopeRead | None:
+        """How a request is read whose new tokens are `ids`, of `n_known` in all."""
+        self.check_rope_read(given)
+        if given is None:
+            return None
+        asked = rope_choice.checked(given, self.config, n_known)
+        last = [self.detokenize([i]) for i in ids[-rope_choice.MAX_QUESTION :]]
+        n_before = len(ids) - rope_choice.question_length(last)
+        return self.runner.rope_read(asked, n_before)
 
 
 def _is_list_of_prompts(prompt: object) -> bool:

@@ -187,7 +187,9 @@ def report(path: Path, lengths: Sequence[int], n: int, seed: int, prefill: str) 
         cells = []
         for length in lengths:
             keys = [f"{prefill}/{seed}/{length}/{i}" for i in range(n)]
-            found = [results[k]["read"][name] for k in keys if name in results.get(k, {}).get("read", {})]
+            found = [
+                results[k]["read"][name] for k in keys if name in results.get(k, {}).get("read", {})
+            ]
             if not found:
                 cells.append("| | ")
                 continue
@@ -195,7 +197,9 @@ def report(path: Path, lengths: Sequence[int], n: int, seed: int, prefill: str) 
             error = math.sqrt(share * (1 - share) / len(found))
             nll = np.mean([f["nll"] for f in found])
             q = np.mean([np.mean(f["question"]) for f in found])
-            cells.append(f"{100 * share:.0f} ± {100 * error:.0f} % ({len(found)}) | {nll:.3f} | {q:.3f}")
+            cells.append(
+                f"{100 * share:.0f} ± {100 * error:.0f} % ({len(found)}) | {nll:.3f} | {q:.3f}"
+            )
         print(f"| {name} | {' | '.join(cells)} |")
 
 

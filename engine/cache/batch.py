@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from lariat.cache.rope import Reading
+from lariat.cache.rope import OWN, Reading
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Batch:
     segment_starts: np.ndarray  # [n_requests + 1]
     segments: np.ndarray  # [n_segments, 4], of all requests, with the new tokens in them
     logit_rows: np.ndarray  # [n_rows] tokens whose logits are wanted
-    reading: Reading = Reading()
+    reading: Reading = OWN
 
     @property
     def n_tokens(self) -> int:

@@ -28,6 +28,10 @@ class Tokens(Protocol):
     n_keyed: int  # blocks in the cache that have got their key
 
     @property
+    def n_shareable(self) -> int:
+        """How many of the first tokens are computed as every request computes them."""
+
+    @property
     def is_lent(self) -> bool:
         """Whether the table is a context's, which may have been edited."""
 
@@ -56,7 +60,7 @@ class PrefixCache:
 
     def key_blocks(self, request: Tokens) -> None:
         """Give the blocks that a request has filled their keys."""
-        n_full = request.table.n_tokens // SLOTS
+        n_full = min(request.table.n_tokens, request.n_shareable) // SLOTS
         if request.is_lent or n_full <= request.n_keyed:
             return
         keys, blocks = _keys(request), request.table.segments[:, 0].tolist()
@@ -78,9 +82,9 @@ class PrefixCache:
 
 
 def _keys(request: Tokens) -> list[bytes]:
-    """Keys of all full blocks, also of those that are still to be computed."""
+    """Keys of all full blocks that may be shared, also of those that are still to be computed."""
     keys = request.block_keys
-    for i in range(len(keys), len(request.ids) // SLOTS):
+    for i in range(len(keys), min(len(request.ids), request.n_shareable) // SLOTS):
         tokens = np.array(request.ids[i * SLOTS : (i + 1) * SLOTS], np.int32)
         before = keys[-1] if keys else b""
         keys.append(hashlib.blake2b(before + tokens.tobytes(), digest_size=16).digest())

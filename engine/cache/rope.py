@@ -111,6 +111,10 @@ class Reading(NamedTuple):
     stage: int = 0
 
 
+OWN = Reading()
+"""With the tables' own settings."""
+
+
 @dataclass
 class _Angles:
     """Angles of all settings that differ in group attention alone.
@@ -301,7 +305,7 @@ class RopeTables:
         """
         return Reading(None if rope == self.rope else rope, self.main.stage(n_tokens, rope))
 
-    def reach(self, position: int, reading: Reading = Reading()) -> None:
+    def reach(self, position: int, reading: Reading = OWN) -> None:
         """Have rows up to `position` in all tables, see `RopeTable.reach`.
 
         Settings of a reading are for the layers of the main table, as those of `set` are.

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from lariat.chat import chat_template, message_checks
 from lariat.chat.conversation import N_RESERVED, Conversation, Message, Prompt
 from lariat.checks import check_type
-from lariat.config import SamplingParams
+from lariat.config import RopeConfig, SamplingParams
 from lariat.errors import ChatError, ContextError
 from lariat.formats import context_file
 from lariat.formats.atomic import written_beside
 from lariat.runtime.request import Completion, Timings
+from lariat.runtime.rope_choice import Asked
 
 if TYPE_CHECKING:
     from lariat.llm import LLM, Stream
@@ -42,6 +43,7 @@ class Chat:
     chat_template_kwargs
               more variables of the template, such as {"enable_thinking": False}
     params    `SamplingParams` of the answers, each with the next seed; None: as the file asks for
+    rope_read with which RoPE the last message and the answer are read, see `LLM.stream`
 
     Only new tokens are computed: the tokens of the conversation are compared with those in the
     cache. When the context is full, it loses the oldest turns; the system prompt stays. The turns
@@ -66,7 +68,9 @@ class Chat:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         params: SamplingParams | None = None,
+        rope_read: Asked = None,
     ) -> None:
+        llm.check_rope_read(rope_read)
         if template is not None:
             check_type("template", template, str)
         if params is not None:
@@ -80,7 +84,7 @@ class Chat:
             variables=chat_template_kwargs,
         )
         self._conversation = Conversation(llm, form, system)
-        self._streams = _Streams(llm, self._conversation)
+        self._streams = _Streams(llm, self._conversation, rope_read)
         # A reply that nobody holds any more closes itself, so that the chat goes on.
         self._reply: Callable[[], Reply | None] = lambda: None
         self.params = params or llm.sampling.params
@@ -271,14 +275,20 @@ class _Ending:
 class _Streams:
     """Streams of answers, each with the next seed."""
 
-    def __init__(self, llm: LLM, conversation: Conversation) -> None:
-        self.llm, self.conversation = llm, conversation
+    def __init__(self, llm: LLM, conversation: Conversation, rope_read: Asked) -> None:
+        self.llm, self.conversation, self._rope_read = llm, conversation, rope_read
         self._n = 0
 
     def start(
-        self, ids: list[int], params: SamplingParams, n_left: int, on_prompt: Progress | None
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        n_left: int,
+        on_prompt: Progress | None,
+        rope: RopeConfig | None,
     ) -> Stream:
-        """Compute the tokens of `ids` that are not in the context, and write at most `n_left`."""
+        """Compute the tokens of `ids` that are not in the context, and write at most `n_left`;
+        `rope` has read the beginning of the answer."""
         seed = None if params.seed is None else (params.seed + self._n) % (1 << 64)
         self._n += 1
         context = self.conversation.context
@@ -287,6 +297,7 @@ class _Streams:
             replace(params, max_tokens=n_left, seed=seed),
             context=context,
             prompt_progress=on_prompt,
+            rope_read=rope or self._rope_read,
         )
 
 
@@ -298,6 +309,7 @@ class _Writing:
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
+        self.rope: RopeConfig | None = None
         n_cached = len(streams.conversation.context)
         self.timings = Timings(n_reused=min(n_cached, len(prompt.ids) - 1))
         self.prompt = prompt
@@ -312,7 +324,7 @@ class _Writing:
         while True:
             n_left = params.max_tokens - len(self.token_ids) if params.max_tokens >= 0 else -1
             ids = self.prompt.ids + self.token_ids
-            stream = self._streams.start(ids, params, n_left, on_prompt)
+            stream = self._streams.start(ids, params, n_left, on_prompt, self.rope)
             done = stream.completion
             try:
                 for piece in stream:
@@ -332,7 +344,8 @@ class _Writing:
 
     def _add(self, done: Completion) -> None:
         self.token_ids += done.token_ids
-        for name in ("n_prompt", "prompt_s", "n_decode", "decode_s"):
+        self.rope = done.rope
+        for name in ("n_prompt", "prompt_s", "n_decode", "decode_s", "n_tried"):
             setattr(self.timings, name, getattr(self.timings, name) + getattr(done.timings, name))
 
 
@@ -343,6 +356,7 @@ class Reply:
     token_ids      its tokens, when the answer has ended
     finish_reason  as for `Completion`; None while it is not finished, or if it was closed early
     timings        of its prompt and its tokens; `n_reused` prompt tokens were in the cache
+    rope           the settings with which it was read, see `Completion`
     prompt         the tokens that it answers, and whether they begin a thought
     is_open        whether it is still being written
     """
@@ -380,6 +394,11 @@ class Reply:
     def timings(self) -> Timings:
         """See the class."""
         return self._writing.timings
+
+    @property
+    def rope(self) -> RopeConfig | None:
+        """See the class."""
+        return self._writing.rope
 
     @property
     def prompt(self) -> Prompt:

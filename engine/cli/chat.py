@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import console, engine_flags, model_file, prompt, report, sampling_flags
+from lariat.cli import (
+    console,
+    engine_flags,
+    model_file,
+    prompt,
+    report,
+    rope_read,
+    sampling_flags,
+)  # fmt: skip
 from lariat.cli.terminal import Lines, Terminal
 from lariat.cli.usage import Text, UsageError
 from lariat.errors import ChatError, LariatError
@@ -93,6 +101,7 @@ def register(commands: Any) -> None:
         "-q", "--quiet", action="store_true", help="no bars and no hints, only errors"
     )
     engine_flags.add(parser)
+    rope_read.add(parser)
     sampling_flags.add(parser)
 
 
@@ -100,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
     """Talk, and return the exit code."""
     params = sampling_flags.params(args)
     config = engine_flags.config(args)
+    rope_asked = rope_read.asked(args)
     overrides = model_file.overrides(args)
     has_message = args.prompt is not None or args.file is not None
     if args.single_turn and not has_message:
@@ -133,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
             system=system,
             chat_template_kwargs=variables,
             params=params,
+            rope_read=rope_asked,
         )
         lines = Terminal(history=not args.no_history) if console.stdin_is_terminal() else Lines()
         with chat, lines:
@@ -152,6 +163,7 @@ class _Session:
         self._lines = lines
         self._args = args
         self._timings: Timings | None = None  # of the last answer
+        self._rope = ""
         self._is_quiet = args.quiet or not lines.is_terminal
         self._has_commands = args.commands or lines.is_terminal
 
@@ -206,6 +218,7 @@ class _Session:
             finally:
                 reply.close()
                 self._timings = reply.timings
+                self._rope = rope_read.statistics(reply, self._llm.config.rope)
                 screen.end()
                 if self._lines.is_terminal:
                     console.write("\n")
@@ -272,6 +285,8 @@ class _Session:
                 f"prompt      {report.rate(timings.n_prompt, timings.prompt_s)}",
                 f"generation  {report.rate(timings.n_decode, timings.decode_s)}",
             ]
+        if self._rope:
+            lines.append(f"rope        {self._rope}")
         console.note("\n".join(lines))
 
     def help(self, _: str) -> None:

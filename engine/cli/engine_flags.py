@@ -140,10 +140,11 @@ def load(
     with console.Bar("loading", enabled=not args.quiet) as bar:
         llm = LLM(path, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap)
     n_trained = llm.config.n_ctx_train
-    if llm.n_ctx > n_trained and config.rope == RopeConfig() and not args.quiet:
+    is_scaled = config.rope != RopeConfig() or getattr(args, "rope_read", None) is not None
+    if llm.n_ctx > n_trained and not is_scaled and not args.quiet:
         console.note(
             f"lariat: warning: a context of {llm.n_ctx} is longer than the {n_trained} tokens that "
             "the model was trained for; its text gets worse there unless positions are scaled "
-            "(--rope-scaling, or -gan with --cache raw)"
+            "(--rope-scaling, or -gan or --rope-read with --cache raw)"
         )
     return llm

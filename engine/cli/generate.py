@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import console, engine_flags, model_file, prompt, report, reuse, sampling_flags
+from lariat.cli import (
+    console,
+    engine_flags,
+    model_file,
+    prompt,
+    report,
+    reuse,
+    rope_read,
+    sampling_flags,
+)  # fmt: skip
 from lariat.cli.usage import Flag, UsageError, add_flags
 from lariat.config import SamplingParams
 from lariat.errors import LariatError
@@ -67,6 +76,7 @@ def register(commands: Any) -> None:
     )
 
     engine_flags.add(parser)
+    rope_read.add(parser)
     reuse.add(parser)
     sampling_flags.add(parser)
 
@@ -76,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_flags.params(args, _KEEP, context_shift=args.context_shift)
     config = engine_flags.config(args)
     reuse.check(args)
+    rope_read.asked(args)
     if args.context_shift and not config.can_shift:
         raise UsageError(
             f"argument --context-shift: keys of type {config.type_k} cannot move in the roped "
@@ -108,6 +119,7 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
             context=start.context,
             prompt_progress=prompt_progress,
             parse_special=args.parse_special,
+            rope_read=rope_read.asked(args),
         )
     except LariatError:
         raise
@@ -145,11 +157,11 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
     stream.close()
     start.close(stream.completion)
     if not args.quiet:
-        console.note(_statistics(stream.completion))
+        console.note(_statistics(stream.completion, llm))
     return code
 
 
-def _statistics(completion: Completion) -> str:
+def _statistics(completion: Completion, llm: LLM) -> str:
     timings = completion.timings
     reason = {
         "stop": "the model ended, or wrote a text of -r",
@@ -163,6 +175,9 @@ def _statistics(completion: Completion) -> str:
         f"lariat: generation  {report.rate(timings.n_decode, timings.decode_s)}",
         f"lariat: finished    {reason}",
     ]
+    rope = rope_read.statistics(completion, llm.config.rope)
+    if rope:
+        lines.insert(2, f"lariat: rope        {rope}")
     if timings.n_reused:
         lines.insert(1, f"lariat: reused      {timings.n_reused} tokens")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from lariat.cache.batch import Batch
 from lariat.cache.blocks import BlockTable, slots_of
+from lariat.cache.rope import OWN, Reading
 
 if TYPE_CHECKING:
     from lariat.runtime.request import Request
@@ -21,7 +22,7 @@ class Part:
     table: BlockTable
     token_ids: List[int]
     logits: str = "none"  # "none", "last" or "all": the rows that are wanted
-    reading: Reading = Reading()  # for all tokens that are known
+    reading: Reading = OWN  # for all tokens that are known
     request: Request | None = None  # whose tokens they are
     start: int | None = None  # position of the first one, if the table has slots for them already
 
@@ -45,8 +46,8 @@ class Part:
 def make_batch(parts: List[Part]) -> Batch:
     """Append each part to its table, unless it has slots there, and lay out the batch.
 
-    All parts have the same reading. A table that is appended to occurs once. Others may occur several times: in each layer the keys
-    of all parts are stored before any part attends.
+    All parts have the same reading. A table that is appended to occurs once. Others may occur
+    several times: in each layer the keys of all parts are stored before any part attends.
     """
     n_past = np.array([part.n_past for part in parts], np.int32)
     places = [part.place() for part in parts]

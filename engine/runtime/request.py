@@ -9,8 +9,9 @@ from typing import Protocol
 
 import numpy as np
 from lariat.cache.blocks import SLOTS, BlockTable
-from lariat.config import SamplingParams
+from lariat.config import RopeConfig, SamplingParams
 from lariat.errors import ContextError
+from lariat.runtime.rope_choice import RopeRead
 
 _NO_MORE_KEYS = 1 << 31  # as `n_keyed`: above every number of blocks
 
@@ -25,6 +26,7 @@ class Timings:
     n_decode: int = 0  # tokens computed one at a time after the prompt
     decode_s: float = 0.0
     n_reused: int = 0  # prompt tokens whose keys and values were there already
+    n_tried: int = 0  # tokens computed to choose a RoPE, each once a setting; `n_prompt` has one
 
     @property
     def prompt_per_s(self) -> float:
@@ -45,6 +47,8 @@ class Completion:
     word there that it changes. `token_ids` are the generated ones, without the end-of-generation
     token. `finish_reason` is "stop" (the model ended, or a stop text came), "length"
     (`max_tokens`), "context" (no room left) or None while it is not finished.
+    `rope` has the complete settings with which the question and the text were read, if the request
+    asked for them or for a choice.
 
     Endless text (`context_shift` with `max_tokens` -1) would fill the memory: `token_ids` and
     `text` then hold the last `n_ctx` tokens only. The stream has given out the rest.
@@ -54,6 +58,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
+    rope: RopeConfig | None = None
     timings: Timings = field(default_factory=Timings)
 
 
@@ -110,6 +115,7 @@ class Request:
     eog_ids    tokens that end it
     n_ctx      max tokens that it may have
     replaced   the last tokens of the context that it continues, if its own come instead
+    read       with which RoPE its question and its text are read; None: as all is computed
     on_prompt  is called with prompt tokens done and their total
     """
 
@@ -125,6 +131,7 @@ class Request:
         eog_ids: frozenset[int],
         n_ctx: int,
         replaced: Sequence[int] = (),
+        read: RopeRead | None = None,
         on_prompt: Callable[[int, int], None] | None = None,
     ) -> None:
         self.ids = list(prompt_ids)
@@ -139,6 +146,7 @@ class Request:
         self.error: BaseException | None = None  # why, unless the user gave it up
         self.block_keys: list[bytes] = []  # of its full blocks, see `lariat.cache.prefix_cache`
         self.n_keyed = 0  # blocks in the cache that have got their key
+        self.read = read
         self._on_prompt = on_prompt
         self._take_back: Callable[[Request], None] | None = None
         self._n_before = 0  # tokens of the context that it continues
@@ -146,6 +154,7 @@ class Request:
         self._n_ctx = n_ctx
         self._stop = StopText(params.stop)
         self._n_shown: deque[int] = deque()  # characters of each of the last tokens
+        completion.rope = read.rope if read else None
         self._keep_first()
 
     def lend(self, table: BlockTable, ids: list[int], take_back: Callable[[Request], None]) -> None:
@@ -154,6 +163,8 @@ class Request:
         `take_back` is called once, when the request is over; the table stays the context's.
         """
         self._n_before = len(ids) - len(self.ids)
+        if self.read:
+            self.read.n_before = min(self.read.n_before + self._n_before, len(ids) - 1)
         self.table, self.ids, self._take_back = table, ids, take_back
         self._keep_first()
 
@@ -211,11 +222,50 @@ class Request:
     def evicted(self, start: int, stop: int) -> None:
         """Forget the tokens from `start` to before `stop`, which are no longer in the table."""
         del self.ids[start:stop]
+        if self.read:
+            self.read.evicted(start, stop)
         self.hide_blocks()
 
     def hide_blocks(self) -> None:
         """Give no block a key any more: blocks do not hold what `ids` alone would give."""
         self.block_keys, self.n_keyed = [], _NO_MORE_KEYS
+
+    # ---- RoPE of its own ----
+
+    @property
+    def rope(self) -> RopeConfig | None:
+        """Settings with which the next tokens are computed, see `Reading`."""
+        is_before = self.read is None or self.table.n_tokens < self.read.n_before
+        return None if is_before or self.read is None else self.read.rope
+
+    @property
+    def is_choosing(self) -> bool:
+        """Whether its question comes next, and is to be read with several settings."""
+        read = self.read
+        return read is not None and read.rope is None and self.table.n_tokens >= read.n_before
+
+    @property
+    def n_ready(self) -> int:
+        """Pending tokens that one pass may compute, because they have the same RoPE."""
+        if self.read is None or self.table.n_tokens >= self.read.n_before:
+            return self.n_pending
+        return self.read.n_before - self.table.n_tokens
+
+    @property
+    def n_shareable(self) -> int:
+        """First tokens that others may share: those that are computed with the engine's RoPE."""
+        return len(self.ids) if self.read is None else self.read.n_before
+
+    def n_new_blocks(self, n: int) -> int:
+        """How many blocks `n` more tokens will take from the pool."""
+        # A question is read in a fork, which copies the block that it writes to.
+        return self.table.n_new_blocks(n) + self.is_choosing
+
+    def chosen(self, rope: RopeConfig, n_tried: int) -> None:
+        """Read with these settings from now on; `n_tried` tokens were computed to find them."""
+        assert self.read is not None
+        self.read.rope = self.completion.rope = rope
+        self.completion.timings.n_tried += n_tried
 
     # ---- progress ----
 

@@ -22,9 +22,10 @@ from lariat.cache.rope import RopeTables
 from lariat.checks import as_index, check_type
 from lariat.config import EngineConfig, ModelConfig, RopeConfig
 from lariat.errors import ContextError, LariatError
-from lariat.runtime import sampler, threads
+from lariat.runtime import rope_choice, sampler, threads
 from lariat.runtime.batch import Part, make_batch, split
 from lariat.runtime.request import Request
+from lariat.runtime.rope_choice import RopeRead
 from lariat.runtime.scheduler import Scheduler, Step
 
 NO_ROOM = "the KV cache has too few free blocks: close or compact contexts, or load with more n_ctx"
@@ -201,7 +202,13 @@ class Runner:
         with threads.forward_pass():
             return self.model.forward(batch, n_threads)
 
-    def compute(self, table: BlockTable, ids: list[int], logits: str = "none") -> np.ndarray:
+    def compute(
+        self,
+        table: BlockTable,
+        ids: list[int],
+        logits: str = "none",
+        rope: RopeConfig | None = None,
+    ) -> np.ndarray:
         """Compute tokens behind those of `table`, in passes of at most `n_ubatch`.
 
         Returns copies of the logits, float32 [n_rows, n_vocab]. ContextError if blocks are missing,
@@ -209,7 +216,8 @@ class Runner:
         """
         if table.n_new_blocks(len(ids)) > self.cache.pool.n_free:
             raise ContextError(NO_ROOM)
-        groups = split([self.part(table, ids, logits)], self.n_ubatch) if ids else []
+        part = self.part(table, ids, logits, rope=rope)
+        groups = split([part], self.n_ubatch) if ids else []
         rows = [self.forward(group).copy() for group in groups]
         for some in rows:
             sampler.check_finite(some)
@@ -284,6 +292,11 @@ class Runner:
 
     # ---- requests ----
 
+    def rope_read(self, asked: Sequence[RopeConfig], n_before: int) -> RopeRead:
+        """How a request is read that asks for one of these settings behind `n_before` tokens."""
+        complete = dict.fromkeys(self._rope.complete(rope) for rope in asked)
+        return RopeRead(tuple(complete), n_before)
+
     def submit(self, request: Request) -> None:
         """Queue a request. The lock is held."""
         self.scheduler.add(request)
@@ -313,9 +326,12 @@ class Runner:
             return
         in_prompt = [request.in_prompt for request, _ in step.compute]
         n_cached = [request.table.n_tokens for request, _ in step.compute]
+        choosing = [request for request, _ in step.compute if request.is_choosing]
         try:
             for group in split(self._parts(step), self.n_ubatch):
                 _deal_out(self.forward(group), group)
+            for request in choosing:  # last: the blocks that are free now are promised to nobody
+                self._choose_rope(request)
         except BaseException as error:
             # The step may have written half of its tokens: forget them and give these requests up.
             for (request, _), n in zip(step.compute, n_cached, strict=True):
@@ -382,9 +398,25 @@ class Runner:
                 request.ids[request.table.n_tokens : request.table.n_tokens + n],
                 "last" if n == request.n_pending else "none",
                 request,
+                request.rope,
             )
             for request, n in step.compute
+            if not request.is_choosing
         ]
+
+    def _choose_rope(self, request: Request) -> None:
+        """Read a request's question with each of its settings, and go on with the likeliest."""
+        assert request.read is not None
+        ids = request.ids[request.table.n_tokens :]
+        try:
+            chosen = rope_choice.read_question(
+                request.table, ids, request.read.candidates, self.compute
+            )
+            request.chosen(chosen.rope, chosen.n_tried)
+            request.report_prompt()
+            request.append(_sample(chosen.logits, request))
+        except LariatError as error:  # this request's own; the others go on
+            request.fail(error)
 
     def _share_prefixes(self) -> None:
         """Begin to share prefixes anew: blocks computed with other angles hold other keys.

@@ -32,10 +32,15 @@ class Step:
     n_promised: int = 0  # blocks that `compute` will take
 
     def add(self, request: Request, n_promised: int) -> None:
-        """Compute as many pending tokens as are left; `n_promised` blocks are kept for them."""
-        n = min(request.n_pending, self.n_tokens_left)
+        """Compute as many pending tokens as are left; `n_promised` blocks are kept for them.
+
+        A question that is read with several settings comes whole, with all its logits.
+        """
+        n = request.n_ready
+        if not request.is_choosing:
+            n = min(n, self.n_tokens_left)
         self.compute.append((request, n))
-        self.n_tokens_left -= n
+        self.n_tokens_left = max(0, self.n_tokens_left - n)
         self.n_promised += n_promised
 
     def drop(self, request: Request) -> None:
@@ -43,7 +48,7 @@ class Step:
         for chosen, n in [one for one in self.compute if one[0] is request]:
             self.compute.remove((chosen, n))
             self.n_tokens_left += n
-            self.n_promised -= chosen.table.n_new_blocks(n)
+            self.n_promised -= chosen.n_new_blocks(n)
 
 
 class Scheduler:
@@ -112,9 +117,9 @@ class Scheduler:
                 continue
             if not self._shorten(request, step):
                 return
-            n = min(request.n_pending, step.n_tokens_left)
+            n = request.n_ready if request.is_choosing else min(request.n_ready, step.n_tokens_left)
             if self._find_room(request, n, step):
-                step.add(request, request.table.n_new_blocks(n))
+                step.add(request, request.n_new_blocks(n))
             if step.evict:
                 return
 
@@ -157,7 +162,7 @@ class Scheduler:
             request.count_reused()
             self._running.append(request)
             self._waiting.popleft()
-            step.add(request, request.table.n_new_blocks(request.n_pending))
+            step.add(request, request.n_new_blocks(request.n_pending))
 
     def _find_room_for_all(self, request: Request, step: Step) -> bool:
         """Make room for all pending tokens: a prompt must not get stuck half-way behind another."""
@@ -185,7 +190,7 @@ class Scheduler:
     # ---- below: one decision each ----
 
     def _has_room(self, request: Request, n: int, step: Step) -> bool:
-        return request.table.n_new_blocks(n) + step.n_promised <= self._pool.n_free
+        return request.n_new_blocks(n) + step.n_promised <= self._pool.n_free
 
     def _shorten(self, request: Request, step: Step) -> bool:
         """Evict until a request has no more tokens than n_ctx; False: the step evicts first."""

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from lariat.cache.rope import RopeTable, frequencies, gain, steps
+from lariat.cache.rope import RopeTable, RopeTables, frequencies, gain, steps
 from lariat.config import ModelConfig, RopeConfig
 
 
@@ -253,3 +253,47 @@ def test_set_gives_the_same_positions_other_angles():
     table.set(RopeConfig())
     table.reach(100)
     assert np.array_equal(table.rows[:101], RopeTable(config(), 101).rows)
+
+
+def test_readings_take_turns_and_their_rows_stay():
+    """Each has the rows that a table of its own would have, and no row is computed twice."""
+    table = RopeTable(config(), 3000)
+    kernel, kept = table.kernel, {}
+    readings = [
+        RopeConfig(), RopeConfig("yarn", 2.0, yarn_orig_ctx=64), RopeConfig("linear", 3.0),
+        RopeConfig("dynamic", yarn_orig_ctx=64),
+    ]  # fmt: skip
+    for _ in range(2):
+        for rope in readings:
+            complete = table.complete(rope)
+            table.reach(1500, rope=complete)
+            other = RopeTable(config(), 3000, rope=rope)
+            other.reach(1500)
+            assert np.array_equal(table.rows[:1501], other.rows[:1501])
+            assert np.array_equal(table.step, other.step)
+            assert kept.setdefault(rope, table.rows) is table.rows
+    assert table.kernel is kernel
+    assert table.rope == config().rope
+    plain = kept[readings[0]]
+    for n in (2, 4, 8):  # Self-Extend has the same angles, and reads other rows
+        table.reach(1500, rope=table.complete(RopeConfig(grp_attn_n=n)))
+        assert table.rows is plain
+    table.reach(10)
+    assert table.rows is plain
+
+
+def test_few_readings_are_kept():
+    table = RopeTable(config(), 3000)
+    first = table.rows
+    for i in range(20):
+        table.reach(5, rope=table.complete(RopeConfig("linear", 2.0 + i)))
+    table.reach(5)
+    assert table.rows is not first
+    assert np.array_equal(table.rows, first)
+
+
+def test_a_reading_with_the_own_settings_is_no_other():
+    tables = RopeTables(config(), 100, rope=RopeConfig("yarn", 2.0))
+    own = tables.complete(RopeConfig("yarn", 2.0))
+    assert tables.reading(50, own) == tables.reading(50)
+    assert tables.reading(50, tables.complete(RopeConfig())) != tables.reading(50)
