@@ -6,6 +6,7 @@ cache_quality  how far predictions move with each type of keys and values
 shift          what it costs to delete tokens at the beginning of a full context
 chunks         a chunk library: recall, and time to the first token
 endless        perplexity of generation without end
+rope_read      one fact in long prose: which RoPE finds it when it is chosen as keys are read
 stretch        contexts longer than the training: recall and perplexity by RoPE scaling
 weight_types   each weight type beside llama.cpp: predictions and speed
 agreement      logits and greedy tokens beside llama.cpp's, for each architecture
