@@ -19,6 +19,7 @@ _MAX_EDITS = 32  # older ones are forgotten
 _SENTENCE = 24  # tokens on each side of an edit that are looked at for the rest of its sentence
 _ENDS = ".!?\n"
 _MAX_SENTENCE = 48  # tokens
+_BEHIND = 8  # tokens right behind a sentence know much of it
 _NEXT = 16  # tokens right behind an edit often go on about it, with pronouns
 _MAX_COUNT, _MAX_SHARE = 6, 0.01  # a rare word occurs at most so often, or in this share of tokens
 
@@ -118,7 +119,8 @@ class Edits:
             for start, stop in self._sentences(ids, edit.start + edit.n_rest, edit.stop):
                 found.setdefault((start, stop), set()).update(own.intersection(words[start:stop]))
         scores = {place: sum(1 / counts[w] for w in own) for place, own in found.items() if own}
-        wanted = sorted(scores, key=lambda place: -scores[place])
+        sentences = sorted(scores, key=lambda place: -scores[place])
+        wanted = [(start, stop + _BEHIND) for start, stop in sentences]
         wanted += [(edit.start, edit.start + _NEXT) for edit in self._edits[::-1]]
         budget, chosen = int(share * (len(ids) - first)), np.zeros(len(ids), bool)
         for start, stop in wanted:
