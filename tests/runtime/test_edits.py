@@ -41,8 +41,8 @@ def replaced(edits: Edits, tokens: list[int], at: int, word: str) -> list[int]:
 def test_later_words_of_the_edited_sentence_are_found(edits: Edits):
     tokens = replaced(edits, ids(TEXT), 3, "Berlin")
     found = texts(tokens, edits.recalled(tokens, 0.25))
-    assert "People say that Anna likes the place ." in found
-    assert all("sing" not in text for text in found)
+    assert len(found) == 1
+    assert found[0].startswith("People say that Anna likes the place .")
 
 
 def test_the_share_is_kept_and_counts_from_the_edit(edits: Edits):
