@@ -1,5 +1,7 @@
 """Figures as data: a JSON file for each machine in `results/`, rendered into docs/results.md.
 
+`render` also writes the table of docs/models.md, whose figures `bench.proofs` computes.
+
     lariat bench -m 7b4l.gguf -p 512 -n 0 -o json | python -m bench.results add --machine zen3 \\
         --what 'prompt of `7b4l`' --unit t/s --command 'lariat bench -m 7b4l.gguf -p 512 -n 0'
     python -m bench.results render     (make results)
@@ -28,6 +30,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results"
 PAGE = ROOT / "docs" / "results.md"
+MODELS = ROOT / "docs" / "models.md"
+_OTHERS = ("digests", "models")  # files in the folder that are no machine's
 PICTURE = ROOT / "docs" / "raw-against-roped.png"
 MAX_ROWS = 15
 ORDER = ("correctness", "zen5", "zen4", "emerald-rapids", "zen3")  # of the page; others follow
@@ -80,7 +84,7 @@ def write(path: Path, machine: dict[str, Any]) -> None:
 
 def paths() -> list[Path]:
     """Files of all machines, in the order of the page. Files that are no machine's are left out."""
-    found = {path.stem: path for path in sorted(FOLDER.glob("*.json")) if path.stem != "digests"}
+    found = {path.stem: path for path in sorted(FOLDER.glob("*.json")) if path.stem not in _OTHERS}
     names = [name for name in ORDER if name in found]
     return [found[name] for name in dict.fromkeys([*names, *found])]
 
@@ -174,12 +178,16 @@ def _values(values: dict[str, Any], unit: str, separator: str = "; ") -> str:
 
 def render(page: str) -> str:
     """Return the text of the page with the tables of all machines between its marks."""
+    return between_marks(page, "\n".join(table(read(path)) for path in paths()))
+
+
+def between_marks(page: str, text: str) -> str:
+    """Return a page with `text` between its marks. Raises ResultsError where it has none."""
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise ResultsError(f"{PAGE.name} lacks the lines {_BEGIN!r} and {_END!r}")
-    tables = "\n".join(table(read(path)) for path in paths())
-    return f"{before}{_BEGIN}\n\n{tables}\n{_END}{after}"
+        raise ResultsError(f"the page lacks the lines {_BEGIN!r} and {_END!r}")
+    return f"{before}{_BEGIN}\n\n{text}\n{_END}{after}"
 
 
 def draw() -> None:
@@ -245,7 +253,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.name == "add":
             _add(args)
         elif args.name == "render":
+            from bench import proofs
+
             PAGE.write_text(render(PAGE.read_text("utf-8")), "utf-8")
+            MODELS.write_text(proofs.render(MODELS.read_text("utf-8")), "utf-8")
         else:
             draw()
     except (ResultsError, OSError, json.JSONDecodeError, KeyError) as error:

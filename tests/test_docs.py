@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
+from lariat.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "cache.md"
@@ -163,6 +164,16 @@ def test_links_lead_somewhere() -> None:
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert not missing(r"`make ([\w-]+)", targets.__contains__)
+
+
+def test_every_architecture_and_type_has_its_proofs() -> None:
+    """In the table of docs/models.md."""
+    proofs = pytest.importorskip("bench.proofs", reason="runs from the source tree only")
+    assert not proofs.missing(proofs.read(), ARCHITECTURES)
+    page = (ROOT / "docs" / "models.md").read_text("utf-8")
+    assert page == proofs.render(page), "run `make results`"
+    for name in ARCHITECTURES:
+        assert f"| `{name}` |" in page, f"docs/models.md: the first table has no row of {name}"
 
 
 def way_of_a_token() -> list[tuple[str, str]]:
