@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import (
@@ -35,7 +37,8 @@ _KEEP = (
 )
 
 _DESCRIPTION = """\
-Continue a text. The prompt and the model's text stream to standard output."""
+Continue a text. The prompt and the model's text stream to standard output, or with -o json one
+object with the model's text comes at the end."""
 
 _EPILOG = """\
 examples:
@@ -48,7 +51,17 @@ examples:
 The text ends at the model's end token, at a text of -r (which is not printed), after -n tokens, or
 when the context is full. With -n -1 --context-shift --ignore-eos it never ends. Ctrl-C ends it and
 prints the statistics so far. Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe. The
-environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction set."""
+environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction set.
+
+-o json prints a line for each completion, an object with
+  text           what the model wrote, without the prompt
+  ids            its tokens
+  finish_reason  stop (the model ended, or wrote a text of -r), length (-n), context (full), or null
+                 (Ctrl-C)
+  rope           with --rope-read, the settings that the question was read with
+  timings        seconds: load_s, prompt_s, decode_s; tokens: n_prompt of the prompt were computed,
+                 n_reused were in the cache already, n_decode were written one at a time; rates:
+                 prompt_per_s, decode_per_s"""
 
 
 def register(commands: Any) -> None:
@@ -70,6 +83,13 @@ def register(commands: Any) -> None:
     )
     text.add_argument(
         "--no-display-prompt", action="store_true", help="print only the model's text"
+    )
+    text.add_argument(
+        "-o",
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="text, or an object of JSON, see below (default: text)",
     )
     text.add_argument(
         "-q", "--quiet", action="store_true", help="no bars and no statistics, only errors"
@@ -110,7 +130,8 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
 
     # The prompt is shown after it was read: a prompt that does not fit prints nothing, and the
     # progress bar has the line to itself.
-    shown = "" if args.no_display_prompt else text
+    is_json = args.output == "json"
+    shown = "" if args.no_display_prompt or is_json else text
     try:
         start = reuse.start(llm, text, args)
         stream = llm.stream(
@@ -136,7 +157,7 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
                 if not is_read:
                     start.prompt_read(stream.completion)
                     is_read = True
-                if shown + piece:
+                if shown + piece and not is_json:
                     console.show(shown + piece)
                     last, shown = (shown + piece)[-1], ""
         finally:
@@ -156,9 +177,25 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
         console.write("\n")
     stream.close()
     start.close(stream.completion)
+    if is_json:
+        console.write(json.dumps(_object(stream.completion, llm)) + "\n")
     if not args.quiet:
         console.note(_statistics(stream.completion, llm))
     return code
+
+
+def _object(completion: Completion, llm: LLM) -> dict[str, Any]:
+    """A completion as -o json prints it."""
+    rope = rope_read.statistics(completion, llm.config.rope)
+    timings = completion.timings
+    rates = {"prompt_per_s": timings.prompt_per_s, "decode_per_s": timings.decode_per_s}
+    return {
+        "text": completion.text,
+        "ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        **({"rope": rope} if rope else {}),
+        "timings": dataclasses.asdict(timings) | rates,
+    }
 
 
 def _statistics(completion: Completion, llm: LLM) -> str:

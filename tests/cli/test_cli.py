@@ -5,6 +5,7 @@ Most tests run `main` in this process. Those of signals, pipes and terminals run
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -228,6 +229,32 @@ def test_statistics(run: Run, model: str) -> None:
     assert "\r" not in err  # no bars, because this is not a terminal
 
 
+def test_an_object_of_json(run: Run, model: str) -> None:
+    flags = ("-n", "12", "--temp", "0", "--ignore-eos", "-o", "json")
+    code, out, err = run("generate", "-m", model, "-p", TEXT, *flags)
+    assert code == 0
+    assert out.count("\n") == 1
+    done = json.loads(out)
+    with LLM(model) as llm:
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        expected = llm.generate(TEXT, params)
+        n_prompt = len(llm.tokenize(TEXT))
+    assert list(done) == ["text", "ids", "finish_reason", "timings"]
+    assert (done["text"], done["ids"]) == (expected.text, expected.token_ids)
+    assert done["finish_reason"] == "length"
+    timings = done["timings"]
+    assert (timings["n_prompt"], timings["n_decode"], timings["n_reused"]) == (n_prompt, 11, 0)
+    assert timings["decode_per_s"] == pytest.approx(11 / timings["decode_s"])
+    assert "lariat: finished" in err  # the statistics stay on standard error
+    code, out, err = run("generate", "-m", model, "-p", TEXT, "-n", "0", "-o", "json", "-q")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["text"] == ""
+    read = run(
+        "generate", "-m", model, "-p", TEXT, *flags, "--cache", "raw", "--rope-read", "plain"
+    )
+    assert json.loads(read[1])["rope"] == "plain"
+
+
 def test_unlimited_length_ends_with_the_context(run: Run, model: str) -> None:
     flags = ("-n", "-1", "-c", "40", "--ignore-eos")
     code, _, err = run("generate", "-m", model, "-p", TEXT, *flags)
@@ -436,6 +463,17 @@ def test_interrupt_prints_the_statistics_so_far(endless: str) -> None:
     assert re.search(rb"generation +\d+ tokens in", err)
     assert b"finished    interrupted" in err
     assert b"Traceback" not in err
+
+
+def test_an_interrupt_still_prints_the_object(endless: str) -> None:
+    process = start("generate", "-m", endless, "-p", TEXT, "--ignore-eos", "-o", "json")
+    assert process.stderr is not None
+    process.stderr.readline()  # the model is loaded
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out)["finish_reason"] is None
 
 
 def test_closed_pipe_ends_quietly(endless: str) -> None:
