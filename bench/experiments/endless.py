@@ -1,6 +1,7 @@
 """Quality, memory and speed of a stream that never ends, at its beginning and at its end.
 
     python -m bench.experiments.endless -n 20000
+    python -m bench.experiments.endless -m MODEL -c 1024 --prose -n 8000 --seeds 1
 
 Three perplexities, each of the first full context and of the last 2,000 tokens. Perplexity is exp
 of the mean of -log p, with p from the logits before temperature and everything else.
@@ -11,6 +12,9 @@ anew      of the same text, scored from an empty context. The text is cut into w
           and the tokens behind the first quarter of each count.
 held-out  of a text that the model has never seen, put through the same context 32 tokens at a time,
           as the paper does (StreamingLLM, arXiv 2309.17453, section 4.1).
+
+Unseen text is held-out stories of the demo model, or with --prose that of `bench.prose`. Other
+models may have seen that in training: compare its beginning with its end, not with other texts.
 
 When a story ends, the next begins in the same context, as in training: end token, begin token.
 """
@@ -32,6 +36,7 @@ from lariat.runtime.batch import Part
 from lariat.runtime.runner import Runner
 from lariat.tools.perplexity import log_softmax
 
+from bench.prose import prose
 from models import corpus
 
 _LAST = 2000  # tokens
@@ -136,6 +141,14 @@ def stories(llm: LLM, n: int) -> list[int]:
     return list(itertools.islice(each(), n))
 
 
+def paragraphs(llm: LLM, n: int) -> list[int]:
+    """The first `n` tokens of prose."""
+    text = itertools.chain.from_iterable(
+        llm.tokenize(paragraph + "\n\n", add_bos=False) for paragraph in itertools.cycle(prose())
+    )
+    return list(itertools.islice(text, n))
+
+
 def held_out(llm: LLM, ids: list[int], n_keep: int) -> list[float]:
     """-log p of each token but the first, a block at a time through one context."""
     found = []
@@ -166,6 +179,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-m", "--model", default=DEMO_MODEL)
+    parser.add_argument("-c", "--ctx-size", type=int, default=0, help="0: as trained")
+    parser.add_argument("--prose", action="store_true", help="unseen text is prose, not stories")
     parser.add_argument("-n", "--n-tokens", type=int, default=20000)
     parser.add_argument("--keep", type=int, nargs="+", default=[4, 0])
     parser.add_argument(
@@ -182,12 +197,14 @@ def main(argv: list[str] | None = None) -> None:
     costs = []
     for n_keep in args.keep:
         for cache in args.cache:
-            with LLM(args.model, cache=cache, n_threads=args.threads) as llm:
+            options = {"n_ctx": args.ctx_size, "n_threads": args.threads}
+            with LLM(args.model, cache=cache, **options) as llm:
                 runs, scores = [], Scores(llm.runner)
                 for seed in range(args.seeds):
                     with Bar(f"{cache}, keep {n_keep}, seed {seed}") as bar:
                         runs.append(own_stream(llm, scores, args.n_tokens, n_keep, seed, bar))
-                w, text = llm.n_ctx, stories(llm, args.n_tokens + 1)
+                unseen = paragraphs if args.prose else stories
+                w, text = llm.n_ctx, unseen(llm, args.n_tokens + 1)
                 fed = held_out(llm, text, n_keep)
                 ends = -(-_LAST // w) * w
                 pairs = [
