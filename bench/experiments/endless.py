@@ -13,8 +13,8 @@ anew      of the same text, scored from an empty context. The text is cut into w
 held-out  of a text that the model has never seen, put through the same context 32 tokens at a time,
           as the paper does (StreamingLLM, arXiv 2309.17453, section 4.1).
 
-Unseen text is held-out stories of the demo model, or with --prose that of `bench.prose`. Other
-models may have seen that in training: compare its beginning with its end, not with other texts.
+With --prose the text is that of `bench.prose`, whose parts are not alike, and which models may have
+seen in training. So the last 2,000 tokens or more are compared with the same tokens anew.
 
 When a story ends, the next begins in the same context, as in training: end token, begin token.
 """
@@ -163,6 +163,16 @@ def held_out(llm: LLM, ids: list[int], n_keep: int) -> list[float]:
     return found
 
 
+def beside_anew(
+    llm: LLM, ids: list[int], fed: list[float], n: int
+) -> tuple[list[float], list[float]]:
+    """-log p of the same of the last `n` tokens: computed anew, and as `held_out` has found."""
+    w, found = llm.n_ctx, []
+    for start in range(len(ids) - n, len(ids) - w + 1, w):
+        found += fed[start + w // 4 : start + w - 1]  # the first one is of token start + w // 4 + 1
+    return anew(llm, ids[-n:]), found
+
+
 def ppl(nll: list[float]) -> float:
     """Perplexity of tokens."""
     return math.exp(sum(nll) / len(nll))
@@ -184,16 +194,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-n", "--n-tokens", type=int, default=20000)
     parser.add_argument("--keep", type=int, nargs="+", default=[4, 0])
     parser.add_argument(
-        "--seeds", type=int, default=3, help="streams, whose tokens are put together"
+        "--seeds", type=int, default=3, help="streams, whose tokens are put together; 0: held-out"
     )
     parser.add_argument("--cache", nargs="+", default=["raw", "roped"])
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args(argv)
     if args.n_tokens < _MIN_TOKENS:
         parser.error(f"-n/--n-tokens: the speed at the end takes {_MIN_TOKENS} tokens or more")
-    quality = ["own", "anew", "held-out"]
-    print(f"| cache | keep | {' | '.join(f'{q}: first | last | ratio' for q in quality)} |")
-    print("| --- " * 11 + "|")
+    quality = ["own: first | last", "anew: first | last"] if args.seeds else []
+    quality.append("prose: anew | endless" if args.prose else "held-out: first | last")
+    print(f"| cache | keep | {' | '.join(f'{q} | ratio' for q in quality)} |")
+    print("| --- " * (2 + 3 * len(quality)) + "|")
     costs = []
     for n_keep in args.keep:
         for cache in args.cache:
@@ -207,23 +218,25 @@ def main(argv: list[str] | None = None) -> None:
                 w, text = llm.n_ctx, unseen(llm, args.n_tokens + 1)
                 fed = held_out(llm, text, n_keep)
                 ends = -(-_LAST // w) * w
-                pairs = [
-                    (
-                        [x for r in runs for x in r.nll[:w]],
-                        [x for r in runs for x in r.nll[-_LAST:]],
-                    ),
-                    (
-                        [x for r in runs for x in anew(llm, r.ids[:w])],
-                        [x for r in runs for x in anew(llm, r.ids[-ends:])],
-                    ),
-                    (fed[:w], fed[-_LAST:]),
-                ]
+                first, last = slice(w), slice(-_LAST, None)
+                pairs = [(fed[:w], fed[-_LAST:])]
+                if args.prose:
+                    pairs = [beside_anew(llm, text[: len(fed) + 1], fed, ends)]
+                if runs:
+                    own = [[x for r in runs for x in r.nll[piece]] for piece in (first, last)]
+                    again = [
+                        [x for r in runs for x in anew(llm, r.ids[piece])]
+                        for piece in (first, slice(-ends, None))
+                    ]
+                    pairs = [(own[0], own[1]), (again[0], again[1]), *pairs]
             cells = [
                 f"{ppl(a):.4f} ± {error(a):.1f} % | {ppl(b):.4f} ± {error(b):.1f} % |"
                 f" {ppl(b) / ppl(a):.3f}"
                 for a, b in pairs
             ]
             print(f"| {cache} | {n_keep} | {' | '.join(cells)} |", flush=True)
+            if not runs:
+                continue
             r = runs[-1]
             k = min(2, len(r.resident) - 2)
             costs.append(
@@ -231,6 +244,8 @@ def main(argv: list[str] | None = None) -> None:
                 f" {1000 / (r.seconds[k] - r.seconds[k - 1]):.0f} |"
                 f" {1000 / (r.seconds[-2] - r.seconds[-3]):.0f} |"
             )
+    if not costs:
+        return
     print(
         "\n| cache | keep | MiB after 3,000 | MiB at the end | tokens/s after 3,000 | at the end |"
     )

@@ -52,16 +52,21 @@ class RopeRead:
 def candidates(config: ModelConfig, n_tokens: int) -> tuple[RopeConfig, ...]:
     """Settings that "auto" tries for a prompt of `n_tokens`; plain RoPE, as the file says, first.
 
-    docs/cache-measurements.md has what they are chosen by.
+    With T the trained length: plain alone for up to T / 4 tokens; then also Self-Extend by 4 and by
+    8 with T / 8 near positions, and YaRN by 2. `bench/experiments/rope_read.py` compares them with
+    others.
     """
     trained = config.rope.yarn_orig_ctx or config.n_ctx_train
+    plain = RopeConfig()
     if n_tokens * _SHARE <= trained:
-        return (RopeConfig(),)
+        return (plain,)
+    window = max(1, trained // 64) * 8
+    stretched = 2 * (config.rope.scale or 1.0)
     return (
-        RopeConfig(),
-        RopeConfig(grp_attn_n=2, grp_attn_w=1024),
-        RopeConfig(grp_attn_n=4, grp_attn_w=1024),
-        RopeConfig("yarn", scale=2.0),
+        plain,
+        RopeConfig(grp_attn_n=4, grp_attn_w=window),
+        RopeConfig(grp_attn_n=8, grp_attn_w=window),
+        RopeConfig("yarn", scale=stretched),
     )
 
 
