@@ -58,7 +58,7 @@ SETTINGS: dict[str, RopeConfig] = {
     "linear:2": RopeConfig("linear", 2.0),
     **{
         f"extend:{n}:{w}": _extend(n, w)
-        for n, w in ((2, 512), (2, 1024), (4, 512), (4, 1024), (4, 2048), (8, 512), (8, 1024))
+        for n, w in ((2, 512), (4, 512), (4, 1024), (4, 2048), (8, 1024))
     },
 }
 

@@ -52,22 +52,17 @@ class RopeRead:
 def candidates(config: ModelConfig, n_tokens: int) -> tuple[RopeConfig, ...]:
     """Settings that "auto" tries for a prompt of `n_tokens`; plain RoPE, as the file says, first.
 
-    With T the trained length: plain alone for up to T / 4 tokens; then also Self-Extend by 4 and by
-    8 with T / 8 near positions, and YaRN by 2. `bench/experiments/rope_read.py` compares them with
-    others.
+    With T the trained length: plain alone for up to T / 4 tokens; then also Self-Extend by 4 with
+    T / 8 and T / 4 near positions, and by 8 with T / 8. `bench/experiments/rope_read.py` compares
+    them with others; YaRN is sometimes the likeliest where its answer is wrong.
     """
     trained = config.rope.yarn_orig_ctx or config.n_ctx_train
     plain = RopeConfig()
     if n_tokens * _SHARE <= trained:
         return (plain,)
     window = max(1, trained // 64) * 8
-    stretched = 2 * (config.rope.scale or 1.0)
-    return (
-        plain,
-        RopeConfig(grp_attn_n=4, grp_attn_w=window),
-        RopeConfig(grp_attn_n=8, grp_attn_w=window),
-        RopeConfig("yarn", scale=stretched),
-    )
+    near = ((4, window), (4, 2 * window), (8, window))
+    return (plain, *(RopeConfig(grp_attn_n=n, grp_attn_w=w) for n, w in near))
 
 
 def checked(given: object, config: ModelConfig, n_tokens: int) -> tuple[RopeConfig, ...]:
