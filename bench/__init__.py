@@ -5,6 +5,7 @@ experiments/   scripts that print a table each: depths, shift, chunks, endless, 
 peers          llama.cpp and transformers beside Lariat, by the processes in workers/
 check_kernels  each kernel on random shapes against float64: `make check-kernels`
 digests        logits of every type and instruction set, bit for bit: `make digests`
+proofs         the table of docs/models.md: which architectures and types are proven, and how
 refusals       time and memory that costly files take until they are refused
 synthetic      models of real shapes with random weights: `make bench-models`
 filled         models whose caches are full of random keys and values, for the experiments

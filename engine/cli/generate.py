@@ -60,8 +60,9 @@ environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction set
                  (Ctrl-C)
   rope           with --rope-read, the settings that the question was read with
   timings        seconds: load_s, prompt_s, decode_s; tokens: n_prompt of the prompt were computed,
-                 n_reused were in the cache already, n_decode were written one at a time; rates:
-                 prompt_per_s, decode_per_s"""
+                 n_reused were in the cache already, n_decode were written one at a time, n_tried
+                 were computed to choose among settings of --rope-read; rates: prompt_per_s,
+                 decode_per_s"""
 
 
 def register(commands: Any) -> None:
@@ -186,7 +187,7 @@ def _generate(llm: LLM, text: str, params: SamplingParams, args: argparse.Namesp
 
 def _object(completion: Completion, llm: LLM) -> dict[str, Any]:
     """A completion as -o json prints it."""
-    rope = rope_read.statistics(completion, llm.config.rope)
+    rope = completion.rope and rope_read.words(completion.rope, llm.config.rope)
     timings = completion.timings
     rates = {"prompt_per_s": timings.prompt_per_s, "decode_per_s": timings.decode_per_s}
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 
 import pytest
@@ -101,6 +102,10 @@ def test_generate_writes_what_the_setting_writes_and_names_it(run: Run, model: s
     code, _, err = run("generate", *flags)
     assert code == 0
     assert "rope" not in err
+    code, out, _ = run("generate", *flags, "--rope-read", "auto", "-o", "json")
+    done = json.loads(out)
+    assert (code, done["rope"], done["timings"]["n_tried"]) == (0, name, 64 * n)
+    assert "rope" not in json.loads(run("generate", *flags, "-o", "json")[1])
 
 
 def test_no_warning_of_a_long_context_that_is_read_otherwise(run: Run, model: str) -> None:
