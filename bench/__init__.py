@@ -8,6 +8,7 @@ digests        logits of every type and instruction set, bit for bit: `make dige
 proofs         the table of docs/models.md: which architectures and types are proven, and how
 refusals       time and memory that costly files take until they are refused
 synthetic      models of real shapes with random weights: `make bench-models`
+reuse_tasks    documents, questions and answers for experiments/reuse
 filled         models whose caches are full of random keys and values, for the experiments
 prose          text that lies on any machine with Python, for the experiments
 results        figures in results/, rendered into docs/results.md: `make results`

@@ -5,6 +5,7 @@ cache_speed    decoding with each type of keys and values
 cache_quality  how far predictions move with each type of keys and values
 shift          what it costs to delete tokens at the beginning of a full context
 chunks         a chunk library: recall, and time to the first token
+reuse          reused documents: answers, and what is computed, by method of recomputing
 endless        perplexity of generation without end
 rope_read      one fact in long prose: which RoPE finds it when it is chosen as keys are read
 stretch        contexts longer than the training: recall and perplexity by RoPE scaling

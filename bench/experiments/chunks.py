@@ -23,7 +23,7 @@ from tqdm import tqdm
 from models import corpus
 from models.recall import Passage
 
-_RECOMPUTED: tuple[int | None, ...] = (0, 8, 16, 32, None)
+_RECOMPUTED: tuple[str | int, ...] = ("none", "auto", 8, 16, 32, "all")
 _N_PARTS = 4
 _N_TOKENS = 1000  # of the longest passages; the context is 1024
 _ANSWER = SamplingParams(max_tokens=40, temperature=0.0, stop=("\n",))
@@ -33,13 +33,13 @@ _FIRST = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 def recall(model: str, n: int) -> None:
     """Share of questions answered, and how likely the right answers are, by how many tokens of each
     chunk are recomputed."""
-    names = ["all" if k is None else str(k) for k in _RECOMPUTED]
+    names = [str(k) for k in _RECOMPUTED]
     print(f"| {n} passages, recomputed tokens of a chunk | {' | '.join(names)} |")
     print("| --- " * (len(names) + 1) + "|")
     for sink in (True, False):
         overrides = {} if sink else {"tokenizer.ggml.add_bos_token": False}
-        right: dict[int | None, int] = dict.fromkeys(_RECOMPUTED, 0)
-        surprise: dict[int | None, float] = dict.fromkeys(_RECOMPUTED, 0.0)
+        right: dict[str | int, int] = dict.fromkeys(_RECOMPUTED, 0)
+        surprise: dict[str | int, float] = dict.fromkeys(_RECOMPUTED, 0.0)
         with (
             LLM(model, cache="raw", overrides=overrides, prefix_sharing=False) as llm,
             tempfile.TemporaryDirectory() as folder,
@@ -74,7 +74,7 @@ def _with_documents(llm: LLM, n: int) -> list[Passage]:
 
 
 def _answer(
-    llm: LLM, library: ChunkLibrary, names: list[str], passage: Passage, k: int | None
+    llm: LLM, library: ChunkLibrary, names: list[str], passage: Passage, k: str | int
 ) -> tuple[bool, float]:
     """Whether the question is answered, and the right answer's NLL, nats a token."""
     question = passage.prompt[passage.prompt.index("\nQuestion:") + 1 :]
@@ -122,11 +122,11 @@ def first_token(model: str, folder: str, n: int, n_question: int, repetitions: i
     """
     add(model, folder, n)
     one, parts = ["document"], [f"part {i}" for i in range(_N_PARTS)]
-    rows = {
-        "one chunk, first use": (one, 0),
-        "one chunk, again": (one, 0),
-        f"{_N_PARTS} chunks, first use": (parts, 0),
-        f"{_N_PARTS} chunks, again": (parts, 0),
+    rows: dict[str, tuple[list[str], str | int]] = {
+        "one chunk, first use": (one, "none"),
+        "one chunk, again": (one, "none"),
+        f"{_N_PARTS} chunks, first use": (parts, "none"),
+        f"{_N_PARTS} chunks, again": (parts, "none"),
         f"{_N_PARTS} chunks, 16 tokens of each but the first recomputed": (parts, 16),
     }
     took: dict[str, list[float]] = {name: [] for name in rows}

@@ -18,11 +18,10 @@ examples:
   lariat chunk add rules -f rules.txt --library shelf
   lariat chunk add story -p "Once upon a time there was a hen." --library shelf
   lariat chunk list --library shelf
-  lariat generate --cache raw --library shelf --chunk rules --chunk story -p "Question: ..."
+  lariat generate --library shelf --chunk rules --chunk story -p "Question: ..."
   lariat chunk remove story --library shelf
 
-A chunk can be used only with the model and the cache types that it was made with. The cache is
-raw."""
+A chunk can be used only with the model and the cache types that it was made with."""
 
 
 def register(commands: Any) -> None:

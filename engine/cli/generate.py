@@ -105,9 +105,9 @@ def register(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the text and return the exit code."""
     params = sampling_flags.params(args, _KEEP, context_shift=args.context_shift)
-    config = engine_flags.config(args)
     reuse.check(args)
     rope_read.asked(args)
+    config = engine_flags.config(args)
     if args.context_shift and not config.can_shift:
         raise UsageError(
             f"argument --context-shift: keys of type {config.type_k} cannot move in the roped "

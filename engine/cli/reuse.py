@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lariat.cli.usage import UsageError
+from lariat.config import EngineConfig
 from lariat.errors import ContextError
 
 if TYPE_CHECKING:
     from lariat.llm import LLM, Completion, Context
 
-DEFAULT_RECOMPUTE = 0  # more gains nothing behind BOS; docs/cache.md has the measurement
+_RECOMPUTE = "auto"  # docs/cache-measurements.md has the measurement
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "0)",
     )
     group = parser.add_argument_group("chunk library, see lariat chunk --help")
-    group.add_argument("--library", metavar="DIR", help="the folder of the library")
+    group.add_argument(
+        "--library", metavar="DIR", help="the folder of the library; implies --cache raw"
+    )
+    parser.set_defaults(cache=None)  # so that --library knows whether it was given
     group.add_argument(
         "--chunk",
         action="append",
@@ -50,15 +54,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--recompute",
-        metavar="N|all",
-        default=str(DEFAULT_RECOMPUTE),
-        help="first tokens of each chunk but the first one to recompute, so that they see "
-        f"the tokens before them (default: {DEFAULT_RECOMPUTE})",
+        metavar="auto|none|all|N",
+        default=_RECOMPUTE,
+        help="tokens of each chunk but the first one to compute again, so that they see the tokens "
+        "before them: its first ones and the passages that the prompt is about (auto), none, all, "
+        f"or its first N (default: {_RECOMPUTE})",
     )
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UsageError if the flags do not fit together."""
+    """Settle the cache's strategy. Raises UsageError if the flags do not fit together."""
+    if args.cache is None:
+        args.cache = "raw" if args.library is not None else EngineConfig.cache
     if args.prompt_cache is None:
         for name in ("prompt_cache_all", "prompt_cache_ro", "cache_reuse"):
             if getattr(args, name):
@@ -96,12 +103,15 @@ def check_files(args: argparse.Namespace) -> None:
         raise ContextError(f"{path}: {path.parent} is not a folder that can be written")
 
 
-def recompute(args: argparse.Namespace) -> int | None:
-    """The value of --recompute; None: all. Raises UsageError if it is not a number."""
-    if args.recompute == "all":
-        return None
+def recompute(args: argparse.Namespace) -> str | int:
+    """The value of --recompute. Raises UsageError if it is neither a word nor a number."""
+    if args.recompute in ("auto", "none", "all"):
+        return str(args.recompute)
     if not re.fullmatch(r"\d{1,9}", args.recompute):
-        raise UsageError(f"argument --recompute: {args.recompute!r} is neither a number nor 'all'")
+        raise UsageError(
+            f"argument --recompute: {args.recompute!r} is neither a number nor 'auto', 'none' or "
+            "'all'"
+        )
     return int(args.recompute)
 
 
@@ -182,7 +192,7 @@ class Library(Start):
     def prompt_read(self, completion: Completion) -> None:
         """Count the tokens of the chunks too."""
         timings = completion.timings
-        timings.n_reused = self._n_reused
+        timings.n_reused = self._n_reused - timings.n_recomputed
         timings.n_prompt += self._n_computed
         timings.prompt_s += self._seconds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,40 +10,19 @@ from lariat.runtime.context import Context
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Predictions that others are compared with.
-
-    log_probs  float32 [n_answer, n_vocab]: of each token of the answer, given those before it
-    """
-
-    log_probs: np.ndarray
-
-    @property
-    def top1(self) -> np.ndarray:
-        """The likeliest tokens, int [n_answer]."""
-        return self.log_probs.argmax(axis=1)
-
-
-@dataclass(frozen=True)
 class Score:
     """One answer.
 
-    exact      whether greedy generation gives the answer, token by token
-    nll        of the answer's tokens, nats a token
-    kl         Kullback-Leibler divergence from full prefill, nats a token, over the answer
-    top1       share of the answer's tokens whose likeliest token is full prefill's
-    n_computed tokens of the documents that were computed, and tokens computed to choose them
-    n_documents  tokens of the documents
-    seconds    to the first token of the answer
+    exact  whether greedy generation gives the answer, token by token
+    nll    of the answer's tokens, nats a token
+    kl     Kullback-Leibler divergence from full prefill, nats a token, over the answer
+    top1   share of the answer's tokens whose likeliest token is full prefill's
     """
 
     exact: bool
     nll: float
     kl: float
     top1: float
-    n_computed: int
-    n_documents: int
-    seconds: float
 
 
 def predict(context: Context, question: Sequence[int], answer: Sequence[int]) -> np.ndarray:
@@ -55,27 +34,14 @@ def predict(context: Context, question: Sequence[int], answer: Sequence[int]) ->
     return rows
 
 
-def score(
-    log_probs: np.ndarray,
-    full: np.ndarray,
-    answer: Sequence[int],
-    *,
-    n_computed: int,
-    n_documents: int,
-    seconds: float = 0.0,
-) -> Score:
-    """Compare predictions with the answer, and with those of full prefill (`predict`)."""
-    ids = np.asarray(answer)
-    top1 = log_probs.argmax(axis=1)
-    p = np.exp(full)
+def score(log_probs: np.ndarray, full: np.ndarray, answer: Sequence[int]) -> Score:
+    """Compare predictions (`predict`) with the answer, and with those of full prefill."""
+    ids, top1 = np.asarray(answer), log_probs.argmax(axis=1)
     return Score(
         exact=bool((top1 == ids).all()),
         nll=float(-log_probs[np.arange(len(ids)), ids].mean()),
-        kl=float((p * (full - log_probs)).sum(axis=1).mean()),
+        kl=float((np.exp(full) * (full - log_probs)).sum(axis=1).mean()),
         top1=float((top1 == full.argmax(axis=1)).mean()),
-        n_computed=n_computed,
-        n_documents=n_documents,
-        seconds=seconds,
     )
 
 
@@ -87,13 +53,25 @@ def pgr(got: np.ndarray, full: np.ndarray, without: np.ndarray) -> float:
 
 
 def bootstrap(
-    got: np.ndarray, full: np.ndarray, without: np.ndarray, n: int = 2000, seed: int = 0
+    got: np.ndarray,
+    full: np.ndarray,
+    without: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    n: int = 2000,
 ) -> tuple[float, float]:
-    """The 95 % interval of `pgr`: questions are drawn anew with their three scores (paired)."""
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(got), (n, len(got)))
-    found = np.array([pgr(got[d], full[d], without[d]) for d in draws])
-    found = found[np.isfinite(found)]
+    """The 95 % interval of `pgr`, NaN where there is none.
+
+    Questions are drawn anew, each with its three scores (paired). Questions of one group, such as
+    those about the same documents, are drawn together.
+    """
+    names = list(range(len(got)) if groups is None else groups)
+    members = [np.flatnonzero([name == one for name in names]) for one in dict.fromkeys(names)]
+    sums = np.array([[a[i].sum() for a in (got, full, without)] for i in members], float)
+    draws = np.random.default_rng(0).integers(0, len(members), (n, len(members)))
+    some, best, least = sums[draws].sum(axis=1).T
+    has_gap = best != least
+    found = (some - least)[has_gap] / (best - least)[has_gap]
     if not len(found):
         return float("nan"), float("nan")
-    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)

@@ -27,17 +27,19 @@ from typing import Protocol
 import numpy as np
 from lariat.cache.blocks import SLOTS
 from lariat.cache.kv_cache import FileBlocks
-from lariat.checks import as_index, check_path
+from lariat.checks import check_path
 from lariat.errors import ContextError, quote
 from lariat.formats.atomic import SUFFIX, written_beside
 from lariat.formats.chunk_file import ONLY_RAW, StoredChunk, check_fits, save
 from lariat.reuse.prompt_reuse import common_prefix
-from lariat.runtime.context import Placement
+from lariat.reuse.recompute import recompute_of
+from lariat.runtime.placed import Chooser, Placement
 from lariat.runtime.runner import Runner
 from lariat.tokenizers.tokenizer import Tokenizer
 
 _INDEX, _LOCK, _SUFFIX = "index.json", ".lock", ".safetensors"
 _BEGINNING = "beginning"  # key of a file's metadata, see `Beginning`
+_BEHIND = "behind"  # another: what the document was computed behind, besides the sink
 
 
 @dataclass(frozen=True)
@@ -115,23 +117,17 @@ class Chunk(StoredChunk):
         *,
         is_empty: bool,
         continues: bool,
-        recompute: int | None,
+        recompute: str | int | Chooser,
     ) -> Placement:
         """Plan to put the document behind the tokens `before` of a context.
 
         An empty context gets the sink too. Behind the sink alone the document stands where it was
-        computed; elsewhere its first `recompute` tokens (None: all) are recomputed. A document that
+        computed; elsewhere tokens of it are recomputed, see `recompute_of`. A document that
         continues ordinary text loses the blank in front of it, and the tokens that this changes
-        are computed. ValueError for a bad number, ContextError for a cache of another signature and
-        for a damaged file.
+        are computed. ValueError for another `recompute`, ContextError for a cache of another
+        signature and for a damaged file.
         """
-        if recompute is not None:
-            n = None if isinstance(recompute, bool) else as_index(recompute)
-            if n is None or n < 0:
-                raise ValueError(
-                    f"recompute is {recompute!r}, expected a number of tokens, or None"
-                )
-            recompute = n
+        n_first, chooser = recompute_of(recompute)
         self.check_signature(runner.signature(len(self.sink) + len(self)))
         check_fits(self, *runner.cache.block_shape)
         try:
@@ -143,8 +139,8 @@ class Chunk(StoredChunk):
         except ValueError as error:
             raise ContextError(f"{self.path}: is damaged: {error}") from None
         ids = whole if is_empty else whole[len(self.sink) :]
-        is_there = before in ([], self.sink)
-        n_recompute = len(ids) if recompute is None else 0 if is_there else min(recompute, len(ids))
+        is_there = before in ([], self.sink) and _BEHIND not in self.metadata
+        n_recompute = len(ids) if n_first is None else 0 if is_there else min(n_first, len(ids))
         if continues and other.n_replaced:
             ids = [*beginning, *ids[other.n_replaced :]]
             n_recompute = min(max(n_recompute, len(beginning)), len(ids))
@@ -152,7 +148,9 @@ class Chunk(StoredChunk):
             self.segments, self.keys, self.values, self.file.fileno(),
             self.offsets["keys"], self.offsets["values"], self.checksum,
         )  # fmt: skip
-        return Placement(ids, blocks, n_recompute)
+        n_sink = len(self.sink) if is_empty else 0
+        exact_behind = None if _BEHIND in self.metadata else tuple(self.sink)
+        return Placement(ids, blocks, n_recompute, n_sink, chooser, exact_behind)
 
 
 class ChunkLibrary:
@@ -194,13 +192,23 @@ class ChunkLibrary:
         return self._open[entry.content]
 
     def add(
-        self, llm: Engine, name: str, document: str | list[int], *, parse_special: bool = False
+        self,
+        llm: Engine,
+        name: str,
+        document: str | list[int],
+        *,
+        behind: str | list[int] = "",
+        parse_special: bool = False,
     ) -> Chunk:
         """Compute a document (text or token ids), behind BOS if the model has one, and keep it.
 
         A chunk that has this name is replaced; a document that is there already is not computed
         again. With `parse_special` control tokens that are written in a text become those tokens.
         `ContextError` if it does not fit the context of `llm`, whose cache must be raw.
+
+        behind: text or ids that the document is computed behind, and that are cut off again. Behind
+        a few line breaks its own first tokens are no sinks of attention; or it is the beginning
+        that the prompts have.
         """
         if not isinstance(name, str) or not name or not name.isprintable():
             raise ContextError(
@@ -213,30 +221,34 @@ class ChunkLibrary:
             ids = runner.token_ids(document)
         if not ids:
             raise ContextError(f"chunk {name!r}: the document is empty")
-        signature = runner.signature(len(sink) + len(ids))
+        if isinstance(behind, str):
+            front = llm.tokenizer.encode_behind(sink, behind, parse_special=parse_special)[1]
+        else:
+            front = runner.token_ids(behind)
+        n_all = len(sink) + len(front) + len(ids)
+        signature = runner.signature(n_all)
         if signature["cache"] != "raw":
             raise ContextError(ONLY_RAW)
-        if len(sink) + len(ids) > runner.n_ctx:
+        if n_all > runner.n_ctx:
             raise ContextError(
-                f"chunk {name!r} has {len(sink) + len(ids)} tokens with BOS, "
+                f"chunk {name!r} has {n_all} tokens with those before it, "
                 f"more than the context of {runner.n_ctx}"
             )
-        described = repr(
-            (sorted(signature.items()), sink, ids, *other.metadata().values())
-        ).encode()
+        metadata = other.metadata() | ({_BEHIND: " ".join(map(str, front))} if front else {})
+        described = repr((sorted(signature.items()), sink, ids, *metadata.values())).encode()
         content = hashlib.blake2b(described, digest_size=16).hexdigest()
         path = self._path(content)
         chunk, computed = None, None
         while chunk is None:  # twice where there is something to compute
             with self._changing() as index:
                 if computed:
-                    save(path, signature | other.metadata(), computed)
+                    save(path, signature | metadata, computed)
                 chunk = Chunk(path) if computed else _whole(path)
                 if chunk is not None:
                     types = {key: signature[key] for key in ("model", "type_k", "type_v")}
                     index[name] = Entry(name, content, len(chunk), chunk.nbytes, **types)
             if chunk is None:
-                computed = _compute(runner, sink, ids)
+                computed = _compute(runner, sink, front, ids)
         self._open[content] = chunk
         return chunk
 
@@ -311,19 +323,26 @@ def _encoded(tokenizer: Tokenizer, text: str, parse_special: bool) -> tuple[list
     return ids, Beginning.of(ids, behind)
 
 
-def _compute(runner: Runner, sink: list[int], ids: list[int]) -> dict[str, np.ndarray]:
-    """Compute a document behind `sink`: the arrays that `lariat.formats.chunk_file` writes."""
+def _compute(
+    runner: Runner, sink: list[int], front: list[int], ids: list[int]
+) -> dict[str, np.ndarray]:
+    """Compute a document behind `sink` and `front`, of which only `sink` stays: the arrays that
+    `lariat.formats.chunk_file` writes."""
     with runner.exclusive:
         runner.sweep()  # others may have given blocks up
         table = runner.new_table()
         try:
-            runner.compute(table, sink)
+            runner.compute(table, [*sink, *front])
             runner.compute(table, ids)
+            if front:
+                table.delete(len(sink), len(sink) + len(front))
             segments = table.cut(0, table.n_tokens)[:, :3]
             # The last block is filled, so that none of its earlier contents get into the file.
-            runner.compute(table, [ids[-1]] * (-table.n_tokens % SLOTS))
-            blocks, segments[:, 0] = segments[:, 0].copy(), np.arange(len(segments))
-            keys, values = runner.cache.read_blocks(blocks)
+            blocks = list(dict.fromkeys(segments[:, 0].tolist()))
+            last = segments[-1]
+            runner.compute(table, [ids[-1]] * int(SLOTS - last[1] - last[2]))
+            segments[:, 0] = [blocks.index(block) for block in segments[:, 0].tolist()]
+            keys, values = runner.cache.read_blocks(np.array(blocks))
         finally:
             table.clear()
     tokens, before = np.array(ids, np.int32), np.array(sink, np.int32)

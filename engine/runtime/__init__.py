@@ -8,5 +8,6 @@ sampler    chooses the next token from logits
 rope_choice  which RoPE a question is read with
 context    tokens in the cache that a user edits
 edits      what was edited, and the tokens behind it that recall it
+placed     documents in a context: plans to place them, and which tokens are recomputed when
 threads    how many threads, and on which processors
 """

@@ -3,56 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from lariat.cache.kv_cache import FileBlocks
 from lariat.cache.kv_storage import Stored
 from lariat.checks import as_index, check_path, check_type
 from lariat.errors import ContextError
 from lariat.formats import context_file
 from lariat.runtime.edits import Edits
+from lariat.runtime.placed import Chooser, Order, Placeable, Placed, choose, rearranged
 from lariat.runtime.request import Request
 from lariat.runtime.runner import NO_ROOM, Runner
 from lariat.tokenizers.tokenizer import Tokenizer
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A plan: tokens to put into a context whose keys and values lie in a file.
-
-    ids          token ids that come into the context
-    blocks       keys and values in the file; the last `len(ids)` positions are those of `ids`
-    n_recompute  first ones of `ids` that are computed in the context instead
-    """
-
-    ids: list[int]
-    blocks: FileBlocks
-    n_recompute: int
-
-
-class Placeable(Protocol):
-    """A document that `Context.insert` takes: it plans, the context carries the plan out."""
-
-    def plan(
-        self,
-        runner: Runner,
-        before: list[int],
-        *,
-        is_empty: bool,
-        continues: bool,
-        recompute: int | None,
-    ) -> Placement:
-        """Plan to put the document behind the tokens `before` of a context.
-
-        is_empty: the context has no tokens. continues: those before are ordinary text, which the
-        document continues. ContextError where it does not fit the runner's cache.
-        """
 
 
 class Context:
@@ -82,6 +49,7 @@ class Context:
         # All tokens. The last ones may not be computed yet, such as the last one of a stream.
         self._ids: list[int] = []
         self._edits = Edits(partial(_text_of, tokenizer))
+        self._placed: list[Placed] = []  # documents in which the text behind them is to choose
         self._half_edited = False  # tokens, table and keys may not agree
         self._writer: Request | None = None
         self._closed = False
@@ -111,7 +79,7 @@ class Context:
         self,
         what: str | list[int] | Context | Placeable,
         *,
-        recompute: int | None = 0,
+        recompute: str | int | Chooser = "auto",
         parse_special: bool = False,
     ) -> int:
         """Add text, token ids, another context's tokens or a chunk of a library at the end; see
@@ -123,7 +91,7 @@ class Context:
         at: int,
         what: str | list[int] | Context | Placeable,
         *,
-        recompute: int | None = 0,
+        recompute: str | int | Chooser = "auto",
         parse_special: bool = False,
     ) -> int:
         """Put text, token ids, another context's tokens or a chunk before token `at`.
@@ -138,9 +106,10 @@ class Context:
         `raw`, as rotated copies with `roped`. The other context stays as it is.
 
         A chunk (`raw` only) comes along by reference to its file, in an empty context with the BOS
-        that it was computed behind. Elsewhere its tokens have not seen the tokens before them. The
-        first `recompute` of them (None: all) are recomputed and then have (EPIC, arXiv 2410.15332).
-        Those that another text before it changes are computed in any case.
+        that it was computed behind. Elsewhere its tokens have not seen the tokens before them, so
+        some are computed anew, as `recompute` says: "none", "all", a number of first tokens (EPIC,
+        arXiv 2410.15332), or a `Recompute`. With "auto" the text behind the chunks decides, when it
+        is computed. Tokens that another text before it changes are computed in any case.
 
         Returns how many tokens were computed.
         """
@@ -157,13 +126,17 @@ class Context:
             self._check_place(at, n)
             n_kept, ids = self._ids_at(at, what, parse_special)
             self._check_length(n_kept + len(ids) + n - at)
+            if at == n and any(one.chooser for one in self._placed):
+                self._wait(n_kept, ids)
+                return len(ids)
             self._settle()
             head = self._table.fork()
             try:
                 head.truncate(n_kept)
                 self._runner.compute(head, ids)
                 rows = np.concatenate([head.segments, self._table.cut(at, n)])
-                self._assign(rows, [*self._ids[:n_kept], *ids, *self._ids[at:]])
+                order: Order = [(0, n_kept), len(ids), (at, n)]
+                self._assign(rows, [*self._ids[:n_kept], *ids, *self._ids[at:]], order)
             finally:
                 head.clear()
             self._edits.insert(at, ids, self._ids[:at] + self._ids[at + len(ids) :])
@@ -185,7 +158,7 @@ class Context:
             keep = [(0, min(start, n_cached)), (stop, n_cached)]
             rows = np.concatenate([self._table.cut(*piece) for piece in keep])
             before = self._ids
-            self._assign(rows, before[:start] + before[stop:])
+            self._assign(rows, before[:start] + before[stop:], [(0, start), (stop, n)])
             self._edits.delete(start, stop, before)
 
     def move(self, start: int, stop: int, to: int) -> None:
@@ -206,7 +179,7 @@ class Context:
                 order = [(0, start), (stop, behind), (start, stop), (behind, n)]
             rows = np.concatenate([self._table.cut(*piece) for piece in order])
             before = self._ids
-            self._assign(rows, [i for a, b in order for i in before[a:b]])
+            self._assign(rows, [i for a, b in order for i in before[a:b]], order)
             self._edits.move(start, stop, to, before)
 
     def recompute(self, ranges: Sequence[tuple[int, int]]) -> int:
@@ -257,7 +230,7 @@ class Context:
         with self._runner.exclusive:
             self._begin()
             other._table.assign(self._table.segments)
-            other._ids = self.tokens
+            other._ids, other._placed = self.tokens, list(self._placed)
             other._edits = self._edits.copy()
         return other
 
@@ -290,6 +263,7 @@ class Context:
             scratch = self._table.fork()
             try:
                 scratch.truncate(n_kept)
+                choose(self._runner, scratch, [*self._ids[:n_kept], *ids], self._placed)
                 return self._runner.compute(scratch, ids, "all")
             finally:
                 scratch.clear()
@@ -336,7 +310,7 @@ class Context:
             if not cache.fits(len(ids), n_blocks, stored):
                 raise ContextError(f"{path}: is damaged: its keys and values have another shape")
             self._table.clear()
-            self._ids = []
+            self._ids, self._placed = [], []
             self._edits.clear()
             slots = self._table.place(saved.segments)
             cache.write(slots, stored)
@@ -379,6 +353,13 @@ class Context:
         # Tokens that are known but no longer in the table are computed when they are needed, so
         # the context stays whole if the request is refused here.
         self._table.truncate(min(self._table.n_tokens, n_kept, len(ids) - 1))
+        if self._placed:
+            start = time.perf_counter()
+            chosen = choose(self._runner, self._table, ids, self._placed)
+            self._placed = []
+            seconds = time.perf_counter() - start
+            request.completion.timings.n_recomputed = chosen.n_tokens
+            request.count(chosen.n_tokens + chosen.n_tried, seconds, in_prompt=True)
         request.lend(self._table, ids, self.take_back)
         self._writer = request
 
@@ -392,6 +373,7 @@ class Context:
             try:
                 head.truncate(min(head.n_tokens, n_kept))
                 ids = [*self._ids[:n_kept], *request.ids]
+                choose(self._runner, head, ids, self._placed)
                 self._runner.compute(head, ids[head.n_tokens :])
                 self._assign(head.segments, ids)
             finally:
@@ -458,11 +440,14 @@ class Context:
             self._check_length(n + len(other._ids))
             head, tail = self._table.cut(0, at), self._table.cut(at, n)
             rows = np.concatenate([head, other._table.segments, tail])
+            joined = rearranged(self._placed, [(0, at), len(other), (at, n)])
+            joined += rearranged(other._placed, [at, (0, len(other))])
             before = self._ids
             self._assign(rows, before[:at] + other._ids + before[at:])
+            self._placed = sorted(joined, key=lambda one: one.start)
             self._edits.insert(at, other._ids, before)
 
-    def _place(self, at: int, document: Placeable, recompute: int | None) -> int:
+    def _place(self, at: int, document: Placeable, recompute: str | int | Chooser) -> int:
         """Carry out a plan of placement; returns how many tokens were computed."""
         runner = self._runner
         with self._runner.exclusive:
@@ -490,12 +475,21 @@ class Context:
                     )
                 rest = placed.cut(placed.n_tokens - len(ids) + n_first, placed.n_tokens)
                 rows = np.concatenate([head.segments, rest, self._table.cut(at, n)])
-                self._assign(rows, [*self._ids[:at], *ids, *self._ids[at:]])
-                self._edits.insert(at, ids, self._ids[:at] + self._ids[at + len(ids) :])
+                before = self._ids
+                self._assign(rows, [*before[:at], *ids, *before[at:]], [(0, at), len(ids), (at, n)])
+                self._placed = sorted([*self._placed, plan.placed(at)], key=lambda one: one.start)
+                self._edits.insert(at, ids, before)
             finally:
                 head.clear()
                 placed.clear()
         return n_first
+
+    def _wait(self, n_kept: int, ids: list[int]) -> None:
+        """Put `ids` behind the first `n_kept` tokens, to be computed with the next ones: text that
+        stands between documents is not yet the one that chooses in them."""
+        self._table.truncate(min(self._table.n_tokens, n_kept))
+        order: Order = [(0, n_kept), len(ids)]
+        self._ids, self._placed = [*self._ids[:n_kept], *ids], rearranged(self._placed, order)
 
     def _settle(self) -> None:
         """Compute the tokens that are known but not computed."""
@@ -507,8 +501,8 @@ class Context:
                 self._table.truncate(n)
                 raise
 
-    def _assign(self, rows: np.ndarray, ids: list[int]) -> None:
-        """Make `rows` the segments, and `ids` the tokens.
+    def _assign(self, rows: np.ndarray, ids: list[int], order: Order = ()) -> None:
+        """Make `rows` the segments, and `ids` the tokens; `order` as for `rearranged`.
 
         An exception may strike at any line. Raw keys stay untouched, so the old segments then hold
         again. Roped keys may be rotated or not: the context cannot be used any more.
@@ -517,7 +511,7 @@ class Context:
         self._half_edited = True
         try:
             self._within_pool(lambda: runner.cache.edit(self._table, rows, runner.n_threads))
-            self._ids = ids
+            self._ids, self._placed = ids, rearranged(self._placed, order)
         except (ContextError, MemoryError):  # raised before anything changes
             self._half_edited = False
             raise

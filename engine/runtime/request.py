@@ -27,6 +27,7 @@ class Timings:
     decode_s: float = 0.0
     n_reused: int = 0  # prompt tokens whose keys and values were there already
     n_tried: int = 0  # tokens computed to choose a RoPE, each once a setting; `n_prompt` has one
+    n_recomputed: int = 0  # tokens of the context's chunks that the prompt had computed anew
 
     @property
     def prompt_per_s(self) -> float:

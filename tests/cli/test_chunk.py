@@ -34,7 +34,7 @@ def test_the_command(capfd, deep, tmp_path):
     assert int(fields[1][1]) == n_man
 
     generate = ("generate", "-m", str(deep), "-p", " in the hat", "-n", "4", "--temp", "0")
-    place = ("--cache", "raw", "--library", folder, "--chunk", "man", "--chunk", "hen")
+    place = ("--library", folder, "--chunk", "man", "--chunk", "hen")
     code, out, err = run(*generate, *place, "--recompute", "0")
     assert (code, out.startswith(" in the hat")) == (0, True)
     n_chunks = n_man + int(fields[0][1])
@@ -45,12 +45,11 @@ def test_the_command(capfd, deep, tmp_path):
     _, _, err = run(*generate, *place, "--recompute", "all")
     assert "reused" not in err
 
-    cut = (place[0], "roped", *place[2:])
     for argv, code, sentence in (
-        ((*generate, *cut), 2, "--chunk: needs --cache raw"),
+        ((*generate, *place, "--cache", "roped"), 2, "--chunk: needs --cache raw"),
         ((*generate, *place, "--prompt-cache", "x"), 2, "not allowed with argument --prompt-cache"),
-        ((*generate, *place, "--recompute", "some"), 2, "'some' is neither a number nor 'all'"),
-        ((*generate, *place[:4]), 2, "one needs the other"),
+        ((*generate, *place, "--recompute", "some"), 2, "'some' is neither a number nor 'auto'"),
+        ((*generate, *place[:2]), 2, "one needs the other"),
         ((*generate, *place, "--chunk", "cat"), 1, "has no chunk named 'cat'"),
         ((*generate, *place, "-ctk", "f32"), 1, "another type of keys: 'f16', expected 'f32'"),
         ((*generate, *place, "-c", "16"), 1, "more than the context of 16"),

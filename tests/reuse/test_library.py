@@ -113,10 +113,10 @@ def test_quantized_chunks_are_what_was_computed_wherever_they_stand(
     with load(path, type_k=types, type_v=types) as llm, llm.context() as context:
         a, b = (shelf.add(llm, name, ids) for name, ids in {"a": A, "b": B}.items())
         assert context.append(ids_of(7, 5)) == 7
-        assert context.append(b) == 0
+        assert context.append(b, recompute="none") == 0
         assert context.append(a, recompute=11) == 11
-        assert context.append(a) == 0
-        assert context.insert(3, b) == 0
+        assert context.append(a, recompute="none") == 0
+        assert context.insert(3, b, recompute="none") == 0
         once = ids_of(7, 5)[:3] + B + ids_of(7, 5)[3:] + B + A + A
         assert context.tokens == once
         got = context.logits([9, 10, 11])
@@ -200,16 +200,37 @@ def test_recomputed_tokens_see_what_is_before_them(deep, shelf):
         whole = plain.logits([4])
         chunk = shelf.add(llm, "a", A)
         errors = []
-        for k in (0, 16, 40, None):
+        for k in ("none", 16, 40, "all"):
             with llm.context() as context:
                 context.append(B)
-                assert context.append(chunk, recompute=k) == (len(A) if k is None else k)
+                assert context.append(chunk, recompute=k) == {"none": 0, "all": len(A)}.get(k, k)
                 errors.append(relative_error(context.logits([4]), whole))
                 if k == 16:
                     context.truncate(len(B) + 16)
                     assert np.array_equal(context.logits(A[16:32]), at_16)
         # All of it, computed at once and not in two pieces: only the last bits may differ.
         assert errors[3] < 1e-6 < min(errors[:3])
+
+
+def test_a_document_is_computed_behind_what_is_cut_off_again(deep, shelf):
+    front = ids_of(40, 7)
+    with load(deep) as llm, llm.context() as context, llm.context() as plain:
+        chunk = shelf.add(llm, "a", A, behind=front)
+        assert (chunk.tokens, chunk.sink) == (A, [BOS])
+        assert shelf.add(llm, "b", A).checksum != chunk.checksum
+        assert shelf.add(llm, "c", A, behind=front).path == chunk.path
+        plain.append([BOS, *front])
+        plain.append(A)
+        plain.delete(1, 1 + len(front))
+        context.append(chunk, recompute="none")
+        assert context.tokens == plain.tokens == [BOS, *A]
+        assert np.array_equal(context.logits([4, 5]), plain.logits([4, 5]))
+        texts = [shelf.add(llm, "t", "the hat", behind=text) for text in ("", "the man. ")]
+        assert texts[0].tokens == texts[1].tokens
+        assert texts[0].path != texts[1].path
+        for bad, what in ((ids_of(600), "more than the context"), ([-1], "out of range")):
+            with pytest.raises(ValueError, match=what):
+                shelf.add(llm, "d", A, behind=bad)
 
 
 # ---- memory ------------------------------------------------------------------------------
@@ -220,13 +241,13 @@ def test_a_chunk_stands_in_the_pool_once(deep, shelf):
         chunk = shelf.add(llm, "a", A)
         assert n_held(llm) == 0
         with llm.context() as context, llm.context() as other:
-            context.append(chunk)
+            context.append(chunk, recompute="none")
             once, held = context.nbytes, n_held(llm)
-            context.append(chunk)
+            context.append(chunk, recompute="none")
             assert len(context) == 1 + 2 * len(A)
             assert (context.nbytes, n_held(llm)) == (once, held)
             other.append(C)
-            other.append(chunk)
+            other.append(chunk, recompute="none")
             assert n_held(llm) == held + 2  # the two blocks of C
             context.append([4])  # behind the chunk's end: into a copy of its last block
             assert context.nbytes == once + llm.runner.cache.block_bytes
@@ -284,7 +305,7 @@ def test_random_edits_forks_chunks_and_shared_prefixes_leak_no_block(paths, shel
                     ids = ids + new
                 elif what == "chunk":
                     i = rng.randrange(4)
-                    context.insert(a, chunks[i], recompute=rng.choice([0, 0, 3, None]))
+                    context.insert(a, chunks[i], recompute=rng.choice(["auto", "none", 3, "all"]))
                     ids = ids[:a] + ([] if ids else [BOS]) + texts[i] + ids[a:]
                 elif what == "delete":
                     context.delete(a, b)

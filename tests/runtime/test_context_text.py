@@ -144,7 +144,7 @@ def test_a_chunk_behind_text_computes_what_the_blank_changes(llm: LLM, tmp_path:
         context.truncate(n_first)
         assert context.append(chunk, recompute=n_changed + 4) == n_changed + 4
         context.truncate(n_first)
-        assert context.append(chunk, recompute=None) == len(context) - n_first
+        assert context.append(chunk, recompute="all") == len(context) - n_first
         plain.append(text)
         assert context.tokens == plain.tokens
         expected = plain.logits("next")

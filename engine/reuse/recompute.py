@@ -1,0 +1,205 @@
+"""Which tokens of placed chunks are computed anew.
+
+A chunk that was computed alone has not seen what stands before it, and its first tokens are sinks
+of attention (arXiv 2309.17453) in the midst of the context. Two remedies cost little: its first
+tokens are computed in their place (EPIC, arXiv 2410.15332), and so is the passage that the question
+is about. The passage is found by the words of the question, which costs no forward pass, or by how
+likely the question is behind each chunk alone. docs/cache-measurements.md has what each is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from lariat.cache.blocks import BlockTable
+from lariat.checks import as_index
+from lariat.errors import ContextError
+from lariat.runtime.batch import split
+from lariat.runtime.placed import Choice, Chooser, Placed
+from lariat.runtime.runner import NO_ROOM, Runner
+
+_LENGTH = 64  # tokens of the passage by which a document is judged
+_ROWS = 64  # logits of a pass: they are float32 [n_rows, n_vocab]
+_COVERED = 0.25  # what a term that a passage has counts for the next passage
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """What is computed anew in chunks, once the text behind them, the question, is known.
+
+    first       first tokens of each chunk
+    passages    chunks in which a passage is computed anew: those that the question is about
+    length      tokens of a passage, around the words that it has of the question; None: the chunk
+    by          "words": chunks are found by the words that they share with the question, the rare
+                ones first; "likelihood": by how likely the question is behind each chunk alone
+    candidates  with "likelihood", how many chunks are tried, the best ones by words; None: all
+
+    A chunk that stands where it was computed is exact, and nothing in it is computed.
+    """
+
+    first: int = 0
+    passages: int = 0
+    length: int | None = 64
+    by: str = "words"
+    candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("first", "passages", "length", "candidates"):
+            value = getattr(self, name)
+            may_be_none = name in ("length", "candidates")
+            n = None if isinstance(value, bool) else as_index(value)
+            if not (value is None and may_be_none) and (n is None or n < 0):
+                raise ValueError(f"{name} is {value!r}, expected a number of 0 or more")
+        if self.by not in ("words", "likelihood"):
+            raise ValueError(f"by is {self.by!r}, expected 'words' or 'likelihood'")
+
+    def choose(
+        self,
+        runner: Runner,
+        table: BlockTable,
+        ids: Sequence[int],
+        documents: Sequence[Placed],
+        question: Sequence[int],
+    ) -> Choice:
+        """See `lariat.runtime.placed.Chooser`."""
+        spans = [(one.start, one.stop) for one in documents]
+        order, begins = ranked(ids, spans, question, self.length)
+        n_tried = 0
+        if self.by == "likelihood" and self.passages and len(question) > 1:
+            tried = order[: self.candidates]
+            surprise = question_nll(runner, table, [spans[i] for i in tried], question)
+            order = [i for _, i in sorted(zip(surprise, tried, strict=True))]
+            n_tried = len(tried) * len(question)
+        ranges = []
+        for rank, i in enumerate(order):
+            start, stop = spans[i]
+            sink = documents[i].sink
+            if sink is not None and start == len(sink) and tuple(ids[:start]) == sink:
+                continue
+            ranges.append((start, min(stop, start + self.first)))
+            if rank < self.passages and self.length is None:
+                ranges.append((start, stop))
+            elif rank < self.passages and self.length:
+                ranges.append((begins[i], min(stop, begins[i] + self.length)))
+        return Choice(ranges, n_tried)
+
+
+AUTO = Recompute(first=4, passages=3, length=64)
+_WORDS: dict[str, Recompute | int | None] = {"auto": AUTO, "none": 0, "all": None}
+
+
+def recompute_of(value: object) -> tuple[int | None, Chooser | None]:
+    """First tokens that are computed at once (None: all), and who chooses later.
+
+    `value` is "auto", "none", "all", a number of first tokens, or a `Chooser`. ValueError for
+    others.
+    """
+    if isinstance(value, str) and value in _WORDS:
+        value = _WORDS[value]
+        if value is None:
+            return None, None
+    n = None if isinstance(value, bool) else as_index(value)
+    if n is not None and n >= 0:
+        return n, None
+    if n is None and callable(getattr(value, "choose", None)):
+        return 0, cast(Chooser, value)
+    raise ValueError(
+        f"recompute is {value!r}, expected 'auto', 'none', 'all', a number of first tokens or a "
+        "Recompute"
+    )
+
+
+def ranked(
+    ids: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+    question: Sequence[int],
+    length: int | None = None,
+) -> tuple[list[int], list[int]]:
+    """Order documents by the words that they share with a question.
+
+    Words are token ids and pairs of neighbours. Each counts by how few documents have it (the IDF
+    of BM25); a document counts as its best `length` tokens do (None: 64). The next best is the one
+    that adds most: words that are covered count less.
+
+    spans: (start, stop) of each document in `ids`. Returns the numbers of documents, best first,
+    and where in `ids` the best `length` tokens of each begin, its words in their middle.
+    """
+    width = max(1, length or _LENGTH)
+    tokens, asked = np.asarray(ids, np.int64), np.asarray(question, np.int64)
+    having = [_having(tokens[start:stop], asked) for start, stop in spans]
+    n_having = np.sum([rows.any(axis=1) for rows in having], axis=0)  # [n_words]
+    weights = np.log1p((len(spans) - n_having + 0.5) / (n_having + 0.5)) * (n_having > 0)
+    within = [_within(rows, width) for rows in having]
+    begins = [
+        start + _begin(rows, weights, int(np.argmax(weights @ places)), width)
+        for (start, _), rows, places in zip(spans, having, within, strict=True)
+    ]
+    order: list[int] = []
+    left = list(range(len(spans)))
+    while left:
+        worth = [(weights @ within[i]).max() for i in left]
+        best = left.pop(int(np.argmax(worth)))
+        order.append(best)
+        covered = within[best][:, np.argmax(weights @ within[best])]
+        weights = np.where(covered, weights * _COVERED, weights)
+    return order, begins
+
+
+def _having(text: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Where `text` int64 [n] has the words of `asked`, bool [n_words, n]: a row for each different
+    token, and for each different pair of neighbours, where its first token stands."""
+    tokens = np.unique(asked)[:, None] == text
+    pairs = np.unique(asked[:-1] << 32 | asked[1:])[:, None] == (text[:-1] << 32 | text[1:])
+    return np.concatenate([tokens, np.pad(pairs, ((0, 0), (0, len(text) - pairs.shape[1])))])
+
+
+def _within(having: np.ndarray, width: int) -> np.ndarray:
+    """Whether `width` tokens from each place on have a word, bool [n_words, n_places]."""
+    n = having.shape[1]
+    sums = np.concatenate([np.zeros((len(having), 1), int), having.cumsum(axis=1)], axis=1)
+    firsts = np.arange(max(1, n - width + 1))
+    return sums[:, np.minimum(firsts + width, n)] > sums[:, firsts]
+
+
+def _begin(having: np.ndarray, weights: np.ndarray, place: int, width: int) -> int:
+    """Where `width` tokens begin that have the words of those from `place` on in their middle."""
+    weight = weights @ having[:, place : place + width]
+    if not weight.sum():
+        return 0
+    middle = place + int(weight @ np.arange(len(weight)) / weight.sum())
+    return int(np.clip(middle - width // 2, 0, max(0, having.shape[1] - width)))
+
+
+def question_nll(
+    runner: Runner,
+    table: BlockTable,
+    spans: Sequence[tuple[int, int]],
+    question: Sequence[int],
+) -> list[float]:
+    """How unlikely a question is behind each document alone, nats, all in one batch.
+
+    A document alone is a block table of its segments: with raw keys nothing is copied.
+    """
+    tables: list[BlockTable] = []
+    try:
+        for start, stop in spans:
+            tables.append(runner.new_table())
+            tables[-1].assign(table.cut(start, stop))
+        if sum(one.n_new_blocks(len(question)) for one in tables) > runner.cache.pool.n_free:
+            raise ContextError(NO_ROOM)
+        parts = [runner.part(one, question, "all") for one in tables]
+        found: list[float] = []
+        for group in split(parts, min(_ROWS, runner.n_ubatch)):
+            for row in runner.forward(group):
+                # The last token of a question says nothing of another one.
+                following = question[(len(found) + 1) % len(question)]
+                top = float(row.max())
+                found.append(top + math.log(np.exp(row - top).sum()) - float(row[following]))
+        return np.reshape(found, (len(spans), -1))[:, :-1].sum(axis=1).tolist()
+    finally:
+        for one in tables:
+            one.clear()

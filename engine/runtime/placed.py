@@ -1,0 +1,181 @@
+"""Documents in a context: plans to place them, and who says which of their tokens are recomputed.
+
+A document that was computed elsewhere has not seen what stands before it. Which of its tokens are
+worth computing anew may depend on the text that comes behind it, the question. So the context
+remembers where its documents stand until that text is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
+
+from lariat.cache.blocks import BlockTable
+from lariat.cache.kv_cache import FileBlocks
+from lariat.runtime.runner import Runner
+
+Order: TypeAlias = "Sequence[int | tuple[int, int]]"
+"""What a context has after an edit: (start, stop) of tokens that it had before, or a number of new
+ones."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A document in a context: tokens `start` to before `stop`.
+
+    chooser  says which of them are computed anew; None: none
+    sink     the tokens that it was computed behind: where only they stand before it, it is exact;
+             None: never
+    """
+
+    start: int
+    stop: int
+    chooser: Chooser | None
+    sink: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Tokens of a context to compute anew.
+
+    ranges   (start, stop), in any order; they may overlap
+    n_tried  tokens that were computed to choose them
+    """
+
+    ranges: Sequence[tuple[int, int]] = ()
+    n_tried: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the ranges."""
+        return sum(stop - start for start, stop in self.ranges)
+
+
+class Chooser(Protocol):
+    """Says which tokens of documents are computed anew. Equal ones decide once for all theirs."""
+
+    def choose(
+        self,
+        runner: Runner,
+        table: BlockTable,
+        ids: Sequence[int],
+        documents: Sequence[Placed],
+        question: Sequence[int],
+    ) -> Choice:
+        """Choose among `documents`, which stand in this order in a context.
+
+        table, ids  of the whole context; `table` holds all documents, and not yet all of `ids`
+        question    token ids behind the last document, possibly none
+
+        The lock is held.
+        """
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A plan: tokens to put into a context whose keys and values lie in a file.
+
+    ids          token ids that come into the context
+    blocks       keys and values in the file; the last `len(ids)` positions are those of `ids`
+    n_recompute  first ones of `ids` that are computed in the context at once
+    n_sink       first ones of `ids` that are no part of the document
+    chooser      says what else is computed anew once the text behind is known; None: nothing
+    sink         see `Placed`
+    """
+
+    ids: list[int]
+    blocks: FileBlocks
+    n_recompute: int
+    n_sink: int = 0
+    chooser: Chooser | None = None
+    sink: tuple[int, ...] | None = None
+
+    def placed(self, at: int) -> Placed:
+        """The document once it stands at token `at`."""
+        return Placed(at + self.n_sink, at + len(self.ids), self.chooser, self.sink)
+
+
+class Placeable(Protocol):
+    """A document that `Context.insert` takes: it plans, the context carries the plan out."""
+
+    def plan(
+        self,
+        runner: Runner,
+        before: list[int],
+        *,
+        is_empty: bool,
+        continues: bool,
+        recompute: str | int | Chooser,
+    ) -> Placement:
+        """Plan to put the document behind the tokens `before` of a context.
+
+        is_empty: the context has no tokens. continues: those before are ordinary text, which the
+        document continues. ContextError where it does not fit the runner's cache.
+        """
+
+
+def rearranged(placed: Sequence[Placed], order: Sequence[int | tuple[int, int]]) -> list[Placed]:
+    """Where documents stand after an edit.
+
+    order  what the context has now: (start, stop) of tokens that it had, or a number of new ones
+
+    Of a document that is cut, the part up to the cut counts as the document from now on.
+    """
+    pieces: list[tuple[int, int, int]] = []  # (start, stop) as it was, and where it begins now
+    at = 0
+    for each in order:
+        start, stop = each if isinstance(each, tuple) else (-each, 0)
+        if isinstance(each, tuple) and start < stop:
+            if pieces and pieces[-1][1] == start and start - pieces[-1][0] == at - pieces[-1][2]:
+                pieces[-1] = (pieces[-1][0], stop, pieces[-1][2])
+            else:
+                pieces.append((start, stop, at))
+        at += stop - start
+    moved = [
+        replace(one, start=at + one.start - start, stop=at + min(one.stop, stop) - start)
+        for one in placed
+        for start, stop, at in pieces
+        if start <= one.start < stop
+    ]
+    return sorted(moved, key=lambda one: one.start)
+
+
+def choose(
+    runner: Runner,
+    table: BlockTable,
+    ids: Sequence[int],
+    placed: Sequence[Placed],
+) -> Choice:
+    """Compute anew, in `table`, what the text behind the documents of a context chooses.
+
+    Text behind them that is computed already has seen them as they were, so it is computed anew
+    too. Returns what was computed, in ascending order. ContextError if blocks are missing; `table`
+    then is as it was.
+    """
+    groups: dict[Chooser, list[Placed]] = {}
+    for one in placed:
+        if one.chooser is not None:
+            groups.setdefault(one.chooser, []).append(one)
+    end, n_cached = max((one.stop for one in placed), default=0), table.n_tokens
+    choices = [
+        chooser.choose(runner, table, ids, documents, ids[end:])
+        for chooser, documents in groups.items()
+    ]
+    wanted = [(start, stop) for choice in choices for start, stop in choice.ranges if start < stop]
+    ranges = united([*wanted, (end, n_cached)]) if wanted else []
+    runner.recompute(table, ids, ranges)
+    return Choice(ranges, sum(choice.n_tried for choice in choices))
+
+
+def united(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same tokens as ascending ranges, none of which touch."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if start >= stop:
+            continue
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
