@@ -19,6 +19,7 @@ from lariat.errors import GGUFError
 from lariat.formats.gguf import GGUFFile
 from lariat.tokenizers.vocabulary import (
     BYTE,
+    BYTE_NAMES,
     CONTROL,
     NORMAL,
     UNKNOWN,
@@ -35,7 +36,6 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 _pb2: Any = sentencepiece_model_pb2  # generated at import, so mypy cannot see into it
 
 _SPACE = "\u2581"  # a space in a piece
-_BYTE_NAMES = [b"<0x%02X>" % byte for byte in range(256)]
 
 
 class SentencePieceMerger:
@@ -137,7 +137,7 @@ def _sentencepiece_model(
     names.append(hidden)
     more_types = [UNKNOWN]
     stand_ins: dict[int, int | None] = {}
-    for byte, name in enumerate(_BYTE_NAMES):
+    for byte, name in enumerate(BYTE_NAMES):
         token = id_of.get(name)
         if token is not None:
             names[token], piece_types[token] = name, BYTE

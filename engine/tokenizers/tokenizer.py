@@ -1,8 +1,8 @@
 """Text to token ids and back, exactly as llama.cpp does it.
 
 Special tokens are cut out of the text first (`vocabulary`). A library merges the text between them:
-sentencepiece if `tokenizer.ggml.model` is llama, `tokenizers` if it is gpt2. Only the one that a
-file needs is imported.
+sentencepiece if `tokenizer.ggml.model` is llama, `tokenizers` if it is gpt2 or gemma4. Only the one
+that a file needs is imported.
 """
 
 from __future__ import annotations
@@ -303,10 +303,15 @@ def _merger(gguf: GGUFFile) -> Merger:
         from lariat.tokenizers.sentencepiece import SentencePieceMerger
 
         return SentencePieceMerger(gguf)
-    if model == "gpt2":
-        from lariat.tokenizers.bpe import ByteLevelMerger
+    if model in ("gpt2", "gemma4"):
+        from lariat.tokenizers.byte_level import ByteLevelMerger
+        from lariat.tokenizers.pre_tokenizers import SPACED
+        from lariat.tokenizers.spaced import SpacedMerger
 
-        return ByteLevelMerger(gguf)
+        pre = gguf.get_str("tokenizer.ggml.pre", default="default")
+        is_spaced = model == "gemma4" or pre in SPACED
+        return SpacedMerger(gguf) if is_spaced else ByteLevelMerger(gguf)
     raise ModelError(
-        f"{gguf.path}: tokenizer {quote(model)} is not supported, only 'llama' and 'gpt2' are"
+        f"{gguf.path}: tokenizer {quote(model)} is not supported, only 'llama', 'gpt2' and "
+        f"'gemma4' are"
     )

@@ -53,6 +53,7 @@ _ENDING_MARKS = ("fim_pad", "fim_rep", "fim_sep")
 # Marks of the harmony format that are always shown, and always found in text.
 _SHOWN_TEXTS = (b"<|channel|>", b"<|message|>", b"<|start|>", b"<|constrain|>")
 
+BYTE_NAMES = [b"<0x%02X>" % byte for byte in range(256)]  # of byte tokens
 _BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>\Z")
 
 BLANKS = " \t\n\v\f\r"  # isspace() of C

@@ -25,7 +25,7 @@ from lariat.errors import ContextError, LariatError
 from lariat.formats.gguf import GGUFFile
 from lariat.llm import LLM
 from lariat.reuse.library import ChunkLibrary
-from lariat.tokenizers.bpe import _SCHEMES
+from lariat.tokenizers.pre_tokenizers import SCHEMES
 from lariat.tokenizers.tokenizer import Tokenizer
 from lariat.tools.perplexity import Base, compare
 from lariat.tools.quantize import TYPES, QuantizeConfig, quantize_file
@@ -40,7 +40,7 @@ CACHES: tuple[dict[str, Any], ...] = (
     {"cache": "roped", "type_k": "q8_0", "type_v": "q4_0"},
 )
 _MARK = "<|im_start|>"  # a special token that is always found in text
-N_TOKENIZERS = 1 + len(_SCHEMES)
+N_TOKENIZERS = 2 + len(SCHEMES)
 MAX_SECONDS = 2.0  # of the processor, for one input
 _MAX_MESSAGE = 700  # characters; a sentence, a path and what is cut out of a file
 _MAX_TEXT = 1 << 14  # characters of a template's text that are tokenized
@@ -238,11 +238,24 @@ def write_judge(folder: Path) -> Path:
 
 
 def _tokenizers(folder: Path) -> Iterator[Tokenizer]:
-    """One of sentencepiece, and one for every way to cut words; all have every byte."""
+    """One of sentencepiece, one of lines, one for every way to cut words; all have every byte."""
     path = folder / "vocabulary.gguf"
     metadata = vocabulary_metadata(320)
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:-1], _MARK]
     metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"][:-1], 4]
+    with GGUFFile(write_gguf(path, metadata)) as gguf:
+        yield Tokenizer.from_gguf(gguf)
+    pairs = ["t h", "th e", "▁ the", "1 2", "▁ ▁", "a t"]
+    tokens = [*(f"<0x{byte:02X}>" for byte in range(256)), *"▁the12a\n", "\n\n"]
+    tokens += [*(pair.replace(" ", "") for pair in pairs), "<s>", "</s>", _MARK]
+    metadata = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [6] * 256 + [1] * (len(tokens) - 259) + [3, 3, 4],
+        "tokenizer.ggml.merges": pairs,
+        "tokenizer.ggml.bos_token_id": len(tokens) - 3,
+        "tokenizer.ggml.eos_token_id": len(tokens) - 2,
+    }
     with GGUFFile(write_gguf(path, metadata)) as gguf:
         yield Tokenizer.from_gguf(gguf)
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -250,7 +263,7 @@ def _tokenizers(folder: Path) -> Iterator[Tokenizer]:
     letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
     pairs = ["t h", "th e", "Ġ the", "1 2", "Ġ Ġ", "Ċ Ċ", "a t"]
     tokens = [*letters, *(pair.replace(" ", "") for pair in pairs), "<s>", "</s>", _MARK]
-    for pre in _SCHEMES:
+    for pre in SCHEMES:
         metadata = {
             "tokenizer.ggml.model": "gpt2",
             "tokenizer.ggml.pre": pre,
@@ -268,7 +281,7 @@ def _as_decoded(tokenizer: Tokenizer, text: str) -> str:
     """The text after encoding and decoding: unchanged, except that sentencepiece writes spaces as
     "▁" and adds one behind a special token."""
     if not tokenizer.add_space_prefix:
-        return text
+        return text.replace("▁", " ") if tokenizer.piece(0) == "<0x00>" else text
     first, *others = text.replace("▁", " ").split(_MARK)
     return first + "".join(_MARK + (" " + other if other else "") for other in others)
 

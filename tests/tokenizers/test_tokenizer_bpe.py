@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lariat.errors import GGUFError, ModelError
 from lariat.formats.gguf import GGUFFile
+from lariat.tokenizers.pre_tokenizers import SCHEMES
 from lariat.tokenizers.tokenizer import Tokenizer
 
 from tests.support.model_files import write_gguf
@@ -123,12 +125,30 @@ def test_all_end_tokens_of_llama_3_end(judged: Any) -> None:
         ("phi-2", "gpt-2"),
         ("olmo", "gpt-2"),
         ("llama4", "gpt-4o"),
+        ("minimax-m2", "gpt-4o"),
+        ("cohere2moe", "tiny_aya"),
+        ("bailingmoe", "qwen2"),
+        ("hunyuan-dense", "deepseek-v3"),
+        ("bloom", "poro-chat"),
     ],
 )
 def test_aliases(judged: Any, alias: str, name: str) -> None:
     tokenizer = judged(alias)
     for text, expected in zip(JUDGED["texts"], JUDGED["ids"][name], strict=True):
         assert tokenizer.encode(text, parse_special=True) == expected
+
+
+def test_every_expression_is_judged() -> None:
+    judged = {SCHEMES[pre].expressions for pre in (*JUDGED["ids"], "bailingmoe")}
+    assert {scheme.expressions for scheme in SCHEMES.values()} == judged
+
+
+def test_glm_has_no_begin_token_unless_the_file_names_one(judged: Any) -> None:
+    assert judged("glm4", bos_token_id=None).bos_id is None
+    assert judged("gpt-2", bos_token_id=None).bos_id == 11
+    assert judged("glm4").bos_id == JUDGED["bos"]
+    for text, expected in zip(JUDGED["texts"], JUDGED["ids"]["llama-bpe"], strict=True):
+        assert judged("glm4").encode(text, parse_special=True) == expected[1:]
 
 
 def test_a_file_without_pre_gets_the_default(judged: Any) -> None:
@@ -300,7 +320,7 @@ def test_long_texts_are_cut_where_words_end(judged: Any, monkeypatch: Any) -> No
         whole = tokenizer.encode(text)
         with monkeypatch.context() as patch:
             patch.setattr(bpe, "_PART", 7)
-            assert len(list(bpe._parts(text))) > 10
+            assert len(list(bpe.parts(text, re.compile(SCHEMES[pre].seam)))) > 10
             assert tokenizer.encode(text) == whole, pre
 
 

@@ -196,7 +196,7 @@ def test_byte_level_of_every_pre_tokenizer(every: dict[str, Tokenizer], pre: str
     ]
     n_parts, n_replaced = map(sum, zip(*counts, strict=True))
     assert n_parts > 300
-    assert n_replaced > 10
+    assert n_replaced > 0
 
 
 @needs_smollm2
