@@ -40,6 +40,7 @@ from tests.support.model_files import write_llama
 PATH = results.FOLDER / "models.json"
 REAL = results.ROOT / ".real-models"
 _SHAPE = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "n_ff": 512, "n_vocab": 512}
+_EXPERTS = {"n_experts": 8, "n_used": 2}
 _N_TOKENS = 60
 
 Writer = Callable[..., Path]
@@ -47,7 +48,9 @@ Writer = Callable[..., Path]
 MODELS: dict[str, Writer] = {
     "llama": partial(write_llama, **_SHAPE),
     "qwen2": partial(write_llama, arch="qwen2", tied=True, **_SHAPE),
+    "qwen2moe": partial(write_llama, arch="qwen2moe", **_SHAPE, **_EXPERTS),
     "qwen3": partial(write_llama, arch="qwen3", tied=True, head_dim=64, **_SHAPE),
+    "qwen3moe": partial(write_llama, arch="qwen3moe", head_dim=64, **_SHAPE, **_EXPERTS),
 }
 
 Proofs = dict[str, Any]

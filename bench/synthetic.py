@@ -4,10 +4,10 @@
     python -m bench.synthetic --type Q4_K 1b
 
 Linear layers and the embedding have the type of --type, or Q4_0 where their rows do not divide by
-its blocks. The output matrix is F16 or BF16 if they are; otherwise it is Q6_K, or Q8_0 where rows
-do not divide by 256, as llama.cpp's quantizer does. Norms are F32. Scales keep activations at the
-same size from layer to layer, so logits stay finite. The vocabulary is made up. llama.cpp loads the
-files too.
+its blocks; what chooses experts is F32. The output matrix is F16 or BF16 if they are; otherwise it
+is Q6_K, or Q8_0 where rows do not divide by 256, as llama.cpp's quantizer does. Norms are F32.
+Scales keep activations at the same size from layer to layer, so logits stay finite. The vocabulary
+is made up. llama.cpp loads the files too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Shape:
     n_ff: int
     n_heads: int
     n_kv_heads: int
+    arch: str = "llama"
+    head_dim: int = 0  # 0: dim / n_heads
+    n_experts: int = 0  # of n_ff each
+    n_used: int = 0  # experts that a token goes to
 
 
 SHAPES = {
@@ -49,6 +53,9 @@ SHAPES = {
     "7b4l": Shape(4096, 4, 11008, 32, 32),
     "7b": Shape(4096, 32, 11008, 32, 32),
     "8b": Shape(4096, 32, 14336, 32, 8),
+    # Layers of Qwen3-30B-A3B with a quarter of its experts, and half as many for a token: 3 GB.
+    "moe": Shape(2048, 30, 768, 32, 4, "qwen3moe", 128, 32, 4),
+    "moe-small": Shape(512, 4, 256, 8, 2, "qwen3moe", 64, 16, 4),
 }
 
 
@@ -58,6 +65,12 @@ class _Tensor:
     n_rows: int
     n_cols: int
     type: GGMLQuantizationType
+    n_experts: int = 0  # it has so many matrices
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of all its matrices."""
+        return self.n_rows * max(self.n_experts, 1)
 
 
 _F32, _F16, _BF16, _Q4_0, _Q6_K, _Q8_0 = (
@@ -110,18 +123,21 @@ def write(name: str, path: Path, type_name: str = "Q4_0") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     tensors = list(_tensors(shape, GGMLQuantizationType[type_name]))
-    writer = GGUFWriter(unfinished, "llama")
+    writer = GGUFWriter(unfinished, shape.arch)
     _metadata(writer, name, shape, type_name)
     for t in tensors:
         row_bytes = _row_bytes(t)
         if t.type == _F32:
-            writer.add_tensor_info(t.name, (t.n_cols,), np.dtype(np.float32), row_bytes)
+            dims = (t.n_cols,) if t.n_rows == 1 else (t.n_rows, t.n_cols)
+            n_bytes = t.n_rows * row_bytes
+            writer.add_tensor_info(t.name, dims, np.dtype(np.float32), n_bytes)
         else:
+            experts = (t.n_experts,) if t.n_experts else ()
             writer.add_tensor_info(
                 t.name,
-                (t.n_rows, row_bytes),
+                (*experts, t.n_rows, row_bytes),
                 np.dtype(np.uint8),
-                t.n_rows * row_bytes,
+                t.all_rows * row_bytes,
                 raw_dtype=t.type,
             )
     try:
@@ -136,25 +152,25 @@ def write(name: str, path: Path, type_name: str = "Q4_0") -> None:
 
 
 def _write_data(writer: GGUFWriter, tensors: list[_Tensor], name: str) -> None:
-    total = sum(t.n_rows * _row_bytes(t) for t in tensors)
+    total = sum(t.all_rows * _row_bytes(t) for t in tensors)
     rng = np.random.default_rng(0)
     file = writer.fout[0]  # the package writes whole tensors only; these are made row by row
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"{name}.gguf", disable=None) as bar:
         writer.write_padding(file, file.tell())
         for t in tensors:
-            for start in range(0, t.n_rows, _ROWS_AT_ONCE):
-                rows = _random_rows(t, min(_ROWS_AT_ONCE, t.n_rows - start), rng)
+            for start in range(0, t.all_rows, _ROWS_AT_ONCE):
+                rows = _random_rows(t, min(_ROWS_AT_ONCE, t.all_rows - start), rng)
                 file.write(memoryview(rows).cast("B"))
                 bar.update(rows.nbytes)
-            writer.write_padding(file, t.n_rows * _row_bytes(t))
+            writer.write_padding(file, t.all_rows * _row_bytes(t))
 
 
 def _random_rows(t: _Tensor, n_rows: int, rng: np.random.Generator) -> np.ndarray:
-    if t.type == _F32:
+    if t.type == _F32 and t.n_rows == 1:
         return np.ones((n_rows, t.n_cols), np.float32)
     # Outputs have size 1 for inputs of size 1; entries of the embedding have size 1.
     size = 1.0 if t.name == "token_embd.weight" else t.n_cols**-0.5
-    if t.type in (_F16, _BF16):
+    if t.type in (_F32, _F16, _BF16):
         values = np.float32(size) * rng.standard_normal((n_rows, t.n_cols), np.float32)
         return quantize(values, t.type)
     per_block, n_bytes = GGML_QUANT_SIZES[t.type]
@@ -177,23 +193,29 @@ def _row_bytes(t: _Tensor) -> int:
 
 
 def _tensors(s: Shape, wanted: GGMLQuantizationType) -> Iterator[_Tensor]:
-    head_dim = s.dim // s.n_heads
+    head_dim = s.head_dim or s.dim // s.n_heads
 
-    def linear(name: str, n_rows: int, n_cols: int) -> _Tensor:
+    def linear(name: str, n_rows: int, n_cols: int, n_experts: int = 0) -> _Tensor:
         whole = n_cols % GGML_QUANT_SIZES[wanted][0] == 0
-        return _Tensor(name, n_rows, n_cols, wanted if whole else _Q4_0)
+        return _Tensor(name, n_rows, n_cols, wanted if whole else _Q4_0, n_experts)
 
     yield linear("token_embd.weight", N_VOCAB, s.dim)
     for i in range(s.n_layers):
         yield _Tensor(f"blk.{i}.attn_norm.weight", 1, s.dim, _F32)
-        yield linear(f"blk.{i}.attn_q.weight", s.dim, s.dim)
+        yield linear(f"blk.{i}.attn_q.weight", s.n_heads * head_dim, s.dim)
         yield linear(f"blk.{i}.attn_k.weight", s.n_kv_heads * head_dim, s.dim)
         yield linear(f"blk.{i}.attn_v.weight", s.n_kv_heads * head_dim, s.dim)
-        yield linear(f"blk.{i}.attn_output.weight", s.dim, s.dim)
+        yield linear(f"blk.{i}.attn_output.weight", s.dim, s.n_heads * head_dim)
+        if s.arch == "qwen3moe":
+            yield _Tensor(f"blk.{i}.attn_q_norm.weight", 1, head_dim, _F32)
+            yield _Tensor(f"blk.{i}.attn_k_norm.weight", 1, head_dim, _F32)
         yield _Tensor(f"blk.{i}.ffn_norm.weight", 1, s.dim, _F32)
-        yield linear(f"blk.{i}.ffn_gate.weight", s.n_ff, s.dim)
-        yield linear(f"blk.{i}.ffn_up.weight", s.n_ff, s.dim)
-        yield linear(f"blk.{i}.ffn_down.weight", s.dim, s.n_ff)
+        if s.n_experts:
+            yield _Tensor(f"blk.{i}.ffn_gate_inp.weight", s.n_experts, s.dim, _F32)
+        experts = "_exps" if s.n_experts else ""
+        yield linear(f"blk.{i}.ffn_gate{experts}.weight", s.n_ff, s.dim, s.n_experts)
+        yield linear(f"blk.{i}.ffn_up{experts}.weight", s.n_ff, s.dim, s.n_experts)
+        yield linear(f"blk.{i}.ffn_down{experts}.weight", s.dim, s.n_ff, s.n_experts)
     yield _Tensor("output_norm.weight", 1, s.dim, _F32)
     if wanted in (_F16, _BF16):
         yield linear("output.weight", N_VOCAB, s.dim)
@@ -210,7 +232,14 @@ def _metadata(writer: GGUFWriter, name: str, s: Shape, type_name: str) -> None:
     writer.add_head_count(s.n_heads)
     writer.add_head_count_kv(s.n_kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(s.dim // s.n_heads)
+    if s.head_dim:
+        writer.add_key_length(s.head_dim)
+        writer.add_value_length(s.head_dim)
+    if s.n_experts:
+        writer.add_expert_count(s.n_experts)
+        writer.add_expert_used_count(s.n_used)
+        writer.add_expert_feed_forward_length(s.n_ff)
+    writer.add_rope_dimension_count(s.head_dim or s.dim // s.n_heads)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(N_VOCAB)
     small = "_S" if type_name in ("Q3_K", "Q4_K", "Q5_K") else ""  # fewest others

@@ -10,7 +10,7 @@ A token's way goes down this page, and so do imports:
     runtime                      Runner: schedule, run, sample; Context: tokens to edit
     architectures                a model family each: tensors, layers, forward pass
     cache                        keys and values in blocks, roped or raw
-    _attention, _attention_plan, _cache, _rows, _kernels
+    _attention, _attention_plan, _cache, _experts, _routing, _rows, _kernels
                                  Cython: cut operations into tasks
     _program                     all threads take tasks of a recorded program
     simd/                        C: the innermost tiles, an instruction set each

@@ -58,6 +58,22 @@ cdef extern from "simd/table.h" nogil:
     int64_t cache_row_bytes(int, int64_t) noexcept
     int64_t cache_scale_bytes(int, int64_t) noexcept
 
+cdef enum:
+    # Floats that a task of a row-wise operation touches: enough to pay for taking it.
+    TASK_FLOATS = 4096
+    # Bytes of weights of one task: enough to pay for taking it, little enough to share out evenly.
+    TASK_BYTES = 65536
+    # With many columns the weights are read once and the products count: some 30 microseconds.
+    TASK_PRODUCTS = 4194304
+
+cdef class Matrix:
+    cdef readonly str type_name
+    cdef readonly Py_ssize_t n_rows, n_cols
+    cdef readonly bint quantized
+    cdef int type
+    cdef int64_t group_bytes
+    cdef uint8_t[::1] packed
+
 cdef class Activations:
     cdef int8_t[::1] q
     cdef float[::1] scale
@@ -75,9 +91,6 @@ cdef struct q8_t:  # where an operation puts quantized activations; q is NULL if
 cdef q8_t q8_of(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except *
 cdef void quantize_row(const q8_t *out, int64_t row, const float *x, int64_t first,
                        int64_t last) noexcept nogil
-
-# Floats that a task of a row-wise operation touches: enough to pay for taking it.
-cdef enum: TASK_FLOATS = 4096
 
 cdef class Rope:
     cdef rope_t table

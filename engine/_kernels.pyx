@@ -146,13 +146,6 @@ cdef class Matrix:
     order      int64 [n_rows] or None          # IN  row r of the matrix is row order[r] of `rows`
     """
 
-    cdef readonly str type_name
-    cdef readonly Py_ssize_t n_rows, n_cols
-    cdef readonly bint quantized
-    cdef int type
-    cdef int64_t group_bytes
-    cdef uint8_t[::1] packed
-
     def __init__(self, const uint8_t[:, ::1] rows, str type_name, Py_ssize_t n_cols,
                  uint8_t[::1] out, const int64_t[::1] order=None, int n_threads=1):
         cdef int type = _WEIGHT_TYPES[type_name]
@@ -299,12 +292,6 @@ cdef void quantize_task(const void *args, int64_t task, float *work) noexcept no
     for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
         quantize_row(&a.q8, i, a.x + i * a.dim, 0, a.dim)
 
-
-cdef enum:
-    # Bytes of weights of one task: enough to pay for taking it, little enough to share out evenly.
-    TASK_BYTES = 65536
-    # With many columns the weights are read once and the products count: some 30 microseconds.
-    TASK_PRODUCTS = 4194304
 
 cdef struct matmul_t:
     int type, add

@@ -11,6 +11,7 @@ cdef class Operation:
     cdef const void *args        # lives in the operation
     cdef const int64_t *n_tasks  # looked up when a run begins
     cdef int64_t fixed_n_tasks
+    cdef const int64_t *n_units  # not NULL: it has n_tasks for each unit, counted by earlier phases
     cdef int64_t n_work          # floats of working memory of a task
     cdef object keep             # what `args` points to
 

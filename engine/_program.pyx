@@ -2,7 +2,9 @@
 
 A kernel that is called computes nothing: it returns an operation, cut into tasks by the size of the
 problem alone. A program is a list of phases; a phase holds operations that do not depend on each
-other. It is recorded once and run many times, so there is no Python between two kernels.
+other. It is recorded once and run many times, so there is no Python between two kernels. The number
+of tasks is looked up when a run begins. If an earlier phase decides it (which experts get tokens),
+it is looked up when the phase begins.
 
 Threads wait for work, never for each other. The tasks of a phase are taken from counters, another
 counter says how many are done, and a phase begins when all tasks of the one before are. A thread
@@ -40,6 +42,13 @@ cdef extern from *:
     static inline void mark_done(int64_t *counter) {
         __atomic_fetch_add(counter, 1, __ATOMIC_RELEASE);
     }
+    /* The number of tasks of a phase, which the first thread to arrive has counted. One that comes
+     * so late that others are phases ahead, and may have changed the counts, gets it too. */
+    static inline int64_t agree_on(int64_t *agreed, int64_t counted) {
+        int64_t none = -1;
+        return __atomic_compare_exchange_n(agreed, &none, counted, 0, __ATOMIC_ACQ_REL,
+                                           __ATOMIC_ACQUIRE) ? counted : none;
+    }
     static inline void wait_until(const int64_t *counter, int64_t n) {
         for (int spins = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) != n;) {
             if (++spins < SPINS)
@@ -51,6 +60,7 @@ cdef extern from *:
     """
     int64_t take(int64_t *) noexcept nogil
     void mark_done(int64_t *) noexcept nogil
+    int64_t agree_on(int64_t *, int64_t) noexcept nogil
     void wait_until(const int64_t *, int64_t) noexcept nogil
 
 cdef enum:
@@ -60,12 +70,13 @@ cdef enum:
 cdef struct operation_t:
     task_fn do_task
     const void *args
-    const int64_t *count  # where the operation keeps its number of tasks
-    int64_t n_tasks       # in this run
+    const int64_t *count    # where the operation keeps its number of tasks
+    int64_t n_tasks         # in this run, or for each unit
+    const int64_t *n_units  # as in Operation
 
 cdef struct phase_t:
     int64_t first, last  # operations
-    int64_t n_tasks      # in this run
+    int64_t n_tasks      # in this run; -1 if some are counted when the phase begins
 
 
 cdef class Operation:
@@ -84,7 +95,7 @@ cdef class Program:
     cdef list operations    # kept alive here
     cdef operation_t *table
     cdef phase_t *phases
-    cdef int64_t *counters  # [n_phases][1 + n_threads lines]: tasks done, next of each share
+    cdef int64_t *counters  # [n_phases][1 + n_threads lines]: tasks done, tasks; taken of shares
     cdef int n_counted      # threads that there are counters for
     cdef Py_ssize_t n_operations
     cdef readonly Py_ssize_t n_phases
@@ -111,6 +122,7 @@ cdef class Program:
             self.table[self.n_operations].do_task = operation.do_task
             self.table[self.n_operations].args = operation.args
             self.table[self.n_operations].count = operation.n_tasks
+            self.table[self.n_operations].n_units = operation.n_units
             self.n_work = max(self.n_work, operation.n_work)
             self.n_operations += 1
             self.operations.append(operation)
@@ -125,15 +137,18 @@ cdef class Program:
     def run(self, int n_threads, Py_ssize_t first=0, Py_ssize_t last=-1):
         """Do the phases from `first` to before `last` (-1: to the end) with `n_threads` threads."""
         cdef Py_ssize_t n = self.n_phases if last == -1 else last, i, j
-        cdef int64_t max_tasks = 0, stride = self.n_work + GUARD_FLOATS
+        cdef int n_counted_later
+        cdef int64_t max_tasks = 0, n_tasks, stride = self.n_work + GUARD_FLOATS
         if n_threads < 1 or not 0 <= first <= n <= self.n_phases:
             raise ValueError(f"phases {first} to {last} of {self.n_phases}, {n_threads} threads")
         for i in range(first, n):
-            self.phases[i].n_tasks = 0
+            n_tasks, n_counted_later = 0, 0
             for j in range(self.phases[i].first, self.phases[i].last):
                 self.table[j].n_tasks = self.table[j].count[0]
-                self.phases[i].n_tasks += self.table[j].n_tasks
-            max_tasks = max(max_tasks, self.phases[i].n_tasks)
+                n_tasks += self.table[j].n_tasks
+                n_counted_later += self.table[j].n_units != NULL
+            self.phases[i].n_tasks = -1 if n_counted_later else n_tasks
+            max_tasks = max(max_tasks, n_tasks)
         if self.work.shape[0] < n_threads * stride:
             self.work = np.zeros(n_threads * stride, np.float32)
         cdef float *work = &self.work[0]
@@ -158,7 +173,7 @@ cdef class Program:
         return np.asarray(self.work)[: n_threads * stride].reshape(n_threads, stride)
 
     cdef int _count_from_start(self, int n_threads, Py_ssize_t first, Py_ssize_t last) except -1:
-        """No task is done yet, and each thread's next task is the first of its share."""
+        """No task is done or taken yet."""
         cdef Py_ssize_t i
         cdef int thread
         cdef int64_t *counter
@@ -169,9 +184,9 @@ cdef class Program:
             self.n_counted = n_threads
         for i in range(first, last):
             counter = self.counters + i * (1 + n_threads) * LINE
-            counter[0] = 0
+            counter[0], counter[1] = 0, -1
             for thread in range(n_threads):
-                counter[(1 + thread) * LINE] = share(self.phases[i].n_tasks, thread, n_threads)
+                counter[(1 + thread) * LINE] = 0
 
 
 cdef void *grown(void *memory, size_t n_bytes) except NULL:
@@ -187,32 +202,51 @@ cdef inline int64_t share(int64_t n_tasks, int thread, int n_threads) noexcept n
     return (n_tasks * thread + n_threads - 1) // n_threads
 
 
+cdef inline int64_t tasks_of(const operation_t *operation) noexcept nogil:
+    """Tasks of an operation, once the phases before it are done."""
+    if operation.n_units == NULL:
+        return operation.n_tasks
+    return operation.n_tasks * operation.n_units[0]
+
+
+cdef int64_t count_tasks(const operation_t *operations, const phase_t *phase) noexcept nogil:
+    cdef int64_t i, n = 0
+    for i in range(phase.first, phase.last):
+        n += tasks_of(operations + i)
+    return n
+
+
 cdef void work_together(const operation_t *operations, const phase_t *phases, int64_t *counters,
                         Py_ssize_t first, Py_ssize_t last, int thread, int n_threads,
                         float *work) noexcept nogil:
     """Each thread's loop: take tasks while there are any, then wait for the phase to be done."""
     cdef Py_ssize_t i
     cdef int helped, whose
-    cdef int64_t task, end
+    cdef int64_t n_tasks, first_task, n_share, task
     cdef int64_t *done
     cdef int64_t *next_task
     cdef const operation_t *operation
     for i in range(first, last):
         done = counters + i * (1 + n_threads) * LINE
+        n_tasks = phases[i].n_tasks
+        if n_tasks < 0:
+            n_tasks = agree_on(done + 1, count_tasks(operations, phases + i))
         for helped in range(n_threads):
             whose = (thread + helped) % n_threads
             next_task = done + (1 + whose) * LINE
-            end = share(phases[i].n_tasks, whose + 1, n_threads)
+            first_task = share(n_tasks, whose, n_threads)
+            n_share = share(n_tasks, whose + 1, n_threads) - first_task
             task = take(next_task)
-            while task < end:
+            while task < n_share:
+                task += first_task
                 operation = operations + phases[i].first
-                while task >= operation.n_tasks:  # tasks of a phase are counted through
-                    task -= operation.n_tasks
+                while task >= tasks_of(operation):  # tasks of a phase are counted through
+                    task -= tasks_of(operation)
                     operation += 1
                 operation.do_task(operation.args, task, work)
                 mark_done(done)
                 task = take(next_task)
-        wait_until(done, phases[i].n_tasks)
+        wait_until(done, n_tasks)
 
 
 cdef void work_alone(const operation_t *operations, const phase_t *phases, Py_ssize_t first,
@@ -222,7 +256,7 @@ cdef void work_alone(const operation_t *operations, const phase_t *phases, Py_ss
     cdef int64_t task
     for i in range(first, last):
         for j in range(phases[i].first, phases[i].last):
-            for task in range(operations[j].n_tasks):
+            for task in range(tasks_of(operations + j)):
                 operations[j].do_task(operations[j].args, task, work)
 
 

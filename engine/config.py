@@ -16,6 +16,7 @@ from lariat.checks import check_choice, check_real, check_switch, check_type, ch
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
 ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
+EXPERT_GATINGS = ("softmax", "sigmoid", "softmax of the chosen")
 MAX_CTX = 1 << 27  # positions of a context
 _MAX_SEED = (1 << 64) - 1
 _MAX_BIAS = 1e38  # far from the largest float32, so that a logit can be added
@@ -125,6 +126,29 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
+class ExpertConfig:
+    """The mixture of experts of each layer, and how a token's experts are chosen and weighted.
+
+    gating      what the router's logits become: "softmax" over all experts, "sigmoid" of each, or
+                "softmax of the chosen" ones
+    normalized  whether the weights of a token's experts are divided by their sum
+    scale       factor of the weights
+    n_ff_shared  width of the feed-forward that all tokens share; 0: there is none
+    """
+
+    n_experts: int
+    n_used: int  # by a token
+    n_ff: int  # width of an expert's feed-forward
+    gating: str = "softmax"
+    normalized: bool = True
+    scale: float = 1.0
+    n_ff_shared: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("expert gating", self.gating, EXPERT_GATINGS)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape and constants of a model. Its architecture reads them from the metadata of its file."""
 
@@ -145,6 +169,7 @@ class ModelConfig:
     layers: tuple[LayerConfig, ...] = ()  # one a layer; empty: all have `rope` and no window
     attention_scale: float | None = None  # scores are multiplied by it; None: 1 / sqrt(head_dim_k)
     attention_soft_cap: float = 0.0  # scores s become cap * tanh(s / cap); 0: no cap
+    experts: ExpertConfig | None = None  # None: each layer has one feed-forward for all tokens
 
     def __post_init__(self) -> None:
         if not self.layers:

@@ -1,4 +1,5 @@
-"""The judge: LLaMA, Qwen 2 and Qwen 3 in NumPy and float64, written to be read, not to be fast.
+"""The judge: LLaMA, Qwen 2 and Qwen 3, with experts too, in NumPy and float64, written to be read,
+not to be fast.
 
 It shares no code with the engine: files are read and dequantized by the `gguf` package. Papers:
 LLaMA (arXiv 2302.13971), Qwen 2 (2407.10671) and 3 (2505.09388), RoPE (2104.09864), grouped-query
@@ -134,9 +135,7 @@ class Reference:
             cached.append(of_ids)
             x = x + out
             h = self._norm(x, block + "ffn_norm")
-            gate = self._linear(h, block + "ffn_gate")
-            up = self._linear(h, block + "ffn_up")
-            x = x + self._linear(silu(gate) * up, block + "ffn_down")
+            x = x + self._feed_forward(h, block)
         x = self._norm(x, "output_norm")
         tied = "output.weight" not in self.weights
         return self._linear(x, "token_embd" if tied else "output"), cached
@@ -155,7 +154,7 @@ class Reference:
         q = self._linear(h, block + "attn_q").reshape(n, self.n_heads, self.head_dim)
         k = self._linear(h, block + "attn_k").reshape(n, self.n_kv_heads, self.head_dim)
         v = self._linear(h, block + "attn_v").reshape(n, self.n_kv_heads, self.head_dim_v)
-        if self.arch == "qwen3":
+        if self.arch in ("qwen3", "qwen3moe"):
             q, k = self._norm(q, block + "attn_q_norm"), self._norm(k, block + "attn_k_norm")
         of_ids = k, v
         where_k = where
@@ -197,12 +196,50 @@ class Reference:
         for head in range(self.n_heads):
             out[head] = q[:, head] @ k[:, head // group].T / np.sqrt(self.head_dim)
 
-    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        """x [n, n_cols] @ W.T + b -> [n, n_rows]."""
+    def _feed_forward(self, h: np.ndarray, block: str) -> np.ndarray:
+        """h [n, dim] -> [n, dim]"""
+        if block + "ffn_gate_inp.weight" in self.weights:
+            return self._mixture(h, block)
+        gate, up = self._linear(h, block + "ffn_gate"), self._linear(h, block + "ffn_up")
+        return self._linear(silu(gate) * up, block + "ffn_down")
+
+    def _mixture(self, h: np.ndarray, block: str) -> np.ndarray:
+        """Mixtral's feed-forward (arXiv 2401.04088), token by token, h [n, dim] -> [n, dim]."""
+        logits = self._linear(h, block + "ffn_gate_inp")  # [n, n_experts]
+        chosen = np.argsort(-logits, axis=1, kind="stable")[:, : self._get("expert_used_count")]
+        gating = self._get("expert_gating_func", 1)
+        if gating == 3:  # a softmax of the chosen ones
+            weights = softmax(np.take_along_axis(logits, chosen, axis=1))
+        else:
+            every = softmax(logits) if gating == 1 else 1 / (1 + np.exp(-logits))
+            weights = np.take_along_axis(every, chosen, axis=1)
+        if self._get("expert_weights_norm", self.arch != "qwen2moe"):
+            weights = weights / weights.sum(axis=1, keepdims=True)
+        weights = weights * self._get("expert_weights_scale", 1.0)
+        out = np.zeros_like(h)
+        for token, of_token in enumerate(chosen):
+            for expert, weight in zip(of_token, weights[token], strict=True):
+                x = h[token : token + 1]
+                gate = self._linear(x, block + "ffn_gate_exps", expert)
+                up = self._linear(x, block + "ffn_up_exps", expert)
+                y = self._linear(silu(gate) * up, block + "ffn_down_exps", expert)
+                out[token] += weight * y[0]
+        if block + "ffn_gate_inp_shexp.weight" in self.weights:  # Qwen 2: one for all tokens
+            share = h @ self.weights[block + "ffn_gate_inp_shexp.weight"].reshape(-1)
+            gate = self._linear(h, block + "ffn_gate_shexp")
+            up = self._linear(h, block + "ffn_up_shexp")
+            y = self._linear(silu(gate) * up, block + "ffn_down_shexp")
+            out += y / (1 + np.exp(-share[:, None]))
+        return out
+
+    def _linear(self, x: np.ndarray, name: str, expert: int | None = None) -> np.ndarray:
+        """x [n, n_cols] @ W.T + b -> [n, n_rows]; with an expert, W and b are its own."""
         if name + ".weight" in self.rounded:
             x = round_q8(x, self._short_scale)
-        y = x @ self.weights[name + ".weight"].T
-        bias = self.weights.get(name + ".bias")
+        weight, bias = self.weights[name + ".weight"], self.weights.get(name + ".bias")
+        if expert is not None:
+            weight, bias = weight[expert], None if bias is None else bias[expert]
+        y = x @ weight.T
         return y if bias is None else y + bias
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:

@@ -17,10 +17,12 @@ from lariat import (
     _attention,
     _attention_plan,
     _cache,
+    _experts,
     _kernels,
     _lock,
     _program,
     _quantize,
+    _routing,
     _rows,
     _strings,
 )
@@ -28,15 +30,8 @@ from lariat import (
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "engine"
 COMPILED = (
-    _attention,
-    _attention_plan,
-    _cache,
-    _kernels,
-    _lock,
-    _program,
-    _quantize,
-    _rows,
-    _strings,
+    *(_attention, _attention_plan, _cache, _experts, _kernels, _lock, _program, _quantize),
+    *(_routing, _rows, _strings),
 )
 
 # From the ground up. A folder, or a module that stands in none, imports from rows before its own
@@ -44,8 +39,8 @@ COMPILED = (
 LEVELS = (
     ("_lock", "_program", "_quantize", "_strings", "demo", "errors", "os_memory"),
     ("_kernels", "checks"),
-    ("_cache", "_machine", "_rows"),
-    ("_attention_plan", "config"),
+    ("_cache", "_machine", "_routing", "_rows"),
+    ("_attention_plan", "_experts", "config"),
     ("_attention",),
     ("formats",),
     ("tokenizers", "cache", "hub"),

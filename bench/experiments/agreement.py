@@ -54,14 +54,17 @@ def main(argv: list[str] | None = None) -> int:
 def _random_models(folder: Path) -> Iterator[tuple[str, str]]:
     from tests.support.model_files import write_llama
 
-    for arch in ARCHITECTURES:
+    for model in (*ARCHITECTURES, "llama with experts"):
+        arch = model.partition(" ")[0]
         for name in _TYPES:
             # Qwen 3 has heads whose length is not dim / n_heads; small Qwens have a tied output.
-            shape = {"head_dim": 64} if arch == "qwen3" else {}
-            tied = arch != "llama"
+            shape = {"head_dim": 64} if arch.startswith("qwen3") else {}
+            if arch.endswith("moe") or "experts" in model:
+                shape |= {"n_experts": 16, "n_used": 4}
+            tied = arch in ("qwen2", "qwen3", "qwen3moe")
             path = folder / "random.gguf"
             write_llama(path, arch=arch, weight_type=name, tied=tied, **_SHAPE, **shape)
-            yield f"{arch} {name}", str(path)
+            yield f"{model} {name}", str(path)
 
 
 def _compare(path: str, n: int, python: str, folder: Path) -> str:

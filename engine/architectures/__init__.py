@@ -1,6 +1,7 @@
 """The model families that run: one file each, registered below, and their shared mechanics.
 
-llama, qwen2, qwen3  tensor names, config keys, RoPE, windows, the forward pass as one page
+llama, mixtral, qwen2, qwen2moe, qwen3, qwen3moe
+                     tensor names, config keys, RoPE, windows, the forward pass as one page
 architecture         the three functions that such a file consists of
 metadata             checked reading of a file's keys
 weights              checked reading of tensors; interleaving of matrices
@@ -11,11 +12,13 @@ model                runs the recorded forward pass for each batch
 
 from __future__ import annotations
 
-from lariat.architectures import llama, qwen2, qwen3
+from lariat.architectures import mixtral, qwen2, qwen2moe, qwen3, qwen3moe
 from lariat.architectures.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {  # by `general.architecture`
-    "llama": llama.ARCHITECTURE,
+    "llama": mixtral.ARCHITECTURE,
     "qwen2": qwen2.ARCHITECTURE,
+    "qwen2moe": qwen2moe.ARCHITECTURE,
     "qwen3": qwen3.ARCHITECTURE,
+    "qwen3moe": qwen3moe.ARCHITECTURE,
 }

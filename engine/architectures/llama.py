@@ -15,12 +15,13 @@ from lariat.architectures.architecture import Architecture
 from lariat.architectures.metadata import MAX_DIM, MAX_LAYERS, Metadata
 from lariat.architectures.recorder import Recorder
 from lariat.architectures.weights import Linear, TensorReader, Weights, read_around, split_halves
-from lariat.config import MAX_CTX, LayerConfig, ModelConfig
+from lariat.config import MAX_CTX, ExpertConfig, LayerConfig, ModelConfig
 
 
-def read_config(m: Metadata) -> ModelConfig:
-    """Every layer has the same RoPE table and no window."""
-    m.refuse_experts()
+def read_config(m: Metadata, experts: ExpertConfig | None = None) -> ModelConfig:
+    """Every layer has the same RoPE table and no window. A family may add `experts`."""
+    if experts is None:
+        m.refuse_experts()
     m.refuse_not_causal()
     dim = m.whole("embedding_length", MAX_DIM)
     heads = m.heads(dim)
@@ -33,19 +34,21 @@ def read_config(m: Metadata) -> ModelConfig:
         dim=dim,
         n_layers=n_layers,
         **heads._asdict(),
-        n_ff=m.whole("feed_forward_length", MAX_DIM),
+        n_ff=m.whole("feed_forward_length", MAX_DIM, experts.n_ff if experts else None),
         norm_eps=m.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         rope_dim=m.rope_dim(heads.head_dim_k),
         rope=rope,
         rope_attn_factor=m.real("rope.scaling.attn_factor", 1e-3, 1e3, 1.0),
         architecture=m.architecture,
         layers=(LayerConfig(rope),) * n_layers,
+        experts=experts,
     )
 
 
 @dataclass(frozen=True)
-class Layer:
-    """The weights of one layer. Norms are float32; each matrix may have a bias."""
+class Attention:
+    """The weights of a layer up to its feed-forward. Norms are float32; each matrix may have a
+    bias."""
 
     attn_norm: np.ndarray  # [dim]
     q: Linear  # [n_heads * head_dim_k, dim], halves of each head split
@@ -53,13 +56,19 @@ class Layer:
     v: Linear  # [n_kv_heads * head_dim_v, dim]
     attn_output: Linear  # [dim, n_heads * head_dim_v]
     ffn_norm: np.ndarray  # [dim]
+
+
+@dataclass(frozen=True)
+class Layer(Attention):
+    """The weights of one layer."""
+
     ffn_gate: Linear  # [n_ff, dim]
     ffn_up: Linear  # [n_ff, dim]
     ffn_down: Linear  # [dim, n_ff]
 
 
-def read_layer(t: TensorReader, c: ModelConfig, i: int, neox: bool = False) -> Layer:
-    """Layer `i`. RoPE rotates dims 2j and 2j + 1 of a head as a pair, with `neox` j and
+def read_attention(t: TensorReader, c: ModelConfig, i: int, neox: bool = False) -> Attention:
+    """Of layer `i`. RoPE rotates dims 2j and 2j + 1 of a head as a pair, with `neox` j and
     j + rope_dim / 2."""
     n_q, n_k, n_v = (
         c.n_heads * c.head_dim_k, c.n_kv_heads * c.head_dim_k, c.n_kv_heads * c.head_dim_v
@@ -67,13 +76,21 @@ def read_layer(t: TensorReader, c: ModelConfig, i: int, neox: bool = False) -> L
     q_order = partial(split_halves, c.n_heads, c.head_dim_k, c.rope_dim, neox)
     k_order = partial(split_halves, c.n_kv_heads, c.head_dim_k, c.rope_dim, neox)
     block = f"blk.{i}."
-    return Layer(
+    return Attention(
         attn_norm=t.vector(block + "attn_norm.weight", c.dim),
         q=t.linear(block + "attn_q", (n_q, c.dim), q_order),
         k=t.linear(block + "attn_k", (n_k, c.dim), k_order),
         v=t.linear(block + "attn_v", (n_v, c.dim)),
         attn_output=t.linear(block + "attn_output", (c.dim, c.n_heads * c.head_dim_v)),
         ffn_norm=t.vector(block + "ffn_norm.weight", c.dim),
+    )
+
+
+def read_layer(t: TensorReader, c: ModelConfig, i: int, neox: bool = False) -> Layer:
+    """Layer `i`, with the pairs of RoPE that `read_attention` explains."""
+    block = f"blk.{i}."
+    return Layer(
+        **vars(read_attention(t, c, i, neox)),
         ffn_gate=t.linear(block + "ffn_gate", (c.n_ff, c.dim)),
         ffn_up=t.linear(block + "ffn_up", (c.n_ff, c.dim)),
         ffn_down=t.linear(block + "ffn_down", (c.dim, c.n_ff)),

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import NamedTuple
 
-from lariat.config import MAX_CTX, RopeConfig
+from lariat.config import EXPERT_GATINGS, MAX_CTX, ExpertConfig, RopeConfig
 from lariat.errors import GGUFError, ModelError, quote
 from lariat.formats.gguf import GGUFFile
 
 # Bounds of a sane file. They keep later arithmetic and allocations small.
 MAX_LAYERS = 512
 MAX_DIM = 1 << 17  # of the model and of all heads; buffers for 512 tokens take 268 MB each
+MAX_EXPERTS = 4096
 _MAX_HEADS = 4096
 _MAX_HEAD_DIM = 4096
 
@@ -45,10 +46,52 @@ class Metadata:
         """A finite number; without `default` it must be there."""
         return self._gguf.get_float(self._full(key), default, minimum=minimum, maximum=maximum)
 
+    def has_experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return self.whole("expert_count", MAX_EXPERTS, 0, 0) > 0
+
+    def switch(self, key: str, default: bool) -> bool:
+        """Yes or no."""
+        return self._gguf.get_bool(self._full(key), default=default)
+
     def refuse_experts(self) -> None:
-        """ModelError for a mixture of experts."""
-        if self.whole("expert_count", 1 << 16, 0, 0) > 0:
-            raise ModelError(f"{self._gguf.path}: mixture-of-experts models are not supported")
+        """ModelError for a mixture of experts, for a family that has none."""
+        if self.has_experts():
+            raise ModelError(
+                f"{self._gguf.path}: mixtures of experts are not supported in "
+                f"{quote(self.architecture)} models"
+            )
+
+    def experts(
+        self,
+        *,
+        divided: bool = False,
+        gating: str = "softmax",
+        normalized: bool = True,
+        n_ff_shared: int = 0,
+    ) -> ExpertConfig:
+        """The mixture of experts. The arguments are for what the file does not say; an expert is
+        then as wide as `feed_forward_length`, or that `divided` by the experts of a token."""
+        n_experts = self.whole("expert_count", MAX_EXPERTS)
+        n_used = self.whole("expert_used_count", n_experts)
+        number = self.whole("expert_gating_func", 1 << 16, 0, 0)  # 0: not said
+        if number > len(EXPERT_GATINGS):
+            raise ModelError(
+                f"{self._gguf.path}: expert gating function {number} is not supported, only "
+                f"1 ({EXPERT_GATINGS[0]}), 2 ({EXPERT_GATINGS[1]}) and 3 ({EXPERT_GATINGS[2]}) are"
+            )
+        if self.whole("expert_group_count", MAX_EXPERTS, 1, 0) > 1:
+            raise ModelError(f"{self._gguf.path}: groups of experts are not supported")
+        n_ff = self.whole("feed_forward_length", MAX_DIM, 0, 0) // (n_used if divided else 1)
+        return ExpertConfig(
+            n_experts=n_experts,
+            n_used=n_used,
+            n_ff=self.whole("expert_feed_forward_length", MAX_DIM, n_ff or None),
+            gating=EXPERT_GATINGS[number - 1] if number else gating,
+            normalized=self.switch("expert_weights_norm", normalized),
+            scale=self.real("expert_weights_scale", 0.0, 1e6, 1.0) or 1.0,  # 0: none
+            n_ff_shared=n_ff_shared,
+        )
 
     def refuse_not_causal(self) -> None:
         """ModelError for a model whose tokens see those behind them."""

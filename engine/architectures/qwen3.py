@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from lariat.architectures import llama
@@ -25,14 +26,18 @@ class Layer(llama.Layer):
     k_norm: np.ndarray  # float32 [head_dim_k], halves split
 
 
+def read_head_norms(t: TensorReader, c: ModelConfig, i: int) -> dict[str, Any]:
+    """`q_norm` and `k_norm` of layer `i`."""
+    order = partial(split_halves, 1, c.head_dim_k, c.rope_dim, neox=True)
+    return {
+        name: t.vector(f"blk.{i}.attn_{name}.weight", c.head_dim_k, order)
+        for name in ("q_norm", "k_norm")
+    }
+
+
 def read_layer(t: TensorReader, c: ModelConfig, i: int) -> Layer:
     """Layer `i`."""
-    order = partial(split_halves, 1, c.head_dim_k, c.rope_dim, neox=True)
-    return Layer(
-        **vars(llama.read_layer(t, c, i, neox=True)),
-        q_norm=t.vector(f"blk.{i}.attn_q_norm.weight", c.head_dim_k, order),
-        k_norm=t.vector(f"blk.{i}.attn_k_norm.weight", c.head_dim_k, order),
-    )
+    return Layer(**vars(llama.read_layer(t, c, i, neox=True)), **read_head_norms(t, c, i))
 
 
 def read_weights(t: TensorReader, c: ModelConfig) -> Weights[Layer]:

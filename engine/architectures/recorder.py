@@ -10,13 +10,17 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
+from lariat._experts import down as times_down
+from lariat._experts import gate_up
 from lariat._kernels import Activations, add_bias, matmul, quantize, rms_norm, select_rows, silu_mul
 from lariat._program import Operation, Program
-from lariat.architectures.weights import Linear
+from lariat._routing import Routing, add_gated, combine, gather, route
+from lariat.architectures.weights import ExpertLinear, Linear
 from lariat.cache.kv_cache import KVCache
 from lariat.config import ModelConfig
 
 _Layer = TypeVar("_Layer")
+Readers = tuple[Linear | ExpertLinear, ...]  # matrices that will multiply a result
 
 
 class Buffers:
@@ -33,12 +37,32 @@ class Buffers:
         self.positions, self.slots, self.logit_rows = np.zeros((3, n_tokens), np.int32)
         self._n_tokens = n_tokens
         self._arrays: dict[tuple[str, int], np.ndarray] = {}
+        self._rows_q8: dict[tuple[str, int], Activations] = {}
+        self._routings: dict[tuple[int, int], Routing] = {}
 
     def rows(self, name: str, n: int, width: int) -> np.ndarray:
         """The first `n` rows of the buffer `name`, float32 [n, width]."""
         if (name, width) not in self._arrays:
             self._arrays[name, width] = np.zeros((self._n_tokens, width), np.float32)
         return self._arrays[name, width][:n]
+
+    def routing(self, n_experts: int, n_used: int) -> Routing:
+        """Where the tokens of the largest batch go; one for all layers."""
+        if (n_experts, n_used) not in self._routings:
+            self._routings[n_experts, n_used] = Routing(self._n_tokens, n_experts, n_used)
+        return self._routings[n_experts, n_used]
+
+    def expert_rows(
+        self, name: str, n: int, n_used: int, width: int, readers: Readers
+    ) -> tuple[np.ndarray, Activations | None]:
+        """Rows of n tokens for `n_used` experts each, float32 [n * n_used, width], and where to
+        quantize them, if one of `readers` wants that."""
+        x = self.rows(name, n, n_used * width).reshape(n * n_used, width)
+        if not any(w.weight.quantized for w in readers):
+            return x, None
+        if (name, width) not in self._rows_q8:
+            self._rows_q8[name, width] = Activations(self._n_tokens * n_used, width)
+        return x, self._rows_q8[name, width]
 
 
 class Recorder:
@@ -73,7 +97,7 @@ class Recorder:
             yield i, layer
             self.layer_ends.append(self._program.n_phases)
 
-    def norm(self, x: np.ndarray, weight: np.ndarray, *, readers: tuple[Linear, ...]) -> np.ndarray:
+    def norm(self, x: np.ndarray, weight: np.ndarray, *, readers: Readers) -> np.ndarray:
         """RMSNorm (arXiv 1910.07467) of each row of x [n, width], in another buffer."""
         h = self._buffers.rows("h", *x.shape)
         self._then(rms_norm(x, weight, self._config.norm_eps, h, self._q8_for(readers)))
@@ -151,6 +175,56 @@ class Recorder:
         self._then(silu_mul(gate, up, self._q8_for(readers)))
         return gate
 
+    def route(self, h: np.ndarray, router: Linear) -> Routing:
+        """The experts of each token of h [n, dim], by the logits router(h), and their weights, as
+        `ModelConfig.experts` says."""
+        c = self._config.experts
+        assert c is not None
+        (logits,) = self.linear(h, router=router)
+        routing = self._buffers.routing(c.n_experts, c.n_used)
+        for operation in route(logits, routing, c.gating, c.normalized, c.scale):
+            self._then(operation)
+        return routing
+
+    def add_experts(
+        self,
+        x: np.ndarray,
+        h: np.ndarray,
+        routing: Routing,
+        *,
+        gate: ExpertLinear,
+        up: ExpertLinear,
+        down: ExpertLinear,
+        alpha: float = 0.0,
+        limit: float = 0.0,
+    ) -> None:
+        """x += the weighted sum of down_e(silu(gate_e(h)) * up_e(h)) over each token's experts e.
+
+        x and h are [n, dim]; `norm` has quantized h if gate and up are among its readers. With a
+        limit, SwiGLU is clamped, as `gate_up` says.
+        """
+        b, n, n_used = self._buffers, len(h), routing.n_used
+        rows, rows_q8 = h, b.q8
+        if n > 1:  # the experts of a single token read the same column
+            rows, q8 = b.expert_rows("expert_in", n, n_used, h.shape[1], (gate, up))
+            rows_q8 = q8 or b.q8
+            is_read = not (gate.weight.quantized and up.weight.quantized)
+            self._then(gather(routing, h, rows if is_read else None, q8))
+        width = gate.weight.n_rows
+        hidden, hidden_q8 = b.expert_rows("expert_hidden", n, n_used, width, (down,))
+        out, _ = b.expert_rows("expert_out", n, n_used, h.shape[1], ())
+        weights, biases = (gate.weight, up.weight), (gate.bias, up.bias)
+        self._then(
+            gate_up(routing, *weights, rows, rows_q8, hidden, hidden_q8, *biases, alpha, limit)
+        )
+        self._then(times_down(routing, down.weight, hidden, hidden_q8 or b.q8, out, down.bias))
+        self._then(combine(routing, out, x))
+
+    def add_gated(self, x: np.ndarray, h: np.ndarray, gate: np.ndarray, y: np.ndarray) -> None:
+        """x += y times the logistic function of gate h, for x and y [n, dim], h [n, n_in] and gate
+        [n_in]."""
+        self._then(add_gated(h, gate, y, x))
+
     def logits(self, w: Linear, x: np.ndarray) -> None:
         """The logits are w(x), for x [n_rows, dim]."""
         if not self._ended:
@@ -166,7 +240,7 @@ class Recorder:
         if biases:
             self._then(*biases)
 
-    def _q8_for(self, readers: tuple[Linear, ...]) -> Activations | None:
+    def _q8_for(self, readers: Readers) -> Activations | None:
         """The buffer to quantize into, if one of these matrices reads it."""
         return self._buffers.q8 if any(w.weight.quantized for w in readers) else None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from lariat import _kernels
+from lariat import _experts, _kernels
 from lariat.config import ModelConfig
 from lariat.errors import GGUFError, ModelError, quote
 from lariat.formats import block_formats
@@ -26,6 +26,14 @@ class Linear:
 
     weight: _kernels.Matrix  # [n_out, n_in]
     bias: np.ndarray | None  # float32 [n_out]
+
+
+@dataclass(frozen=True)
+class ExpertLinear:
+    """y = W_e x + b_e, for each expert e"""
+
+    weight: _experts.ExpertMatrix  # [n_experts, n_out, n_in]
+    bias: np.ndarray | None  # float32 [n_experts, n_out]
 
 
 class Embedding:
@@ -54,10 +62,17 @@ class Weights(Generic[_Layer]):
     rope_factors: np.ndarray | None  # float64 [rope_dim / 2]
 
     def matrices(self) -> Iterator[_kernels.Matrix]:
-        """The matrices of all layers."""
+        """The matrices of all layers that every token is multiplied with."""
         for layer in self.layers:
             for value in vars(layer).values():
                 if isinstance(value, Linear):
+                    yield value.weight
+
+    def expert_matrices(self) -> Iterator[_experts.ExpertMatrix]:
+        """The experts' matrices of all layers."""
+        for layer in self.layers:
+            for value in vars(layer).values():
+                if isinstance(value, ExpertLinear):
                     yield value.weight
 
 
@@ -81,8 +96,18 @@ class TensorReader(ABC):
         """Tensor `name` [n_rows, n_cols], interleaved with its rows in `order`."""
 
     @abstractmethod
+    def expert_matrix(self, names: list[str], shape: tuple[int, int, int]) -> Any:
+        """Tensors `names`, together [n_experts, n_rows, n_cols], interleaved: one for all experts,
+        or one for each."""
+
+    @abstractmethod
+    def array(self, name: str, shape: tuple[int, ...]) -> Any:
+        """Tensor `name`, float32 [shape]."""
+
     def vector(self, name: str, length: int, order: Order = None) -> Any:
         """Tensor `name`, float32 [length] in `order`."""
+        values = self.array(name, (length,))
+        return values if order is None or values is None else values[order()]
 
     @abstractmethod
     def embedding(self, name: str, shape: tuple[int, int]) -> Any:
@@ -98,6 +123,17 @@ class TensorReader(ABC):
         if self.has(f"{name}.bias"):
             bias = self.vector(f"{name}.bias", shape[0], order)
         return Linear(self.matrix(f"{name}.weight", shape, order), bias)
+
+    def experts(self, name: str, shape: tuple[int, int, int]) -> ExpertLinear:
+        """`name`_exps.weight [n_experts, n_out, n_in] and, where the file has it, `name`_exps.bias
+        [n_experts, n_out]. Files of 2023 have `name`.0.weight and so on instead."""
+        n_experts = shape[0]
+        names, bias = [f"{name}_exps.weight"], None
+        if not self.has(names[0]) and self.has(f"{name}.0.weight"):
+            names = [f"{name}.{i}.weight" for i in range(n_experts)]
+        if self.has(f"{name}_exps.bias"):
+            bias = self.array(f"{name}_exps.bias", shape[:2])
+        return ExpertLinear(self.expert_matrix(names, shape), bias)
 
     def factors(self, name: str, length: int) -> np.ndarray | None:
         """Tensor `name`, float64 [length], whose values must be above 0."""
@@ -123,8 +159,8 @@ class TensorReader(ABC):
         self._unread.pop(name, None)
         if info is None:
             raise GGUFError(f"{self.gguf.path}: tensor {quote(name)} is missing")
-        # A vector may have a second dim of 1; ggml knows no difference.
-        if info.shape not in (shape, (1, *shape)):
+        # Dims of 1 before the others mean nothing: of a vector, or of the only expert.
+        if _without_ones(info.shape) != _without_ones(shape):
             raise GGUFError(
                 f"{self.gguf.path}: tensor {quote(name)} has shape {list(info.shape)}, "
                 f"expected {list(shape)}"
@@ -145,9 +181,19 @@ class TensorChecker(TensorReader):
         """Check tensor `name`."""
         self._checked(name, shape)
 
-    def vector(self, name: str, length: int, order: Order = None) -> None:
+    def expert_matrix(self, names: list[str], shape: tuple[int, int, int]) -> None:
+        """Check tensors `names`."""
+        of_one = shape if len(names) == 1 else shape[1:]
+        types = {self._checked(name, of_one).type.name for name in names}
+        if len(types) > 1:
+            raise ModelError(
+                f"{self.gguf.path}: tensor {quote(names[0])} and those of the other experts are of "
+                f"different types: {', '.join(sorted(types))}"
+            )
+
+    def array(self, name: str, shape: tuple[int, ...]) -> None:
         """Check tensor `name`."""
-        self._checked(name, (length,))
+        self._checked(name, shape)
 
     def embedding(self, name: str, shape: tuple[int, int]) -> None:
         """Check tensor `name`."""
@@ -167,8 +213,7 @@ class TensorLoader(TensorReader):
         self._n_bytes = max(1, sum(info.n_bytes for info in gguf.tensors.values()))
         self._n_done = 0
         matrices = [t for t in gguf.tensors.values() if _is_matrix(t)]
-        n_packed = sum(_kernels.packed_bytes(t.type.name, *t.shape) for t in matrices)
-        self._arena = Arena(n_packed, len(matrices))
+        self._arena = Arena(sum(map(_packed_bytes, matrices)), len(matrices))
 
     def matrix(self, name: str, shape: tuple[int, int], order: Order = None) -> _kernels.Matrix:
         """Interleave tensor `name`."""
@@ -181,12 +226,30 @@ class TensorLoader(TensorReader):
         self._finished(name)
         return matrix
 
-    def vector(self, name: str, length: int, order: Order = None) -> np.ndarray:
+    def expert_matrix(self, names: list[str], shape: tuple[int, int, int]) -> _experts.ExpertMatrix:
+        """Interleave tensors `names`."""
+        n_experts, n_rows, n_cols = shape
+        of_one = shape if len(names) == 1 else shape[1:]
+        infos = [self._checked(name, of_one) for name in names]
+        type_name = infos[0].type.name
+        n_bytes = n_experts * _experts.expert_bytes(type_name, n_rows, n_cols)
+        if len(names) == 1:
+            data = self.gguf.data(names[0])
+            rows = [data[i * n_rows : (i + 1) * n_rows] for i in range(n_experts)]
+        else:
+            rows = [self.gguf.data(name) for name in names]
+        packed = self._arena.take(n_bytes)
+        matrix = _experts.ExpertMatrix(rows, type_name, n_cols, packed, self._n_threads)
+        for name in names:
+            self._finished(name)
+        return matrix
+
+    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Read tensor `name`."""
-        info = self._checked(name, (length,))
-        values = block_formats.dequantize(self.gguf.data(name), info.type).reshape(length)
+        info = self._checked(name, shape)
+        values = block_formats.dequantize(self.gguf.data(name), info.type).reshape(shape)
         self._finished(name)
-        return np.ascontiguousarray(values if order is None else values[order()], np.float32)
+        return np.ascontiguousarray(values, np.float32)
 
     def embedding(self, name: str, shape: tuple[int, int]) -> Embedding:
         """Leave tensor `name` in the file."""
@@ -201,7 +264,20 @@ class TensorLoader(TensorReader):
 
 
 def _is_matrix(info: TensorInfo) -> bool:
-    return len(info.shape) == 2 and info.type in block_formats.SUPPORTED
+    return len(info.shape) in (2, 3) and info.type in block_formats.SUPPORTED
+
+
+def _packed_bytes(info: TensorInfo) -> int:
+    """Bytes of a matrix, interleaved, or of the matrices of all experts."""
+    if len(info.shape) == 2:
+        return _kernels.packed_bytes(info.type.name, *info.shape)
+    return info.shape[0] * _experts.expert_bytes(info.type.name, *info.shape[1:])
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def read_around(t: TensorReader, c: ModelConfig, layers: tuple[_Layer, ...]) -> Weights[_Layer]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import console, model_file
 from lariat.cli.usage import Flag, add_flags, checked
-from lariat.config import CACHE_TYPES, EngineConfig, ModelConfig
+from lariat.config import CACHE_TYPES, EngineConfig, ExpertConfig, ModelConfig
 
 if TYPE_CHECKING:
+    from lariat.formats.gguf import GGUFFile
     from lariat.tools.inspection import Inspection
 
 _FLAGS = (
     Flag(("-c", "--ctx-size"), "n_ctx", int, "N", "context whose memory is counted; 0: as trained"),
 )
+_EXPERTS = re.compile(r"_exps\.|\.ffn_(gate|up|down)\.\d+\.")  # in a tensor's name
 _MAX_TEXT = 64  # characters shown of a string
 _MAX_ITEMS = 6  # elements shown of an array
 
@@ -138,12 +141,30 @@ def _memory(found: Inspection, model: ModelConfig, n_ctx: int) -> Iterator[str]:
     yield f"memory for a context of {n_ctx} (the model was trained for {model.n_ctx_train})"
     weights = sum(one.n_bytes for one in found.types())
     yield f"  weights                  {_size(weights)}"
+    if model.experts is not None:
+        n_used, n_experts = model.experts.n_used, model.experts.n_experts
+        yield f"  read for a token         {_size(_bytes_of_a_token(found.gguf, model.experts))}"
+        yield f"  experts of a token       {n_used} of {n_experts} in each layer"
     for name in CACHE_TYPES:
         try:
             n_bytes = cache_bytes(model, n_ctx, name, name)
         except ValueError:  # the model's heads do not divide by 32
             continue
         yield f"  cache -ctk {name:5} -ctv {name:5}  {_size(n_bytes)}"
+
+
+def _bytes_of_a_token(gguf: GGUFFile, experts: ExpertConfig) -> int:
+    """Of the weights, without the experts that are not chosen, and but a row of the embedding."""
+    tied = "output.weight" not in gguf.tensors
+    n_bytes = 0
+    for name, tensor in gguf.tensors.items():
+        if name == "token_embd.weight" and not tied:
+            n_bytes += tensor.row_bytes
+        elif _EXPERTS.search(name):
+            n_bytes += tensor.n_bytes * experts.n_used // experts.n_experts
+        else:
+            n_bytes += tensor.n_bytes
+    return n_bytes
 
 
 def _size(n_bytes: int) -> str:

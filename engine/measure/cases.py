@@ -254,31 +254,47 @@ class Cost:
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         inner, output = list(weights.matrices()), weights.output.weight
         self._config = config
+        experts = list(weights.expert_matrices())
+        n_used = config.experts.n_used if config.experts else 0
         # The embedding is left out: a token reads one row of it.
-        self.weight_bytes = sum(
+        self._weight_bytes = sum(
             _kernels.packed_bytes(m.type_name, m.n_rows, m.n_cols) for m in [*inner, output]
         )
-        self._inner_macs = sum(m.n_rows * m.n_cols for m in inner)
+        self._expert_bytes = sum(  # of one expert in each layer
+            _kernels.packed_bytes(m.type_name, m.n_rows, m.n_cols) for m in experts
+        )
         self._output_macs = output.n_rows * output.n_cols
-        self._int8_macs = sum(m.n_rows * m.n_cols for m in inner if m.quantized)
+        macs = [(m.n_rows * m.n_cols, m.quantized) for m in inner]
+        macs += [(n_used * m.n_rows * m.n_cols, m.quantized) for m in experts]
+        self._inner_macs = sum(n for n, _ in macs)
+        self._int8_macs = sum(n for n, quantized in macs if quantized)
+
+    def pass_bytes(self, n_tokens: int) -> float:
+        """Bytes of the weights that a forward pass of so many tokens reads: of experts, those that
+        tokens go to, on average if they go to all alike."""
+        c, n_read = self._config.experts, 0.0
+        if c is not None:
+            n_read = c.n_experts * (1 - (1 - c.n_used / c.n_experts) ** n_tokens)
+        return self._weight_bytes + n_read * self._expert_bytes
 
     def bytes_per_token(self, case: Case) -> float:
         """Bytes that a token must read from memory, on average over the case.
 
-        Each forward pass reads all matrices but the embedding, and the keys and values that its
-        tokens attend to.
+        Each forward pass reads all matrices but the embedding (of experts, those that are chosen),
+        and the keys and values that its tokens attend to.
         """
         c = self._config
         position = cache_bytes(c, SLOTS, case.type_k, case.type_v) / SLOTS
-        n_passes, n_attended = 0, 0.0
-        for ends in _passes([case.n_prompt] * case.n_sequences, case):
-            n_passes += 1
-            n_attended += sum(case.n_depth + end for end in ends)
+        n_bytes, n_attended = 0.0, 0.0
+        for parts in _passes([case.n_prompt] * case.n_sequences, case):
+            n_bytes += self.pass_bytes(sum(n for n, _ in parts))
+            n_attended += sum(case.n_depth + end for _, end in parts)
         first = case.n_depth + case.n_prompt
-        n_passes_a_token = len(_passes([1] * case.n_sequences, case)) if case.n_gen else 0
-        n_passes += n_passes_a_token * case.n_gen
+        if case.n_gen:
+            for parts in _passes([1] * case.n_sequences, case):
+                n_bytes += case.n_gen * self.pass_bytes(len(parts))
         n_attended += case.n_sequences * case.n_gen * (first + (case.n_gen + 1) / 2)
-        return (n_passes * self.weight_bytes + n_attended * position) / max(case.n_tokens, 1)
+        return (n_bytes + n_attended * position) / max(case.n_tokens, 1)
 
     def macs_per_token(self, case: Case) -> float | None:
         """Products with weights for a token of a prompt; None where most weights are floats.
@@ -290,13 +306,13 @@ class Cost:
         return self._inner_macs + self._output_macs / case.n_prompt
 
 
-def _passes(lengths: list[int], case: Case) -> list[list[int]]:
+def _passes(lengths: list[int], case: Case) -> list[list[tuple[int, int]]]:
     """Cut sequences of tokens into forward passes, as a benchmark does.
 
-    Returns the ends of the parts of each pass, counted from the start of their sequence.
+    Returns the parts of each pass: how many tokens, and where they end in their sequence.
     """
     n_left_of_batch = n_left_of_pass = 0
-    passes: list[list[int]] = []
+    passes: list[list[tuple[int, int]]] = []
     for length in lengths:
         at = 0
         while at < length:
@@ -309,5 +325,5 @@ def _passes(lengths: list[int], case: Case) -> list[list[int]]:
             at += n
             n_left_of_pass -= n
             n_left_of_batch -= n
-            passes[-1].append(at)
+            passes[-1].append((n, at))
     return passes

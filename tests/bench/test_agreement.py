@@ -10,8 +10,12 @@ import pytest
 from tests.reference import Reference
 
 pytest.importorskip("bench.experiments.agreement", reason="runs from the source tree only")
+from lariat.architectures import ARCHITECTURES
+
 from bench.experiments import agreement
 from bench.workers import protocol
+
+EXPERTS = "llama with experts"
 
 
 class Judge:
@@ -46,7 +50,7 @@ def test_a_line_for_each_architecture_and_type(monkeypatch, capsys):
     monkeypatch.setattr(agreement, "_GREEDY", 3)
     assert agreement.main(["-n", "10"]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["llama F16", "qwen2 F16", "qwen3 F16"]
+    assert [row[0] for row in rows] == [f"{name} F16" for name in (*ARCHITECTURES, EXPERTS)]
     for _, error, same, common in rows:
         assert float(error) < 1e-5
         assert (same, common) == ("100%", "3 of 3")

@@ -395,6 +395,18 @@ def test_info_describes_a_model_that_cannot_run(run: Run, tmp_path: Path) -> Non
     assert "memory for a context" not in out
 
 
+def test_info_counts_the_experts_of_a_token_alone(run: Run, tmp_path: Path) -> None:
+    shape = {"arch": "qwen3moe", "n_experts": 16, "n_used": 4}
+    path = str(write_llama(tmp_path / "model.gguf", **shape))
+    with GGUFFile(path) as gguf:
+        sizes = {name: tensor.n_bytes for name, tensor in gguf.tensors.items()}
+    experts = sum(n for name, n in sizes.items() if "_exps" in name)
+    read = sum(sizes.values()) - sizes["token_embd.weight"] + 64 * 4 - experts * 3 // 4
+    out = run("info", "-m", path)[1]
+    assert re.search(rf"  read for a token +[0-9.]+ KiB \({read} bytes\)\n", out)
+    assert "  experts of a token       4 of 16 in each layer\n" in out
+
+
 def test_vocabulary_alone_is_enough_to_tokenize(run: Run, tmp_path: Path) -> None:
     path = str(write_gguf(tmp_path / "vocabulary.gguf", vocabulary_metadata(400)))
     with GGUFFile(path) as gguf:

@@ -89,7 +89,8 @@ METADATA: list[tuple[str, Any, str]] = [
     ("rope.scaling.type", "x" * 10**6, "xxx'... is not supported"),
     ("rope.scaling.original_context_length", 0, "is 0, expected 1 to"),
     ("rope.scaling.attn_factor", 0.0, "is 0.0, expected 0.001 to"),
-    ("expert_count", 8, "mixture"),
+    ("expert_count", 8, "expert_used_count is missing"),
+    ("expert_count", 2**31, "is 2147483648, expected 0 to 4096"),
     ("expert_count", -8, "is -8, expected 0 to"),
 ]
 # fmt: on

@@ -382,6 +382,28 @@ def test_bytes_are_those_of_the_passes_that_run(model, passes, case):
     assert result.bytes_per_token == pytest.approx(total / case.n_tokens, rel=1e-12)
 
 
+@pytest.mark.parametrize("arch", ["llama", "qwen2moe"])
+def test_of_experts_only_those_that_are_chosen_are_read(tmp_path, arch):
+    shape = {"arch": arch, "n_experts": 16, "n_used": 4}
+    path = write_llama(tmp_path / "m.gguf", weight_type="Q8_0", **shape)
+    cases = [Case(n_gen=1), Case(n_gen=1, n_sequences=3), Case(n_prompt=100)]
+    with Benchmark(path, cases) as b:
+        one, three, prompt = b.results
+    q8_0 = 34 / 32
+    of_all = 2 * (2 * 64 * 64 + 2 * 32 * 64) * q8_0 + 2 * 16 * 64 * 4 + 288 * 64 * q8_0
+    macs = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 16 * 64 + 4 * 3 * 64 * 96) + 288 * 64 / 100
+    if arch == "qwen2moe":
+        of_all += 2 * 2 * 64 * 144 * q8_0 + 2 * 64 * 144 * 4  # down has no whole blocks
+        macs += 2 * 3 * 64 * 144
+    expert, position = 2 * 3 * 64 * 96 * q8_0, 2 * 2 * 32 * 2
+    assert one.bytes_per_token == pytest.approx(of_all + 4 * expert + position)
+    n_read = 16 * (1 - (3 / 4) ** 3)  # if all experts are equally likely
+    assert three.bytes_per_token == pytest.approx((of_all + n_read * expert) / 3 + position)
+    rest = of_all + 16 * expert + position * 100
+    assert prompt.bytes_per_token == pytest.approx(rest / 100)
+    assert prompt.macs_per_token == pytest.approx(macs)
+
+
 def test_embedding_counts_only_where_it_is_the_output(tmp_path):
     def n_bytes(**shape: Any) -> float:
         with Benchmark(write_llama(tmp_path / "m.gguf", **shape), [Case(n_gen=1)]) as b:

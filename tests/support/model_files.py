@@ -31,6 +31,8 @@ def write_llama(
     head_dim: int | None = None,
     head_dim_v: int | None = None,
     n_ff: int = 96,
+    n_experts: int = 0,
+    n_used: int = 2,
     n_vocab: int = 288,
     n_ctx: int = 256,
     rope_dim: int | None = None,
@@ -58,7 +60,10 @@ def write_llama(
 
     - `head_dim`, `head_dim_v`: length of a key and of a value; None is dim / n_heads and leaves
       `attention.key_length` and `value_length` out of the metadata.
-    - `arch`: "qwen2" adds biases to q, k and v, "qwen3" norms for the heads of q and k.
+    - `arch`: "qwen2" and "qwen2moe" add biases to q, k and v, "qwen3" and "qwen3moe" norms for the
+      heads of q and k.
+    - `n_experts`: feed-forwards of `n_ff` in each layer, of which a token goes to `n_used`. The
+      router stays F32. "qwen2moe" has a shared one too, which is half as wide again.
     - `rope_scale`: linear scaling, positions are divided by it.
     - `rope_freqs` [rope_dim / 2]: goes to `rope_freqs.weight`, frequencies are divided by it.
     - `weight_type` is for all matrices, `output_type` for the output matrix (the embedding when
@@ -94,6 +99,11 @@ def write_llama(
     if head_dim is not None or head_dim_v is not None:
         keys[f"{arch}.attention.key_length"] = key_dim
         keys[f"{arch}.attention.value_length"] = value_dim
+    if n_experts:
+        keys[f"{arch}.expert_count"], keys[f"{arch}.expert_used_count"] = n_experts, n_used
+        keys[f"{arch}.expert_feed_forward_length"] = n_ff
+    if arch == "qwen2moe":
+        keys[f"{arch}.expert_shared_feed_forward_length"] = n_ff + n_ff // 2
     if rope_scale is not None:
         keys[f"{arch}.rope.scaling.type"] = "linear"
         keys[f"{arch}.rope.scaling.factor"] = float(rope_scale)
@@ -110,7 +120,7 @@ def write_llama(
             if part in name:
                 chosen = wanted
                 break
-        if values.shape[1] % GGML_QUANT_SIZES[GGMLQuantizationType[chosen]][0]:
+        if values.shape[-1] % GGML_QUANT_SIZES[GGMLQuantizationType[chosen]][0]:
             chosen = "F32"
         tensors[name] = (values, chosen)
 
@@ -118,19 +128,21 @@ def write_llama(
     weights = _random_weights(
         rng, dim, n_layers, n_heads, n_kv_heads, key_dim, value_dim, n_ff, n_vocab, tied
     )
+    if n_experts:
+        _replace_by_experts(weights, rng, n_experts, n_ff, arch == "qwen2moe")
     for name, values in weights.items():
-        if values.ndim == 2:
+        if values.ndim > 1 and "ffn_gate_inp" not in name:
             add_matrix(name, values)
         else:
             tensors[name] = (values, "F32")
-    if biases or arch == "qwen2":
+    if biases or arch in ("qwen2", "qwen2moe"):
         # Drawn after all weights, so that a model with biases has the weights of one without.
         parts = ("blk.",) if biases else ("attn_q.", "attn_k.", "attn_v.")
         for name, values in weights.items():
-            if values.ndim == 2 and any(part in name for part in parts):
-                bias = 0.3 * rng.standard_normal(values.shape[0], dtype=np.float32)
+            if values.ndim > 1 and any(part in name for part in parts):
+                bias = 0.3 * rng.standard_normal(values.shape[:-1], dtype=np.float32)
                 tensors[name.removesuffix("weight") + "bias"] = (bias, "F32")
-    if arch == "qwen3":
+    if arch in ("qwen3", "qwen3moe"):
         for layer in range(n_layers):
             for name in ("attn_q_norm", "attn_k_norm"):
                 norm = 1 + 0.5 * rng.standard_normal(key_dim, dtype=np.float32)
@@ -192,6 +204,34 @@ def _random_weights(
     if not tied:
         weights["output.weight"] = matrix(n_vocab, dim, 2.0)
     return weights
+
+
+def _replace_by_experts(
+    weights: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    n_experts: int,
+    n_ff: int,
+    shared: bool,
+) -> None:
+    """Put experts in the place of each layer's feed-forward, whose matrices show their shapes."""
+    for gate in [name for name in weights if name.endswith("ffn_gate.weight")]:
+        block, dim = gate.removesuffix("ffn_gate.weight"), weights[gate].shape[1]
+
+        def matrix(*shape: int) -> np.ndarray:
+            values = rng.standard_normal(shape, dtype=np.float32)
+            return values / np.float32(np.sqrt(shape[-1]))
+
+        for name in ("gate", "up", "down"):
+            del weights[f"{block}ffn_{name}.weight"]
+            shape = (dim, n_ff) if name == "down" else (n_ff, dim)
+            weights[f"{block}ffn_{name}_exps.weight"] = matrix(n_experts, *shape)
+        weights[f"{block}ffn_gate_inp.weight"] = 1.5 * matrix(n_experts, dim)
+        if shared:
+            n_shared = n_ff + n_ff // 2
+            weights[f"{block}ffn_gate_inp_shexp.weight"] = matrix(dim)
+            for name in ("gate", "up", "down"):
+                shape = (dim, n_shared) if name == "down" else (n_shared, dim)
+                weights[f"{block}ffn_{name}_shexp.weight"] = matrix(*shape)
 
 
 def write_gguf(
