@@ -8,6 +8,7 @@ chunks         a chunk library: recall, and time to the first token
 reuse          reused documents: answers, and what is computed, by method of recomputing
 endless        perplexity of generation without end
 rope_read      one fact in long prose: which RoPE finds it when it is chosen as keys are read
+edits          an edit in the middle: what becomes of the text behind it, and what repair costs
 stretch        contexts longer than the training: recall and perplexity by RoPE scaling
 weight_types   each weight type beside llama.cpp: predictions and speed
 agreement      logits and greedy tokens beside llama.cpp's, for each architecture
