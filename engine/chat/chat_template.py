@@ -41,6 +41,7 @@ class ChatTemplate(Protocol):
     """Turns messages into the text that the model continues."""
 
     source: str  # "" if it is no program
+    drops_thoughts: bool  # whether it takes answers without their thoughts alone
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as text, ready for the assistant's answer. Raises `ChatError`."""
@@ -113,6 +114,7 @@ class Jinja:
     """
 
     end = ""
+    drops_thoughts = False
 
     def __init__(
         self,
@@ -301,7 +303,9 @@ class Format:
 
     `{}` is the text itself; {bos} and {eos} are the model's tokens. merge: the system prompt is a
     part of the first message. strip: blanks around messages are removed. Blanks around answers are
-    always removed, because a blank before an answer belongs to the format.
+    always removed, because a blank before an answer belongs to the format. start, end: the texts
+    with which an answer begins and ends while it is written, if they are not those of `assistant`.
+    drops_thoughts: earlier answers are written without their thoughts.
     """
 
     system: str
@@ -309,6 +313,9 @@ class Format:
     assistant: str
     merge: bool = False
     strip: bool = False
+    start: str | None = None
+    end: str | None = None
+    drops_thoughts: bool = False
 
 
 class Named:
@@ -318,12 +325,13 @@ class Named:
 
     def __init__(self, format: Format, tokenizer: Tokenizer) -> None:
         self._format = format
+        self.drops_thoughts = format.drops_thoughts
         ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
         self._tokens = {k: "" if i is None else tokenizer.piece(i) for k, i in ids.items()}
         before, _, behind = format.assistant.partition("{}")
         # The model writes the blank before an answer itself.
-        self._start = before.format(**self._tokens).rstrip(" ")
-        self.end = behind.format(**self._tokens).strip()
+        self._start = (format.start or before).format(**self._tokens).rstrip(" ")
+        self.end = (format.end or behind).format(**self._tokens).strip()
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as text, ready for the assistant's answer.
@@ -368,7 +376,9 @@ def _marked(role: str, end: str, strip: bool = False) -> Format:
 
 # The names are those of llama.cpp (src/llama-chat.cpp). Where it differs from the format that the
 # makers of a model published, this follows the makers: the end token is the file's, `llama2` has
-# the marks of the system prompt and the blank before </s>, `mistral-v1` begins without a blank.
+# the marks of the system prompt and the blank before </s>, `mistral-v1` begins without a blank, and
+# `gpt-oss` drops the thoughts of earlier answers and writes these in the channel "final". `olmo2`,
+# which llama.cpp does not have, is that of OLMo 2 and of Tulu.
 FORMATS: dict[str, Format] = {
     "chatml": _marked("<|im_start|>{}\n", "<|im_end|>\n"),
     "deepseek": Format("{}", "### Instruction:\n{}\n", "### Response:\n{}\n<|EOT|>\n"),
@@ -382,6 +392,17 @@ FORMATS: dict[str, Format] = {
         merge=True,
         strip=True,
     ),
+    "gpt-oss": Format(
+        "<|start|>system<|message|>{}<|end|>",
+        "<|start|>user<|message|>{}<|end|>",
+        "<|start|>assistant<|channel|>final<|message|>{}<|end|>",
+        start="<|start|>assistant",
+        end="<|return|>",
+        drops_thoughts=True,
+    ),
+    "granite": _marked("<|start_of_role|>{}<|end_of_role|>", "<|end_of_text|>\n"),
+    "granite-4.0": _marked("<|start_of_role|>{}<|end_of_role|>", "<|end_of_text|>\n"),
+    "granite-4.1": _marked("<|start_of_role|>{}<|end_of_role|>", "<|end_of_text|>\n"),
     "llama2": Format(
         "<<SYS>>\n{}\n<</SYS>>\n\n",
         "{bos}[INST] {} [/INST]",
@@ -390,6 +411,7 @@ FORMATS: dict[str, Format] = {
         strip=True,
     ),
     "llama3": _marked("<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>", strip=True),
+    "llama4": _marked("<|header_start|>{}<|header_end|>\n\n", "<|eot|>", strip=True),
     "megrez": _marked("<|role_start|>{}<|role_end|>", "<|turn_end|>"),
     "mistral-v1": Format("{}\n\n", "[INST] {} [/INST]", " {}{eos}", merge=True),
     "mistral-v3": Format("{}\n\n", "[INST] {}[/INST]", " {}{eos}", merge=True),
@@ -397,6 +419,7 @@ FORMATS: dict[str, Format] = {
     "mistral-v7": Format("[SYSTEM_PROMPT] {}[/SYSTEM_PROMPT]", "[INST] {}[/INST]", " {}{eos}"),
     "mistral-v7-tekken": Format("[SYSTEM_PROMPT]{}[/SYSTEM_PROMPT]", "[INST]{}[/INST]", "{}{eos}"),
     "monarch": _marked("{{bos}}{}\n", "{eos}\n"),
+    "olmo2": Format("<|system|>\n{}\n", "<|user|>\n{}\n", "<|assistant|>\n{}{eos}\n"),
     "openchat": Format(
         "{}<|end_of_turn|>",
         "GPT4 Correct User: {}<|end_of_turn|>",

@@ -65,7 +65,12 @@ class Conversation:
         # Those that are text in other messages: the template writes them, or looks for them.
         self._structure = self._around.union(encode(forms.others + template.source))
         # Special tokens that templates look for in answers. More are found as they occur.
-        self._wanted = {text for marks in thoughts.MARKS for text in marks}
+        self._wanted = {
+            text for marks in thoughts.MARKS if marks not in thoughts.HARMONY for text in marks
+        }
+        # An answer in harmony is several messages, of which the template writes the last one anew.
+        is_harmony = thoughts.HARMONY[0].open in template.source or template.drops_thoughts
+        self._between = thoughts.HARMONY_TOKENS if is_harmony else ()
         if system:
             self.system = system
         self.context = llm.context()
@@ -193,7 +198,9 @@ class Conversation:
     def _stays(self, token_id: int) -> bool:
         """Whether a token of an answer is one again when the answer is rendered."""
         piece = self._tokenizer.piece(token_id)
-        return piece in self._wanted or not self._tokenizer.ordinary_end(self._mark_own(piece))
+        if piece in self._wanted or piece in self._between:
+            return True
+        return not self._tokenizer.ordinary_end(self._mark_own(piece))
 
     def _later_starts(self) -> list[int]:
         """Where the turns behind the first one begin, of those that the context has not lost."""

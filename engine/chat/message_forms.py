@@ -41,7 +41,9 @@ class Forms:
 
     parts          roles whose content is a list of parts instead of a text
     missing        roles whose messages the template refuses, or leaves out
-    thought_field  field of a message for its thought, None if thoughts stay in the content
+    thought_field  field of a message for its thought, None if there is none
+    drops_thoughts whether answers come without their thoughts; else they stay in the content where
+                   there is no field
     begun          marks of the thought that each prompt begins, None if it begins none
     turns          the texts of the conversations that were tried, without tools and thoughts
     others         the texts of the other ones
@@ -50,6 +52,7 @@ class Forms:
     parts: frozenset[str]
     missing: frozenset[str]
     thought_field: str | None
+    drops_thoughts: bool
     begun: Marks | None
     turns: str
     others: str
@@ -97,6 +100,8 @@ class Forms:
             thought, answer = split(content, self.begun)
             if thought is not None:
                 message |= {"content": answer, self.thought_field: thought}
+        elif role == "assistant" and self.drops_thoughts:
+            message["content"] = split(content, self.begun)[1]
         if role in self.parts:
             message["content"] = _as_parts(message["content"])
         return message
@@ -139,13 +144,14 @@ def find(template: ChatTemplate) -> Forms:
         elif form:
             parts.add(role)
     in_content = answers[("thought", user)]
-    drops_thoughts = isinstance(in_content, str) and _THOUGHT not in in_content
+    cuts_thoughts = isinstance(in_content, str) and _THOUGHT not in in_content
     texts = {key: text for key, text in answers.items() if isinstance(text, str)}
     is_turn = {key: key[0] not in ("tool", "thought") for key in texts}
     return Forms(
         parts=frozenset(parts),
         missing=frozenset(missing),
-        thought_field=None if drops_thoughts else field,
+        thought_field=None if cuts_thoughts else field,
+        drops_thoughts=template.drops_thoughts,
         begun=opened(next(iter(texts.values()), "")),
         turns="".join(text for key, text in texts.items() if is_turn[key]),
         others="".join(text for key, text in texts.items() if not is_turn[key]),

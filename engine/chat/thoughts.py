@@ -1,7 +1,14 @@
-"""Thoughts: the part of an answer that a model writes between marks before the answer itself."""
+"""Thoughts: the part of an answer that a model writes between marks before the answer itself.
+
+In the harmony format of gpt-oss an answer is several messages, each with a channel: thoughts
+(analysis), remarks on calls (commentary), and the answer (final).
+
+Source of harmony: https://developers.openai.com/cookbook/articles/openai-harmony.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -12,12 +19,23 @@ class Marks(NamedTuple):
     close: str
 
 
+HARMONY_TOKENS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
+HARMONY = (
+    Marks("<|channel|>analysis<|message|>", _FINAL),
+    Marks("<|channel|>commentary<|message|>", _FINAL),
+    Marks("<|channel|>final", "<|message|>"),  # an answer without a thought
+)
+_BETWEEN = re.compile(r"<\|end\|><\|start\|>assistant<\|channel\|>\w+<\|message\|>")
+
 MARKS = (
     Marks("<think>", "</think>"),
     Marks("[THINK]", "[/THINK]"),
     Marks("<seed:think>", "</seed:think>"),
     Marks("<mm:think>", "</mm:think>"),
     Marks("<|START_THINKING|>", "<|END_THINKING|>"),
+    Marks("<|channel>thought", "<channel|>"),
+    *HARMONY,
 )
 
 
@@ -31,14 +49,17 @@ def split(answer: str, begun: Marks | None = None) -> tuple[str | None, str]:
     """The thought in front of an answer, None without one, and the answer itself.
 
     begun: the marks of a thought that the prompt has begun, see `opened`. Blanks and newlines
-    around the thought and in front of the answer are dropped.
+    around the thought and in front of the answer are dropped. A thought that does not end belongs
+    to the answer, but for harmony, whose template takes none in an answer.
     """
     text = answer.lstrip()
     for marks in MARKS:
         is_open = text.startswith(marks.open)
         if is_open or marks == begun:
             thought, mark, rest = text.removeprefix(marks.open).partition(marks.close)
-            if mark:
+            if marks in HARMONY:
+                thought = _BETWEEN.sub("\n\n", thought)
+            if mark or marks in HARMONY:
                 return thought.strip(), rest.lstrip("\n")
     return None, answer
 

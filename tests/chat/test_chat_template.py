@@ -54,6 +54,17 @@ FORMATS = {
     "<|user|>\nFour\n<|assistant|>\n",
     "gemma": "<start_of_turn>user\nBe brief.\n\nOne\nand two<end_of_turn>\n<start_of_turn>model\n"
     "Three {0}<end_of_turn>\n<start_of_turn>user\nFour<end_of_turn>\n<start_of_turn>model\n",
+    "gpt-oss": "<|start|>system<|message|>Be brief.<|end|><|start|>user<|message|>One\nand two"
+    "<|end|><|start|>assistant<|channel|>final<|message|>Three {0}<|end|>"
+    "<|start|>user<|message|>Four<|end|><|start|>assistant",
+    **dict.fromkeys(
+        ["granite", "granite-4.0", "granite-4.1"],
+        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>One\nand two<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>Three {0}<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Four<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>",
+    ),
     "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne\nand two [/INST] Three {0} </s>"
     "<s>[INST] Four [/INST]",
     "llama3": "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
@@ -61,6 +72,10 @@ FORMATS = {
     "<|start_header_id|>assistant<|end_header_id|>\n\nThree {0}<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nFour<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama4": "<|header_start|>system<|header_end|>\n\nBe brief.<|eot|>"
+    "<|header_start|>user<|header_end|>\n\nOne\nand two<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\nThree {0}<|eot|>"
+    "<|header_start|>user<|header_end|>\n\nFour<|eot|><|header_start|>assistant<|header_end|>\n\n",
     "megrez": "<|role_start|>system<|role_end|>Be brief.<|turn_end|>"
     "<|role_start|>user<|role_end|>One\nand two<|turn_end|>"
     "<|role_start|>assistant<|role_end|>Three {0}<|turn_end|>"
@@ -74,6 +89,8 @@ FORMATS = {
     "Three {0}</s>[INST]Four[/INST]",
     "monarch": "<s>system\nBe brief.</s>\n<s>user\nOne\nand two</s>\n<s>assistant\nThree {0}</s>\n"
     "<s>user\nFour</s>\n<s>assistant\n",
+    "olmo2": "<|system|>\nBe brief.\n<|user|>\nOne\nand two\n<|assistant|>\nThree {0}</s>\n"
+    "<|user|>\nFour\n<|assistant|>\n",
     "openchat": "Be brief.<|end_of_turn|>GPT4 Correct User: One\nand two<|end_of_turn|>"
     "GPT4 Correct Assistant: Three {0}<|end_of_turn|>GPT4 Correct User: Four<|end_of_turn|>"
     "GPT4 Correct Assistant:",
@@ -100,7 +117,10 @@ def test_a_well_known_format(gguf: GGUFFile, tokenizer: Tokenizer, name: str) ->
     assert template.render(TALK) == FORMATS[name]
     assert FORMATS[name].count("Be brief.") == 1
     # An answer ends at the text behind it.
-    assert FORMATS[name].partition("Three {0}")[2].lstrip().startswith(template.end)
+    if name == "gpt-oss":  # an answer has several messages, each with an end of its own
+        assert template.end == "<|return|>"
+    else:
+        assert FORMATS[name].partition("Three {0}")[2].lstrip().startswith(template.end)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 from lariat.chat.thoughts import MARKS, Marks, Splitter, opened, split
 
 THINK = MARKS[0]
+ANALYSIS = "<|channel|>analysis<|message|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,10 @@ THINK = MARKS[0]
         ("a <think>b</think> c", None, (None, "a <think>b</think> c")),
         ("a</think>c", None, (None, "a</think>c")),
         ("<think>it goes on", None, (None, "<think>it goes on")),
+        (f"{ANALYSIS}a<|end|>{FINAL}c", None, ("a", "c")),
+        (f"{ANALYSIS}a<|end|><|start|>assistant{ANALYSIS}b<|end|>{FINAL}c", None, ("a\n\nb", "c")),
+        ("<|channel|>final<|message|>c", None, ("", "c")),
+        (f"{ANALYSIS}it goes on", None, ("it goes on", "")),
         ("plain ", None, (None, "plain ")),
         ("", THINK, (None, "")),
     ],
@@ -45,6 +51,9 @@ def test_a_thought_that_the_prompt_begins(prompt: str, expected: Marks | None) -
         (None, "", "<thin"),
         (None, "", "<thinker>"),
         (None, "<think>never ends </th", ""),
+        (None, f"{ANALYSIS}a<|end|><|start|>assistant<|end|>{FINAL}", "c<|end|>"),
+        (None, "<|channel|>final<|message|>", "c"),
+        (None, "", "<|channel|>other"),
         (THINK, "a\n</think>", "b"),
         (THINK, "a", ""),
         (None, "", ""),
