@@ -311,7 +311,9 @@ class _Writing:
         self.finish_reason: str | None = None
         self.rope: RopeConfig | None = None
         n_cached = len(streams.conversation.context)
-        self.timings = Timings(n_reused=min(n_cached, len(prompt.ids) - 1))
+        n_reused = min(n_cached, len(prompt.ids) - 1)
+        n_moved = max(0, n_reused - streams.conversation.n_exact)
+        self.timings = Timings(n_reused=n_reused, n_moved=n_moved)
         self.prompt = prompt
         self._streams = streams
 

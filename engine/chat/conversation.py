@@ -74,6 +74,12 @@ class Conversation:
         if system:
             self.system = system
         self.context = llm.context()
+        self._moved_from: int | None = None  # the first token that moved up, with those behind it
+
+    @property
+    def n_exact(self) -> int:
+        """First tokens of the context that stand behind the text that they were computed behind."""
+        return len(self.context) if self._moved_from is None else self._moved_from
 
     @property
     def system(self) -> str:
@@ -132,7 +138,7 @@ class Conversation:
         if len(prompt.ids) + N_RESERVED > self._llm.n_ctx and self.can_forget:
             return self.forget([])
         self._check_length(prompt.ids)
-        self.context.truncate(common_prefix(cached, prompt.ids))
+        self._truncate(common_prefix(cached, prompt.ids))
         return prompt
 
     def forget(self, answer: list[int]) -> Prompt:
@@ -161,12 +167,19 @@ class Conversation:
         n_lost = len(before) - common_prefix(before[::-1], prompt.ids[::-1])
         n_lost = min(n_lost, common_prefix(cached, before))
         try:
+            n_exact = min(self.n_exact, common_prefix(cached, ids))
             shift(self.context, ids[:n_moving], n_lost)
+            self._moved_from = n_exact
             self.context.compact()
         except ContextError:  # these keys cannot move, so the turns that stay are recomputed
-            self.context.truncate(common_prefix(self.context.tokens, ids))
+            self._truncate(common_prefix(self.context.tokens, ids))
         self.n_forgotten = first
         return prompt
+
+    def _truncate(self, n_tokens: int) -> None:
+        self.context.truncate(n_tokens)
+        if n_tokens <= self.n_exact:
+            self._moved_from = None
 
     def answered(self, prompt: Prompt, text: str, ids: list[int]) -> None:
         """Take in the answer to `prompt`: its text, and the tokens that were sampled."""

@@ -281,7 +281,7 @@ class _Session:
         ]
         if timings is not None:
             lines += [
-                f"reused      {timings.n_reused} tokens of the prompt were in the cache",
+                f"reused      {report.reused(timings)}",
                 f"prompt      {report.rate(timings.n_prompt, timings.prompt_s)}",
                 f"generation  {report.rate(timings.n_decode, timings.decode_s)}",
             ]

@@ -61,8 +61,9 @@ environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction set
   rope           with --rope-read, the settings that the question was read with
   timings        seconds: load_s, prompt_s, decode_s; tokens: n_prompt of the prompt were computed,
                  n_reused were in the cache already, n_decode were written one at a time, n_tried
-                 were computed to choose among settings of --rope-read; rates: prompt_per_s,
-                 decode_per_s"""
+                 were computed to choose among settings of --rope-read; of n_reused, n_exact stand
+                 where they were computed, n_moved behind other text; of n_prompt, n_recomputed
+                 were in the cache too; rates: prompt_per_s, decode_per_s"""
 
 
 def register(commands: Any) -> None:
@@ -189,13 +190,14 @@ def _object(completion: Completion, llm: LLM) -> dict[str, Any]:
     """A completion as -o json prints it."""
     rope = completion.rope and rope_read.words(completion.rope, llm.config.rope)
     timings = completion.timings
-    rates = {"prompt_per_s": timings.prompt_per_s, "decode_per_s": timings.decode_per_s}
+    names = ("n_exact", "prompt_per_s", "decode_per_s")
+    more = {name: getattr(timings, name) for name in names}
     return {
         "text": completion.text,
         "ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
         **({"rope": rope} if rope else {}),
-        "timings": dataclasses.asdict(timings) | rates,
+        "timings": dataclasses.asdict(timings) | more,
     }
 
 
@@ -217,5 +219,5 @@ def _statistics(completion: Completion, llm: LLM) -> str:
     if rope:
         lines.insert(2, f"lariat: rope        {rope}")
     if timings.n_reused:
-        lines.insert(1, f"lariat: reused      {timings.n_reused} tokens")
+        lines.insert(1, f"lariat: reused      {report.reused(timings)}")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from lariat.cli import console, model_file, sampling_flags
 
 if TYPE_CHECKING:
     from lariat.llm import LLM
+    from lariat.runtime.request import Timings
 
 
 def headline(llm: LLM, args: argparse.Namespace) -> str:
@@ -21,6 +22,16 @@ def headline(llm: LLM, args: argparse.Namespace) -> str:
         f"{_kernels.isa()}, threads {llm.n_threads} (prompt {llm.n_threads_batch})"
     )
     return "\n".join(filter(None, (line, sampling_flags.note(llm.sampling, args))))
+
+
+def reused(timings: Timings) -> str:
+    """How many tokens of the prompt were not computed, and how many of these are not exact."""
+    text = f"{timings.n_reused} tokens"
+    if timings.n_moved:
+        text += f", {timings.n_moved} of them behind other text"
+    if timings.n_recomputed:
+        text += f"; {timings.n_recomputed} were computed again"
+    return text
 
 
 def rate(n_tokens: int, seconds: float) -> str:

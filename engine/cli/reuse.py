@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lariat.cli import console
 from lariat.cli.usage import UsageError
 from lariat.config import EngineConfig
 from lariat.errors import ContextError
@@ -148,17 +150,19 @@ class PromptCache(Start):
         if self._write or self._all:
             check_writable(self._path, ContextError)
         start = time.perf_counter()
+        n_exact = prompt_reuse.common_prefix(context.tokens, self._ids)
         n_reused = prompt_reuse.fit(context, self._ids, args.cache_reuse)
         self._n_computed = len(context) - n_reused
         self._seconds = time.perf_counter() - start
         # The last token is computed in any case, for its logits.
         self._n_reused = min(n_reused, len(self._ids) - 1)
+        self._n_moved = max(0, self._n_reused - n_exact)
         self.prompt = self._ids[len(context) :]
 
     def prompt_read(self, completion: Completion) -> None:
         """Write the file, unless it has the prompt already."""
         timings = completion.timings
-        timings.n_reused = self._n_reused
+        timings.n_reused, timings.n_moved = self._n_reused, self._n_moved
         timings.n_prompt += self._n_computed
         timings.prompt_s += self._seconds
         if self._write:
@@ -178,21 +182,33 @@ class Library(Start):
     """A context that begins with the chunks of --chunk."""
 
     def __init__(self, llm: LLM, text: str, args: argparse.Namespace) -> None:
-        from lariat.reuse.library import ChunkLibrary
+        from lariat.reuse.library import ChunkLibrary, ReuseWarning
 
         library = ChunkLibrary(args.library)
         chunks = [library[name] for name in args.chunk]
         start = time.perf_counter()
         self.context = context = llm.context()
-        self._n_computed = sum(context.append(c, recompute=recompute(args)) for c in chunks)
-        self._n_reused = len(context) - self._n_computed
+        self._n_computed = self._n_exact = 0
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", ReuseWarning)
+            for i, chunk in enumerate(chunks):
+                n = context.append(chunk, recompute=recompute(args))
+                self._n_computed += n
+                if i == 0 and chunk.is_exact:
+                    self._n_exact = len(context) - n
+        for warning in said if not args.quiet else ():
+            console.note(f"lariat: warning: {console.brief(str(warning.message))}")
+        self._n_tokens = len(context)
         self._seconds = time.perf_counter() - start
         self.prompt = text
 
     def prompt_read(self, completion: Completion) -> None:
         """Count the tokens of the chunks too."""
         timings = completion.timings
-        timings.n_reused = self._n_reused - timings.n_recomputed
+        # The prompt chooses tokens that placing computed, too: the first ones of each chunk.
+        timings.n_recomputed = timings.n_recomputed or self._n_computed
+        timings.n_reused = self._n_tokens - timings.n_recomputed
+        timings.n_moved = timings.n_reused - self._n_exact
         timings.n_prompt += self._n_computed
         timings.prompt_s += self._seconds
 

@@ -15,14 +15,17 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from lariat.cache.blocks import SLOTS
@@ -42,6 +45,49 @@ _BEGINNING = "beginning"  # key of a file's metadata, see `Beginning`
 _BEHIND = "behind"  # another: what the document was computed behind, besides the sink
 
 
+_LEAST_KEPT = 0.9  # of the answers of full prefill, where there are enough; else of its tokens
+_FEW = 10  # answers that say nothing
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `lariat chunk verify` found of a chunk that stands behind others.
+
+    recompute   the setting that it was measured with, as the command line writes it
+    n_questions, n_answered, n_kept
+                questions about it; those that full prefill answers; those of them that it answers
+                with reused keys and values too
+    kl          divergence from full prefill, nats a token
+    top1        share of tokens whose likeliest token is full prefill's
+    """
+
+    recompute: str
+    n_questions: int
+    n_answered: int
+    n_kept: int
+    kl: float
+    top1: float
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what no library writes."""
+        numbers = (self.n_questions, self.n_answered, self.n_kept)
+        if not (
+            isinstance(self.recompute, str)
+            and self.recompute.isprintable()
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and all(type(x) in (int, float) and math.isfinite(x) for x in (self.kl, self.top1))
+        ):
+            raise ValueError("a verification of another form than a library writes")
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nine tenths of the answers of full prefill are kept, or of its likeliest tokens
+        where it answers few questions."""
+        if self.n_answered < _FEW:
+            return self.top1 >= _LEAST_KEPT
+        return self.n_kept >= _LEAST_KEPT * self.n_answered
+
+
 @dataclass(frozen=True)
 class Entry:
     """A chunk as the index describes it."""
@@ -53,6 +99,13 @@ class Entry:
     model: str  # fingerprint
     type_k: str
     type_v: str
+    verified: tuple[Verified, ...] = ()  # one of each setting
+
+    @classmethod
+    def parsed(cls, entry: dict[str, Any]) -> Entry:
+        """Read an element of the index. ValueError or TypeError for another form."""
+        verified = tuple(Verified(**one) for one in entry.get("verified", ()))
+        return cls(**{**entry, "verified": verified})
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what no library writes: an index may come from anywhere."""
@@ -64,6 +117,10 @@ class Entry:
             and all(type(number) is int and number >= 0 for number in numbers)
         ):
             raise ValueError("an entry of another form than a library writes")
+
+
+class ReuseWarning(UserWarning):
+    """A chunk is placed although nobody measured what it loses there, or although it loses much."""
 
 
 class Engine(Protocol):
@@ -108,7 +165,17 @@ class Beginning:
 
 
 class Chunk(StoredChunk):
-    """A document of a library, for `Context.append` and `Context.insert`."""
+    """A document of a library, for `Context.append` and `Context.insert`.
+
+    `on_reuse` is called with `recompute` when it is placed where it is not exact.
+    """
+
+    on_reuse: Callable[[str | int | Chooser], None] | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is, at the beginning of a context, what computing it there would give."""
+        return _BEHIND not in self.metadata
 
     def plan(
         self,
@@ -128,6 +195,9 @@ class Chunk(StoredChunk):
         signature and for a damaged file.
         """
         n_first, chooser = recompute_of(recompute)
+        is_there = before in ([], self.sink) and self.is_exact
+        if n_first is not None and not is_there and self.on_reuse is not None:
+            self.on_reuse(recompute)
         self.check_signature(runner.signature(len(self.sink) + len(self)))
         check_fits(self, *runner.cache.block_shape)
         try:
@@ -139,7 +209,6 @@ class Chunk(StoredChunk):
         except ValueError as error:
             raise ContextError(f"{self.path}: is damaged: {error}") from None
         ids = whole if is_empty else whole[len(self.sink) :]
-        is_there = before in ([], self.sink) and _BEHIND not in self.metadata
         n_recompute = len(ids) if n_first is None else 0 if is_there else min(n_first, len(ids))
         if continues and other.n_replaced:
             ids = [*beginning, *ids[other.n_replaced :]]
@@ -149,7 +218,7 @@ class Chunk(StoredChunk):
             self.offsets["keys"], self.offsets["values"], self.checksum,
         )  # fmt: skip
         n_sink = len(self.sink) if is_empty else 0
-        exact_behind = None if _BEHIND in self.metadata else tuple(self.sink)
+        exact_behind = tuple(self.sink) if self.is_exact else None
         return Placement(ids, blocks, n_recompute, n_sink, chooser, exact_behind)
 
 
@@ -164,6 +233,7 @@ class ChunkLibrary:
         """Use `folder`; it is made when the first chunk is added."""
         self.folder = check_path("folder", folder)
         self._open: dict[str, Chunk] = {}  # by content
+        self._has_warned = False
 
     def entries(self) -> list[Entry]:
         """All chunks, by name."""
@@ -189,7 +259,9 @@ class ChunkLibrary:
                 raise ContextError(
                     f"{path}: chunk {quote(name)} cannot be read: {error.strerror}"
                 ) from error
-        return self._open[entry.content]
+        chunk = self._open[entry.content]
+        chunk.on_reuse = partial(self._warn, entry)
+        return chunk
 
     def add(
         self,
@@ -246,11 +318,42 @@ class ChunkLibrary:
                 chunk = Chunk(path) if computed else _whole(path)
                 if chunk is not None:
                     types = {key: signature[key] for key in ("model", "type_k", "type_v")}
-                    index[name] = Entry(name, content, len(chunk), chunk.nbytes, **types)
+                    old = index.get(name)
+                    known = old.verified if old is not None and old.content == content else ()
+                    index[name] = Entry(
+                        name, content, len(chunk), chunk.nbytes, **types, verified=known
+                    )
             if chunk is None:
                 computed = _compute(runner, sink, front, ids)
         self._open[content] = chunk
         return chunk
+
+    def keep_verified(self, found: Mapping[str, Verified]) -> None:
+        """Note in the index what was found of chunks, by name. Names that are gone are left out."""
+        with self._changing() as index:
+            for name, new in found.items():
+                if name in index:
+                    old = index[name].verified
+                    others = [one for one in old if one.recompute != new.recompute]
+                    index[name] = replace(index[name], verified=(*others, new))
+
+    def _warn(self, entry: Entry, recompute: str | int | Chooser) -> None:
+        """Say once that nobody knows what reuse costs here, or that it costs much."""
+        of_setting = [one for one in entry.verified if one.recompute == str(recompute)]
+        if self._has_warned or any(one.is_good for one in of_setting):
+            return
+        self._has_warned = True
+        text = f"{self.folder}: chunk {quote(entry.name)} "
+        for one in of_setting:
+            text += (
+                f"loses answers where it is reused: when it was verified, {one.n_kept} of "
+                f"{one.n_answered} were kept, and {one.top1:.0%} of the likeliest tokens"
+            )
+        if not of_setting:
+            text += "was not verified"
+            text += f" with recompute={recompute}" if entry.verified else ""
+            text += ": `lariat chunk verify` measures what reuse costs"
+        warnings.warn(text, ReuseWarning, stacklevel=6)
 
     def remove(self, name: str) -> None:
         """Forget a chunk. Contexts that hold it keep it."""
@@ -273,8 +376,8 @@ class ChunkLibrary:
         except (OSError, UnicodeDecodeError) as error:
             raise ContextError(f"{path}: cannot be read: {_reason(error)}") from error
         try:
-            return {entry["name"]: Entry(**entry) for entry in json.loads(text)}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            return {entry["name"]: Entry.parsed(entry) for entry in json.loads(text)}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ContextError(f"{path}: is damaged, expected a list of chunks") from error
 
     @contextmanager

@@ -18,7 +18,12 @@ _NO_MORE_KEYS = 1 << 31  # as `n_keyed`: above every number of blocks
 
 @dataclass
 class Timings:
-    """Seconds and counts of one completion. Only the engine's own work is counted."""
+    """Seconds and counts of one completion. Only the engine's own work is counted.
+
+    Of the computed tokens, `n_recomputed` were in the cache and were computed again, some of them
+    twice; of the reused ones, `n_moved` do not stand behind the text that they were computed
+    behind, and `n_exact` do.
+    """
 
     load_s: float = 0.0
     n_prompt: int = 0  # prompt tokens computed
@@ -26,8 +31,14 @@ class Timings:
     n_decode: int = 0  # tokens computed one at a time after the prompt
     decode_s: float = 0.0
     n_reused: int = 0  # prompt tokens whose keys and values were there already
+    n_moved: int = 0  # of `n_reused`, those that other text stands before now
     n_tried: int = 0  # tokens computed to choose a RoPE, each once a setting; `n_prompt` has one
-    n_recomputed: int = 0  # tokens of the context's chunks that the prompt had computed anew
+    n_recomputed: int = 0  # of `n_prompt`, those of chunks that were computed anew
+
+    @property
+    def n_exact(self) -> int:
+        """Prompt tokens that are reused and are what computing them again would give."""
+        return self.n_reused - self.n_moved
 
     @property
     def prompt_per_s(self) -> float:

@@ -45,6 +45,19 @@ def test_the_command(capfd, deep, tmp_path):
     _, _, err = run(*generate, *place, "--recompute", "all")
     assert "reused" not in err
 
+    def timings(*flags: str) -> dict[str, int]:
+        return json.loads(run(*generate, *place, *flags, "-o", "json", "-q")[1])["timings"]
+
+    for flags, n_again in ((("none",), 1), (("3",), 3)):
+        found = timings("--recompute", *flags)
+        assert found["n_recomputed"] == n_again
+        assert found["n_exact"] == n_man + 1
+        assert found["n_moved"] == n_chunks - n_man - n_again
+        assert found["n_reused"] == found["n_exact"] + found["n_moved"]
+    found = timings()  # so short a chunk is computed as a whole
+    assert found["n_exact"] == found["n_reused"] == n_man + 1
+    assert found["n_recomputed"] == n_chunks - n_man
+
     for argv, code, sentence in (
         ((*generate, *place, "--cache", "roped"), 2, "--chunk: needs --cache raw"),
         ((*generate, *place, "--prompt-cache", "x"), 2, "not allowed with argument --prompt-cache"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -168,6 +169,13 @@ def test_later_runs_are_reused_with_raw(run, ids):
     n_reused, n_computed = counts(err)
     assert n_reused > len(ids) - 5
     assert n_reused + n_computed == len(ids)
+    assert re.search(rf"reused +{n_reused} tokens, \d+ of them behind other text", err)
+    run("--cache", "raw", prompt="the cat " + TEXT)
+    out = run("--cache", "raw", "--cache-reuse", "5", "-o", "json", prompt=TEXT)[1]
+    timings = json.loads(out)["timings"]
+    assert (timings["n_reused"], timings["n_prompt"]) == (n_reused, n_computed)
+    assert 0 < timings["n_exact"] < 5
+    assert timings["n_exact"] + timings["n_moved"] == n_reused
 
 
 @pytest.mark.parametrize("cache", CACHES)
