@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lariat.formats.gguf import GGUFFile
     from lariat.llm import LLM
     from lariat.reuse.library import ChunkLibrary
+    from lariat.reuse.recompute import Recompute
     from lariat.runtime.context import Context
     from lariat.runtime.request import Completion
     from lariat.tokenizers.tokenizer import Tokenizer
@@ -61,6 +62,7 @@ _HOMES = {
     "HubError": "errors",
     "LariatError": "errors",
     "ModelError": "errors",
+    "Recompute": "reuse.recompute",
     "RopeConfig": "config",
     "SamplingParams": "config",
     "Tokenizer": "tokenizers.tokenizer",
@@ -79,6 +81,7 @@ __all__ = [
     "HubError",
     "LariatError",
     "ModelError",
+    "Recompute",
     "RopeConfig",
     "SamplingParams",
     "Tokenizer",

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lariat import DEMO_MODEL, LLM, ChunkLibrary, SamplingParams
+from lariat import DEMO_MODEL, LLM, ChunkLibrary, Recompute, SamplingParams
 from lariat.measure import reuse_quality
-from lariat.reuse.recompute import AUTO, Recompute
+from lariat.reuse.recompute import AUTO
 from tqdm import tqdm
 
 from bench.reuse_tasks import TASKS, Task, task
@@ -48,15 +48,15 @@ METHODS: dict[str, tuple[str, str | Recompute]] = {
     "first 4": ("", Recompute(first=4)),
     "first 16": ("", Recompute(first=16)),
     "behind newlines": (_NEWLINES, "none"),
-    "behind newlines, first 4": (_NEWLINES, Recompute(first=4)),
+    "behind newlines and first 4": (_NEWLINES, Recompute(first=4)),
     "auto": ("", "auto"),
     "1 passage of 32": ("", Recompute(first=4, passages=1, length=32)),
     "1 passage of 64": ("", Recompute(first=4, passages=1, length=64)),
-    "1 passage of 64, no first": ("", Recompute(passages=1, length=64)),
+    "1 passage of 64 alone": ("", Recompute(passages=1, length=64)),
     "2 passages of 64": ("", Recompute(first=4, passages=2, length=64)),
     "3 passages of 32": ("", Recompute(first=4, passages=3, length=32)),
     "3 passages of 128": ("", Recompute(first=4, passages=3, length=128)),
-    "3 passages of 64, behind newlines": (_NEWLINES, AUTO),
+    "3 passages of 64 behind newlines": (_NEWLINES, AUTO),
     "chunk by words": ("", _CHUNK),
     "chunk by likelihood": ("", _LIKELY),
     "chunk by likelihood of 3": ("", _LIKELY_3),
@@ -71,7 +71,11 @@ _COLUMNS = ("share", "exact", "kept", "NLL", "KL", "top-1", "PGR exact", "PGR NL
 
 
 def measure(
-    model: str, tasks: Sequence[str], methods: Sequence[str], sets: range, n_threads: int | None
+    model: str,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    sets: range,
+    n_threads: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Scores of each task, question and method."""
     with LLM(model, cache="raw", n_ctx=16384, prefix_sharing=False, n_threads=n_threads) as llm:
@@ -225,7 +229,8 @@ def first_token(model: str, n: int, n_question: int, repetitions: int) -> None:
     ways: dict[str, str | Recompute] = {
         "none": "none",
         "auto": "auto",
-        "20 % computed": Recompute(first=4, passages=_N_PARTS, length=round(0.2 * n / _N_PARTS)),
+        # The first chunk is exact, so the others have it all.
+        "20 % computed": Recompute(passages=_N_PARTS, length=round(0.2 * n / (_N_PARTS - 1))),
     }
     took: dict[str, list[float]] = {name: [] for name in ("cold", *ways)}
     shares: dict[str, float] = {}

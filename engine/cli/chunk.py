@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lariat.cli import console, engine_flags, interrupts, model_file, prompt
-from lariat.cli.usage import Parser, UsageError
+from lariat.cli.usage import Parser, Text, UsageError
 
 if TYPE_CHECKING:
     from lariat.measure.chunk_check import Check
@@ -55,6 +55,14 @@ def register(commands: Any) -> None:
     add.add_argument("name", metavar="NAME", help="its name; a document of this name is replaced")
     prompt.add_arguments(add)
     prompt.add_parse_special(add)
+    add.add_argument(
+        "--behind",
+        action=Text,
+        default="",
+        metavar="TEXT",
+        help="compute it behind this text, which is cut off again, such as the beginning of the "
+        "prompts that will have it; -e does not apply",
+    )
     engine_flags.add(add, cache="raw")
     add.add_argument("-q", "--quiet", action="store_true", help="no bars, only errors")
 
@@ -103,7 +111,9 @@ def run_add(args: argparse.Namespace) -> int:
 
     with engine_flags.load(args, config, overrides) as llm:
         library = ChunkLibrary(args.library)
-        chunk = library.add(llm, args.name, text, parse_special=args.parse_special)
+        chunk = library.add(
+            llm, args.name, text, behind=args.behind, parse_special=args.parse_special
+        )
     console.write(f"{args.name}: {len(chunk)} tokens, {chunk.nbytes} bytes\n")
     return 0
 

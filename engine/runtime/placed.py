@@ -115,10 +115,8 @@ class Placeable(Protocol):
         """
 
 
-def rearranged(placed: Sequence[Placed], order: Sequence[int | tuple[int, int]]) -> list[Placed]:
-    """Where documents stand after an edit.
-
-    order  what the context has now: (start, stop) of tokens that it had, or a number of new ones
+def rearranged(placed: Sequence[Placed], order: Order) -> list[Placed]:
+    """Where documents stand after an edit that gave a context's tokens this order.
 
     Of a document that is cut, the part up to the cut counts as the document from now on.
     """
@@ -153,11 +151,14 @@ def choose(
     too. Returns what was computed, in ascending order. ContextError if blocks are missing; `table`
     then is as it was.
     """
+    n_cached = table.n_tokens
+    # The text behind may have replaced the last tokens of the last document.
+    placed = [replace(one, stop=min(one.stop, n_cached)) for one in placed if one.start < n_cached]
     groups: dict[Chooser, list[Placed]] = {}
     for one in placed:
         if one.chooser is not None:
             groups.setdefault(one.chooser, []).append(one)
-    end, n_cached = max((one.stop for one in placed), default=0), table.n_tokens
+    end = max((one.stop for one in placed), default=0)
     choices = [
         chooser.choose(runner, table, ids, documents, ids[end:])
         for chooser, documents in groups.items()

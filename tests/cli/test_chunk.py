@@ -28,6 +28,9 @@ def test_the_command(capfd, deep, tmp_path):
     assert (code, err) == (0, "")
     n_man = int(out.split()[1])
     assert run(*add, "hen", "-p", "the hen and the pot in the hat and so on")[0] == 0
+    code, out, _ = run(*add, "boat", "-p", "the boat", "--behind", "the man and")
+    assert (code, out.split()[0]) == (0, "boat:")
+    assert run("chunk", "remove", "boat", "--library", folder)[0] == 0
     code, out, _ = run("chunk", "list", "--library", folder)
     fields = [line.split("\t") for line in out.splitlines()]
     assert [(f[0], *f[3:5]) for f in fields] == [("hen", "f16", "f16"), ("man", "f16", "f16")]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lariat import ChunkLibrary
-from lariat.reuse.recompute import AUTO, Recompute, question_nll, ranked, recompute_of
+from lariat import ChunkLibrary, Recompute
+from lariat.reuse.recompute import AUTO, question_nll, ranked, recompute_of
 
 from tests.reference import Reference, relative_error
 from tests.support.contexts import GREEDY, ids_of, load, n_free, write_mapped

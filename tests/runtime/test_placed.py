@@ -37,7 +37,8 @@ class Chosen:
     ) -> Choice:
         spans = [(one.start, one.stop) for one in documents]
         self.asked.append((spans, list(question)))
-        return Choice([(spans[-1][0] + a, spans[-1][0] + b) for a, b in self.ranges])
+        start, stop = spans[-1]
+        return Choice([(start + a, min(start + b, stop)) for a, b in self.ranges])
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,17 @@ def test_a_prompt_without_an_answer_chooses_too(llm, library):
         plain.append([*plain_ids(library), *B, *QUESTION])
         assert relative_error(context.logits([4]), plain.logits([4])) < 1e-5
         assert len(chooser.asked) == 1
+
+
+def test_generation_right_behind_a_chunk_has_no_question(llm, library):
+    chooser = Chosen(((0, 45),))
+    with with_both(llm, library, chooser) as context, llm.context() as plain:
+        done = llm.generate("", GREEDY, context=context)
+        # The last token is computed for its logits, and so it is no part of the choice.
+        assert chooser.asked == [([(1, 61), (61, 105)], [B[-1]])]
+        plain.append([*plain_ids(library), *B])
+        assert llm.generate("", GREEDY, context=plain).token_ids == done.token_ids
+        assert done.timings.n_prompt == 45
 
 
 def test_documents_are_remembered_through_edits(llm, library):
