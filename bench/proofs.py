@@ -35,6 +35,7 @@ from bench import results
 from bench.peers import Engine, PeerError, Worker
 from bench.workers import protocol
 from tests.reference import Reference, relative_error
+from tests.support.family_files import FAMILIES, write_family
 from tests.support.model_files import write_llama
 
 PATH = results.FOLDER / "models.json"
@@ -51,6 +52,7 @@ MODELS: dict[str, Writer] = {
     "qwen2moe": partial(write_llama, arch="qwen2moe", **_SHAPE, **_EXPERTS),
     "qwen3": partial(write_llama, arch="qwen3", tied=True, head_dim=64, **_SHAPE),
     "qwen3moe": partial(write_llama, arch="qwen3moe", head_dim=64, **_SHAPE, **_EXPERTS),
+    **{name: partial(write_family, arch=name, **_SHAPE) for name in FAMILIES},
 }
 
 Proofs = dict[str, Any]

@@ -165,11 +165,17 @@ class ModelConfig:
     rope_dim: int  # leading dims of a head that are rotated
     rope: RopeConfig  # complete, as the file asks for it; a user's settings go over this one
     rope_attn_factor: float = 1.0  # queries and keys are multiplied by it
+    yarn_log_mul: float = 0.0  # m: YaRN's factor is divided by 1 + 0.1 m ln(scale); 0: it is not
     architecture: str = "llama"  # its name in `lariat.architectures`
     layers: tuple[LayerConfig, ...] = ()  # one a layer; empty: all have `rope` and no window
     attention_scale: float | None = None  # scores are multiplied by it; None: 1 / sqrt(head_dim_k)
     attention_soft_cap: float = 0.0  # scores s become cap * tanh(s / cap); 0: no cap
     experts: ExpertConfig | None = None  # None: each layer has one feed-forward for all tokens
+    query_growth: float = 0.0  # of positions beyond the trained length: `Recorder.grow_queries`
+    embedding_scale: float = 1.0  # embeddings are multiplied by it
+    residual_scale: float = 1.0  # and what a layer adds to the residual stream by this
+    logit_scale: float = 1.0  # and logits by this
+    logit_soft_cap: float = 0.0  # of logits, after they are scaled; 0: no cap
 
     def __post_init__(self) -> None:
         if not self.layers:

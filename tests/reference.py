@@ -1,10 +1,11 @@
-"""The judge: LLaMA, Qwen 2 and Qwen 3, with experts too, in NumPy and float64, written to be read,
-not to be fast.
+"""The judge: LLaMA and its kin in NumPy and float64, written to be read, not to be fast.
 
 It shares no code with the engine: files are read and dequantized by the `gguf` package. Papers:
-LLaMA (arXiv 2302.13971), Qwen 2 (2407.10671) and 3 (2505.09388), RoPE (2104.09864), grouped-query
-attention (2305.13245), YaRN (2309.00071, with the ramp over pairs that its code and llama.cpp
-have), Self-Extend (2401.01325).
+LLaMA (arXiv 2302.13971), Qwen 2 (2407.10671) and 3 (2505.09388), Gemma 2 (2408.00118) and 3
+(2503.19786), Phi 3 (2404.14219), OLMo 2 (2501.00656), Granite 3, SmolLM3 and Mistral 3 (their
+cards), RoPE (2104.09864), grouped-query attention (2305.13245), sliding windows (2004.05150), YaRN
+(2309.00071, with the ramp over pairs that its code and llama.cpp have), LongRoPE (2402.13753),
+Self-Extend (2401.01325), GELU by tanh (1606.08415).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _UNQUANTIZED = {
 }
 
 
+# Pairs of RoPE are neighbours in these; in all others they are half of the rotated dims apart.
+_NEIGHBOURS = ("llama", "granite", "smollm3", "mistral3")
+_GEMMA = ("gemma2", "gemma3")
+
 Past = tuple[np.ndarray, np.ndarray]
 """Keys before RoPE, float64 [n, n_kv_heads, head_dim], and values [n, n_kv_heads, head_dim_v]."""
 
@@ -43,7 +48,11 @@ class Reference:
 
     `layers` has an entry for each layer: settings that replace those of `rope` there, or None for a
     layer without RoPE. `use_factors` among them tells whether the file's factors divide the
-    frequencies.
+    frequencies. By default layers are what the file and its architecture say. `windows` are their
+    attention windows, None for a layer that sees all.
+
+    `n_ctx` is the room for a context, which chooses between short and long factors of LongRoPE.
+    With `f16_gelu` GELU is computed as llama.cpp does it, from a table of f16 to f16.
     """
 
     def __init__(
@@ -52,10 +61,14 @@ class Reference:
         activations: str | None = None,
         rope: Mapping[str, Any] | None = None,
         layers: Sequence[Mapping[str, Any] | None] | None = None,
+        windows: Sequence[int | None] | None = None,
+        n_ctx: int = 0,
+        f16_gelu: bool = False,
     ) -> None:
         if activations not in (None, "q8", "q8_f16"):
             raise ValueError(f"activations is {activations!r}, expected None, 'q8' or 'q8_f16'")
         self._short_scale = activations == "q8_f16"
+        self._f16_gelu = f16_gelu
         reader = GGUFReader(path)
         self._fields = reader.fields
         self.arch: str = reader.fields["general.architecture"].contents()
@@ -83,11 +96,50 @@ class Reference:
             "scale": self._get("rope.scaling.factor", 1.0),
             "yarn_orig_ctx": self._get("rope.scaling.original_context_length", trained),
         }
+        if self.arch == "mistral3":
+            of_file["yarn_beta_fast"] = self._get("rope.scaling.yarn_beta_fast", 32.0)
+            of_file["yarn_beta_slow"] = self._get("rope.scaling.yarn_beta_slow", 1.0)
         self.rope: dict[str, Any] = of_file | dict(rope or {})
+        self.windows = self._windows() if windows is None else list(windows)
         self.layers = [
             None if own is None else self.rope | dict(own)
-            for own in ([{}] * self.n_layers if layers is None else layers)
+            for own in (self._layers() if layers is None else layers)
         ]
+        is_long = (n_ctx or trained) > self.rope["yarn_orig_ctx"]
+        for name in ("rope_freqs", f"rope_factors_{'long' if is_long else 'short'}"):
+            self.factors = self.weights.get(f"{name}.weight")
+            if self.factors is not None:
+                break
+        self.score_scale: float = self._get("attention.scale", 0.0) or self.head_dim**-0.5
+        if (self.arch, self.n_layers) in (("gemma2", 46), ("gemma3", 62)):
+            self.score_scale = (self.dim // self.n_heads) ** -0.5
+
+    def _windows(self) -> list[int | None]:
+        """Of each layer: every n-th layer of a family has none."""
+        length = self._get("attention.sliding_window", 4096 if self.arch == "gemma2" else 0)
+        every = {"gemma2": 2, "gemma3": 6, "olmo2": 4, "phi3": 0}.get(self.arch)
+        if not length or every is None:
+            return [None] * self.n_layers
+        every = self._get("attention.sliding_window_pattern", every)
+        if isinstance(every, list):
+            return [length if local else None for local in every]
+        return [
+            None if every and (layer + 1) % every == 0 else length for layer in range(self.n_layers)
+        ]
+
+    def _layers(self) -> list[Mapping[str, Any] | None]:
+        """How the RoPE of each layer differs from that of the file."""
+        layers: list[Mapping[str, Any] | None] = [{} for _ in range(self.n_layers)]
+        if self.arch == "smollm3":
+            layers[3::4] = [None for _ in layers[3::4]]
+        if self.arch == "granite" and not self._get("rope.scaling.finetuned", True):
+            return [None] * self.n_layers
+        if self.arch in ("gemma3", "olmo2"):
+            local = {"scaling": "none", "use_factors": False, "attn_factor": 1.0}
+            if self.arch == "gemma3":
+                local["freq_base"] = self._get("rope.freq_base_swa", 10000.0)
+            layers = [local if window else {} for window in self.windows]
+        return layers
 
     def _get(self, key: str, default: Any = None) -> Any:
         field = self._fields.get(f"{self.arch}.{key}")
@@ -124,38 +176,60 @@ class Reference:
     ) -> tuple[np.ndarray, list[Past]]:
         """Logits, and keys and values of the tokens `ids`."""
         x = self.weights["token_embd.weight"][np.asarray(ids)]  # [n, dim]
+        if self.arch in _GEMMA:
+            x = x * np.sqrt(self.dim)
+        residual_scale = 1.0
+        if self.arch == "granite":
+            x = x * (self._get("embedding_scale", 0.0) or 1.0)
+            residual_scale = self._get("residual_scale", 0.0) or 1.0
         n_past = len(past[0][0]) if past else 0
         where = n_past + np.arange(len(ids)) if positions is None else np.asarray(positions)
         cached = []
         for layer in range(self.n_layers):
             block = f"blk.{layer}."
-            h = self._norm(x, block + "attn_norm")
+            h = self._norm_if_any(x, block + "attn_norm")
             seen = past[layer] if past else None
-            out, of_ids = self._attention(h, block, where, self.layers[layer], seen)
+            out, of_ids = self._attention(h, layer, where, seen)
             cached.append(of_ids)
-            x = x + out
-            h = self._norm(x, block + "ffn_norm")
-            x = x + self._feed_forward(h, block)
+            x = x + residual_scale * self._norm_if_any(out, block + "post_attention_norm")
+            out = self._feed_forward(self._norm_if_any(x, block + "ffn_norm"), block)
+            x = x + residual_scale * self._norm_if_any(out, block + "post_ffw_norm")
         x = self._norm(x, "output_norm")
         tied = "output.weight" not in self.weights
-        return self._linear(x, "token_embd" if tied else "output"), cached
+        logits = self._linear(x, "token_embd" if tied else "output")
+        if self.arch == "granite":
+            logits = logits / self._get("logit_scale")
+        if self.arch in _GEMMA:
+            cap = self._get("final_logit_softcapping", 30.0 if self.arch == "gemma2" else 0.0)
+            logits = soft_cap(logits, cap)
+        return logits, cached
 
     def _attention(
         self,
         h: np.ndarray,
-        block: str,
+        layer: int,
         where: np.ndarray,
-        rope: Mapping[str, Any] | None,
         past: Past | None,
     ) -> tuple[np.ndarray, Past]:
         """Causal grouped-query attention of h [n, dim], at positions `where` [n], with `past` and
         itself -> [n, dim], and its keys and values."""
-        n = len(h)
-        q = self._linear(h, block + "attn_q").reshape(n, self.n_heads, self.head_dim)
-        k = self._linear(h, block + "attn_k").reshape(n, self.n_kv_heads, self.head_dim)
-        v = self._linear(h, block + "attn_v").reshape(n, self.n_kv_heads, self.head_dim_v)
-        if self.arch in ("qwen3", "qwen3moe"):
+        n, block, rope = len(h), f"blk.{layer}.", self.layers[layer]
+        if block + "attn_qkv.weight" in self.weights:
+            n_q, n_k = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+            q, k, v = np.split(self._linear(h, block + "attn_qkv"), (n_q, n_q + n_k), axis=1)
+        else:
+            q, k, v = (self._linear(h, block + f"attn_{name}") for name in "qkv")
+        if self.arch == "olmo2":  # over all heads
             q, k = self._norm(q, block + "attn_q_norm"), self._norm(k, block + "attn_k_norm")
+        q = q.reshape(n, self.n_heads, self.head_dim)
+        k = k.reshape(n, self.n_kv_heads, self.head_dim)
+        v = v.reshape(n, self.n_kv_heads, self.head_dim_v)
+        if self.arch in ("qwen3", "qwen3moe", "gemma3"):
+            q, k = self._norm(q, block + "attn_q_norm"), self._norm(k, block + "attn_k_norm")
+        if self.arch == "mistral3":
+            growth = self._get("attention.temperature_scale", 0.0)
+            lengths = where // self.rope["yarn_orig_ctx"]
+            q = q * (1 + growth * np.log(1 + lengths))[:, None, None]
         of_ids = k, v
         where_k = where
         if past is not None:
@@ -167,7 +241,7 @@ class Reference:
         if rope is None:
             self._scores(q, k, scores)
         else:
-            neox = self.arch != "llama"
+            neox = self.arch not in _NEIGHBOURS
             self._scores(
                 rotate(q, *self._rope_table(where, rope), neox),
                 rotate(k, *self._rope_table(where_k, rope), neox),
@@ -183,7 +257,12 @@ class Reference:
                     far,
                 )
                 scores = np.where(rows_q[:, None] - rows_k >= window, far, scores)
+        if self.arch == "gemma2":
+            scores = soft_cap(scores, self._get("attn_logit_softcapping", 50.0))
         scores[:, rows_k > rows_q[:, None]] = -np.inf
+        window = self.windows[layer]
+        if window is not None:
+            scores[:, where_k <= where[:, None] - window] = -np.inf
         out = np.empty((n, self.n_heads, self.head_dim_v))
         group = self.n_heads // self.n_kv_heads
         for head in range(self.n_heads):
@@ -191,17 +270,21 @@ class Reference:
         return self._linear(out.reshape(n, -1), block + "attn_output"), of_ids
 
     def _scores(self, q: np.ndarray, k: np.ndarray, out: np.ndarray) -> None:
-        """out [n_heads, query, key] = q k / sqrt(head_dim)"""
+        """out [n_heads, query, key] = q k / sqrt(head_dim), or the scale of the architecture"""
         group = self.n_heads // self.n_kv_heads
         for head in range(self.n_heads):
-            out[head] = q[:, head] @ k[:, head // group].T / np.sqrt(self.head_dim)
+            out[head] = q[:, head] @ k[:, head // group].T * self.score_scale
 
     def _feed_forward(self, h: np.ndarray, block: str) -> np.ndarray:
         """h [n, dim] -> [n, dim]"""
         if block + "ffn_gate_inp.weight" in self.weights:
             return self._mixture(h, block)
-        gate, up = self._linear(h, block + "ffn_gate"), self._linear(h, block + "ffn_up")
-        return self._linear(silu(gate) * up, block + "ffn_down")
+        if self.arch == "phi3":
+            gate, up = np.split(self._linear(h, block + "ffn_up"), 2, axis=1)
+        else:
+            gate, up = self._linear(h, block + "ffn_gate"), self._linear(h, block + "ffn_up")
+        gate = gelu(gate, self._f16_gelu) if self.arch in _GEMMA else silu(gate)
+        return self._linear(gate * up, block + "ffn_down")
 
     def _mixture(self, h: np.ndarray, block: str) -> np.ndarray:
         """Mixtral's feed-forward (arXiv 2401.04088), token by token, h [n, dim] -> [n, dim]."""
@@ -247,6 +330,10 @@ class Reference:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + self.norm_eps) * self.weights[name + ".weight"]
 
+    def _norm_if_any(self, x: np.ndarray, name: str) -> np.ndarray:
+        """RMSNorm where the file has it."""
+        return self._norm(x, name) if name + ".weight" in self.weights else x
+
     def _rope_table(
         self, positions: np.ndarray, rope: Mapping[str, Any]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -258,13 +345,16 @@ class Reference:
             reached = max(rope.get("n_tokens", 0), trained)
             base *= (scale * reached / trained - (scale - 1)) ** (d / (d - 2))
         frequency = base ** (-2.0 * np.arange(d // 2) / d)
-        if "rope_freqs.weight" in self.weights and rope.get("use_factors", True):
-            frequency = frequency / self.weights["rope_freqs.weight"]
+        if self.factors is not None and rope.get("use_factors", True):
+            frequency = frequency / self.factors
         if scaling in ("none", "dynamic"):
             scale = 1.0
         extrapolated = rope.get("yarn_ext_factor", 1.0 if scaling == "yarn" else 0.0)
         if extrapolated:
             magnitude = 0.1 * math.log(scale) + 1 if scale > 1 else 1.0
+            if self.arch == "mistral3" and scale > 1:
+                log_mul = self._get("rope.scaling.yarn_log_multiplier", 0.0)
+                magnitude /= 0.1 * log_mul * math.log(scale) + 1
         else:
             magnitude = rope.get("yarn_attn_factor", 1.0)
 
@@ -279,7 +369,7 @@ class Reference:
             kept = 1 - min(max((i - low) / max(high - low, 0.001), 0), 1)
             kept *= extrapolated
             angle[:, i] = positions * frequency[i] * (kept + (1 - kept) / scale)
-        magnitude *= self.attn_factor
+        magnitude *= rope.get("attn_factor", self.attn_factor)
         return np.cos(angle) * magnitude, np.sin(angle) * magnitude
 
 
@@ -301,6 +391,20 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, neox: bool = False) 
 def silu(x: np.ndarray) -> np.ndarray:
     """x times the logistic function of x, without overflow for large negative x."""
     return x * 0.5 * (1 + np.tanh(x / 2))
+
+
+def gelu(x: np.ndarray, f16: bool = False) -> np.ndarray:
+    """x times the normal distribution's integral to x, approximated by tanh. With `f16` as in ggml:
+    x and the result are rounded to f16 between -10 and 10; beyond, the result is 0 or x."""
+    if f16:
+        short = gelu(x.astype(np.float16).astype(np.float64)).astype(np.float16)
+        return np.where(x <= -10, 0, np.where(x >= 10, x, short.astype(np.float64)))
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
+    """x, squeezed to -cap to cap; a cap of 0 does nothing."""
+    return cap * np.tanh(x / cap) if cap else x
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _random_models(folder: Path) -> Iterator[tuple[str, str]]:
+    from tests.support.family_files import FAMILIES, write_family
     from tests.support.model_files import write_llama
 
     for model in (*ARCHITECTURES, "llama with experts"):
@@ -63,7 +64,10 @@ def _random_models(folder: Path) -> Iterator[tuple[str, str]]:
                 shape |= {"n_experts": 16, "n_used": 4}
             tied = arch in ("qwen2", "qwen3", "qwen3moe")
             path = folder / "random.gguf"
-            write_llama(path, arch=arch, weight_type=name, tied=tied, **_SHAPE, **shape)
+            if arch in FAMILIES:
+                write_family(path, arch, weight_type=name, **_SHAPE)
+            else:
+                write_llama(path, arch=arch, weight_type=name, tied=tied, **_SHAPE, **shape)
             yield f"{model} {name}", str(path)
 
 

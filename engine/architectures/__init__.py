@@ -1,6 +1,7 @@
 """The model families that run: one file each, registered below, and their shared mechanics.
 
-llama, mixtral, qwen2, qwen2moe, qwen3, qwen3moe
+gemma2, gemma3, granite, llama, mistral3, mixtral, olmo2, phi3, qwen2, qwen2moe, qwen3, qwen3moe,
+smollm3
                      tensor names, config keys, RoPE, windows, the forward pass as one page
 architecture         the three functions that such a file consists of
 metadata             checked reading of a file's keys
@@ -12,13 +13,33 @@ model                runs the recorded forward pass for each batch
 
 from __future__ import annotations
 
-from lariat.architectures import mixtral, qwen2, qwen2moe, qwen3, qwen3moe
+from lariat.architectures import (
+    gemma2,
+    gemma3,
+    granite,
+    mistral3,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    smollm3,
+)
 from lariat.architectures.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {  # by `general.architecture`
+    "gemma2": gemma2.ARCHITECTURE,
+    "gemma3": gemma3.ARCHITECTURE,
+    "granite": granite.ARCHITECTURE,
     "llama": mixtral.ARCHITECTURE,
+    "mistral3": mistral3.ARCHITECTURE,
+    "olmo2": olmo2.ARCHITECTURE,
+    "phi3": phi3.ARCHITECTURE,
     "qwen2": qwen2.ARCHITECTURE,
     "qwen2moe": qwen2moe.ARCHITECTURE,
     "qwen3": qwen3.ARCHITECTURE,
     "qwen3moe": qwen3moe.ARCHITECTURE,
+    "smollm3": smollm3.ARCHITECTURE,
 }

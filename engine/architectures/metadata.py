@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import NamedTuple
 
-from lariat.config import EXPERT_GATINGS, MAX_CTX, ExpertConfig, RopeConfig
+import numpy as np
+from lariat.config import EXPERT_GATINGS, MAX_CTX, ExpertConfig, ModelConfig, RopeConfig
 from lariat.errors import GGUFError, ModelError, quote
 from lariat.formats.gguf import GGUFFile
 
@@ -100,6 +101,39 @@ class Metadata:
                 f"{self._gguf.path}: models whose attention is not causal are not supported"
             )
 
+    def refuse_unless(self, key: str, expected: int) -> None:
+        """ModelError if the file has `key` with another value."""
+        found = self.whole(key, 1 << 31, expected, 0)
+        if found != expected:
+            raise ModelError(
+                f"{self._gguf.path}: {self._full(key)} is {found}, and only {expected} is supported"
+            )
+
+    def windows(self, c: ModelConfig, pattern: int, default: int = 0) -> list[int | None]:
+        """The attention window of each layer; None: it sees all tokens before it.
+
+        The file has the length of all windows, and says which layers have one: with true and false
+        for each, or with a number n, where every n-th layer has none (0: all have one). It is
+        `pattern` without a key. `default` is the length without a key, 0 for no windows.
+        """
+        length = self.whole("attention.sliding_window", MAX_CTX, default, 0)
+        if length == 0:
+            return [None] * c.n_layers
+        self.refuse_unless("attention.key_length_swa", c.head_dim_k)
+        self.refuse_unless("attention.value_length_swa", c.head_dim_v)
+        self.refuse_unless("rope.dimension_count_swa", c.rope_dim)
+        key = "attention.sliding_window_pattern"
+        found = self._gguf.metadata.get(self._full(key))
+        if isinstance(found, np.ndarray):
+            if found.dtype != np.bool_ or len(found) < c.n_layers:
+                raise GGUFError(
+                    f"{self._gguf.path}: {self._full(key)} has {len(found)} values of type "
+                    f"{found.dtype}, expected {c.n_layers} times true or false"
+                )
+            return [length if has_window else None for has_window in found[: c.n_layers].tolist()]
+        n = self.whole(key, MAX_LAYERS, pattern, 0)
+        return [length if n == 0 or i % n < n - 1 else None for i in range(c.n_layers)]
+
     def heads(self, dim: int) -> Heads:
         """The heads of a model of width `dim`; their lengths are even."""
         path = self._gguf.path
@@ -151,11 +185,14 @@ class Metadata:
         return info.shape[0]
 
     def rope(self, n_ctx_train: int) -> RopeConfig:
-        """The RoPE settings, complete, as llama.cpp reads them: a factor without a type is linear.
+        """The RoPE settings, complete, as llama.cpp reads them: a factor without a type is linear,
+        and so is "longrope", whose factors are tensors.
 
         Scaling methods that are not known are refused by name, not ignored.
         """
         scaling = self._gguf.get_str(self._full("rope.scaling.type"), default="linear") or "linear"
+        if scaling == "longrope":
+            scaling = "linear"
         if scaling not in ("none", "linear", "yarn"):
             raise ModelError(
                 f"{self._gguf.path}: RoPE scaling {quote(scaling)} is not supported, "

@@ -15,6 +15,7 @@ from lariat._experts import gate_up
 from lariat._kernels import Activations, add_bias, matmul, quantize, rms_norm, select_rows, silu_mul
 from lariat._program import Operation, Program
 from lariat._routing import Routing, add_gated, combine, gather, route
+from lariat._rows import add_norm, add_scaled, gelu_mul, scale, soft_cap, temper
 from lariat.architectures.weights import ExpertLinear, Linear
 from lariat.cache.kv_cache import KVCache
 from lariat.config import ModelConfig
@@ -69,6 +70,7 @@ class Recorder:
     """Records the forward pass of batches of `n` tokens, of which some want logits.
 
     x           float32 [n, dim]: the embedding of each token when the program starts
+    config      of the model
     layer_ends  phases of the program up to the end of each layer
 
     `readers` are the matrices that will multiply a result. If one of them is quantized, the result
@@ -87,7 +89,8 @@ class Recorder:
         """`logits` float32 [n_rows, n_vocab] is for the tokens that `buffers.logit_rows` names."""
         self.x = buffers.rows("x", n, config.dim)
         self.layer_ends: list[int] = []
-        self._config, self._cache, self._buffers = config, cache, buffers
+        self.config = config
+        self._cache, self._buffers = cache, buffers
         self._program, self._n, self._logits = program, n, logits
         self._ended = False
 
@@ -100,13 +103,24 @@ class Recorder:
     def norm(self, x: np.ndarray, weight: np.ndarray, *, readers: Readers) -> np.ndarray:
         """RMSNorm (arXiv 1910.07467) of each row of x [n, width], in another buffer."""
         h = self._buffers.rows("h", *x.shape)
-        self._then(rms_norm(x, weight, self._config.norm_eps, h, self._q8_for(readers)))
+        self._then(rms_norm(x, weight, self.config.norm_eps, h, self._q8_for(readers)))
         return h
+
+    def quantize(self, x: np.ndarray, *, readers: tuple[Linear, ...]) -> np.ndarray:
+        """x itself, for matrices that read it without a norm."""
+        if self._q8_for(readers):
+            self._then(quantize(x, self._buffers.q8))
+        return x
+
+    def scale(self, x: np.ndarray, factor: float) -> None:
+        """x *= factor"""
+        if factor != 1:
+            self._then(scale(x, factor))
 
     def norm_heads(self, *heads: tuple[np.ndarray, np.ndarray]) -> None:
         """RMSNorm of each head, in place, of each (x, weight): [n, n_heads * head_dim] and
-        [head_dim]."""
-        eps, each = self._config.norm_eps, [(x.reshape(-1, len(w)), w) for x, w in heads]
+        [head_dim]; or of all heads together, with a weight of their length."""
+        eps, each = self.config.norm_eps, [(x.reshape(-1, len(w)), w) for x, w in heads]
         self._then(*[rms_norm(x, weight, eps, x) for x, weight in each])
 
     def linear(self, x: np.ndarray, **matrices: Linear) -> list[np.ndarray]:
@@ -122,10 +136,29 @@ class Recorder:
         """x += w(y), for x [n, n_out] and y [n, n_in]."""
         self._multiply((w, y, x), add=True)
 
+    def add_scaled(self, x: np.ndarray, w: Linear, y: np.ndarray, factor: float) -> None:
+        """x += factor * w(y), for x [n, n_out] and y [n, n_in]."""
+        if factor == 1:
+            self.add_linear(x, w, y)
+        else:
+            (product,) = self.linear(y, product=w)
+            self._then(add_scaled(x, product, factor))
+
+    def add_normed(self, x: np.ndarray, w: Linear, y: np.ndarray, norm: np.ndarray) -> None:
+        """x += RMSNorm(w(y)), with the weight `norm` [n_out], for x [n, n_out] and y [n, n_in]."""
+        (product,) = self.linear(y, product=w)
+        self._then(add_norm(x, product, norm, self.config.norm_eps))
+
+    def grow_queries(self, q: np.ndarray) -> None:
+        """q *= 1 + growth * log(1 + floor(position / trained length)), for q [n, width]."""
+        c, positions = self.config, self._buffers.positions[: self._n]
+        if c.query_growth:
+            self._then(temper(q, positions, c.query_growth, c.rope.yarn_orig_ctx or 1))
+
     def rotate_and_store(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
         """Rotate q by position, as the layer's RoPE table says, and put keys and values into the
         cache, which may rotate k. All are [n, n_heads * head_dim], k and v with n_kv_heads."""
-        c, n = self._config, self._n
+        c, n = self.config, self._n
         positions, slots = self._buffers.positions[:n], self._buffers.slots[:n]
         q_heads = q.reshape(n, c.n_heads, c.head_dim_k)
         k_heads = k.reshape(n, c.n_kv_heads, c.head_dim_k)
@@ -153,7 +186,7 @@ class Recorder:
         mixes tokens, so from there on only tokens whose logits are wanted are computed: the last
         layer gets their rows alone. If there are none, the program ends here.
         """
-        c, b, n, n_wanted = self._config, self._buffers, self._n, len(self._logits)
+        c, b, n, n_wanted = self.config, self._buffers, self._n, len(self._logits)
         is_last = layer == c.n_layers - 1
         self._ended = is_last and n_wanted == 0
         out = b.rows("attention", n, c.n_heads * c.head_dim_v)
@@ -178,7 +211,7 @@ class Recorder:
     def route(self, h: np.ndarray, router: Linear) -> Routing:
         """The experts of each token of h [n, dim], by the logits router(h), and their weights, as
         `ModelConfig.experts` says."""
-        c = self._config.experts
+        c = self.config.experts
         assert c is not None
         (logits,) = self.linear(h, router=router)
         routing = self._buffers.routing(c.n_experts, c.n_used)
@@ -225,10 +258,21 @@ class Recorder:
         [n_in]."""
         self._then(add_gated(h, gate, y, x))
 
+    def gelu_mul(
+        self, gate: np.ndarray, up: np.ndarray, *, readers: tuple[Linear, ...]
+    ) -> np.ndarray:
+        """GELU(gate) * up, in the place of gate: GEGLU (arXiv 2002.05202), GELU by tanh."""
+        self._then(gelu_mul(gate, up, self._q8_for(readers)))
+        return gate
+
     def logits(self, w: Linear, x: np.ndarray) -> None:
-        """The logits are w(x), for x [n_rows, dim]."""
-        if not self._ended:
-            self._multiply((w, x, self._logits))
+        """The logits are w(x), for x [n_rows, dim], scaled and capped as the configuration says."""
+        if self._ended:
+            return
+        self._multiply((w, x, self._logits))
+        self.scale(self._logits, self.config.logit_scale)
+        if self.config.logit_soft_cap:
+            self._then(soft_cap(self._logits, self.config.logit_soft_cap))
 
     def _multiply(
         self, *products: tuple[Linear, np.ndarray, np.ndarray], add: bool = False

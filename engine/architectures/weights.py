@@ -49,6 +49,7 @@ class Embedding:
 
 
 _Layer = TypeVar("_Layer")
+_MAX_PARTS = 3  # of a fused matrix: queries, keys and values
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Weights(Generic[_Layer]):
     output_norm: np.ndarray  # float32 [dim]
     output: Linear  # [n_vocab, dim]
     rope_factors: np.ndarray | None  # float64 [rope_dim / 2]
+    long_rope_factors: np.ndarray | None = None  # those of contexts beyond the trained length
 
     def matrices(self) -> Iterator[_kernels.Matrix]:
         """The matrices of all layers that every token is multiplied with."""
@@ -135,6 +137,11 @@ class TensorReader(ABC):
             bias = self.array(f"{name}_exps.bias", shape[:2])
         return ExpertLinear(self.expert_matrix(names, shape), bias)
 
+    @abstractmethod
+    def fused(self, name: str, n_cols: int, *parts: tuple[int, Order]) -> list[Linear]:
+        """Matrices [n_rows, n_cols] that follow each other in tensor `name`.weight (and biases, in
+        `name`.bias), each with its rows in an order; `parts` has (n_rows, order) of each."""
+
     def factors(self, name: str, length: int) -> np.ndarray | None:
         """Tensor `name`, float64 [length], whose values must be above 0."""
         values = self.vector(name, length)
@@ -199,6 +206,12 @@ class TensorChecker(TensorReader):
         """Check tensor `name`."""
         self._checked(name, shape)
 
+    def fused(self, name: str, n_cols: int, *parts: tuple[int, Order]) -> list[Linear]:
+        """Check tensor `name`."""
+        n_rows = sum(n for n, _ in parts)
+        self.linear(name, (n_rows, n_cols))
+        return [Linear(None, None)] * len(parts)  # type: ignore[arg-type]
+
 
 class TensorLoader(TensorReader):
     """Takes the values, and releases each tensor's pages of the file as soon as it has them."""
@@ -213,16 +226,17 @@ class TensorLoader(TensorReader):
         self._n_bytes = max(1, sum(info.n_bytes for info in gguf.tensors.values()))
         self._n_done = 0
         matrices = [t for t in gguf.tensors.values() if _is_matrix(t)]
-        self._arena = Arena(sum(map(_packed_bytes, matrices)), len(matrices))
+        # Each part of a matrix has whole groups of rows; what is not written costs nothing.
+        n_packed = sum(
+            _packed_bytes(t) + _MAX_PARTS * _kernels.packed_bytes(t.type.name, 1, t.shape[-1])
+            for t in matrices
+        )
+        self._arena = Arena(n_packed, _MAX_PARTS * len(matrices))
 
     def matrix(self, name: str, shape: tuple[int, int], order: Order = None) -> _kernels.Matrix:
         """Interleave tensor `name`."""
         info = self._checked(name, shape)
-        packed = self._arena.take(_kernels.packed_bytes(info.type.name, *shape))
-        rows = order() if order else None
-        matrix = _kernels.Matrix(
-            self.gguf.data(name), info.type.name, shape[1], packed, rows, self._n_threads
-        )
+        matrix = self._interleaved(self.gguf.data(name), info, order)
         self._finished(name)
         return matrix
 
@@ -243,6 +257,32 @@ class TensorLoader(TensorReader):
         for name in names:
             self._finished(name)
         return matrix
+
+    def _interleaved(self, rows: np.ndarray, info: TensorInfo, order: Order) -> _kernels.Matrix:
+        """`rows` uint8 [n_rows, bytes] of a tensor."""
+        type, n_cols = info.type.name, info.shape[1]
+        packed = self._arena.take(_kernels.packed_bytes(type, len(rows), n_cols))
+        chosen = order() if order else None
+        return _kernels.Matrix(rows, type, n_cols, packed, chosen, self._n_threads)
+
+    def fused(self, name: str, n_cols: int, *parts: tuple[int, Order]) -> list[Linear]:
+        """Interleave each part of tensor `name`."""
+        assert len(parts) <= _MAX_PARTS
+        n_rows = sum(n for n, _ in parts)
+        info = self._checked(f"{name}.weight", (n_rows, n_cols))
+        rows = self.gguf.data(f"{name}.weight")
+        bias = self.vector(f"{name}.bias", n_rows) if self.has(f"{name}.bias") else None
+        linears, first = [], 0
+        for n, order in parts:
+            own_bias = None
+            if bias is not None:
+                own_bias = bias[first : first + n]
+                own_bias = np.ascontiguousarray(own_bias[order()] if order else own_bias)
+            matrix = self._interleaved(rows[first : first + n], info, order)
+            linears.append(Linear(matrix, own_bias))
+            first += n
+        self._finished(f"{name}.weight")
+        return linears
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Read tensor `name`."""
@@ -283,16 +323,23 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 def read_around(t: TensorReader, c: ModelConfig, layers: tuple[_Layer, ...]) -> Weights[_Layer]:
     """Read the tensors around the layers, whose names most architectures share.
 
-    The output matrix may be missing: then it is the embedding.
+    The output matrix may be missing: then it is the embedding. RoPE may have factors, or two kinds
+    of them for short and long contexts (LongRoPE, arXiv 2402.13753).
     """
     output = "output" if t.has("output.weight") else "token_embd"
-    has_factors = t.has("rope_freqs.weight")
+
+    def factors(name: str) -> np.ndarray | None:
+        return t.factors(name, c.rope_dim // 2) if t.has(name) else None
+
+    short, long = (factors(f"rope_factors_{kind}.weight") for kind in ("short", "long"))
+    usual = factors("rope_freqs.weight")
     return Weights(
         layers=layers,
         output_norm=t.vector("output_norm.weight", c.dim),
         output=t.linear(output, (c.n_vocab, c.dim)),
         embedding=t.embedding("token_embd.weight", (c.n_vocab, c.dim)),
-        rope_factors=t.factors("rope_freqs.weight", c.rope_dim // 2) if has_factors else None,
+        rope_factors=short if usual is None else usual,
+        long_rope_factors=long if usual is None else None,
     )
 
 

@@ -61,7 +61,8 @@ def gain(config: ModelConfig, rope: RopeConfig | None = None) -> float:
     factor = r.yarn_attn_factor or 1.0
     if _ext_factor(r) > 0:  # then llama.cpp takes the factor of the paper and no other
         scale = _numbers(r)[1] if r.scaling in ("linear", "yarn") else 1.0
-        factor = 1.0 + 0.1 * math.log(max(scale, 1.0))
+        log_scale = 0.1 * math.log(max(scale, 1.0))
+        factor = (1.0 + log_scale) / (1.0 + config.yarn_log_mul * log_scale)
     return (factor * config.rope_attn_factor) ** 2
 
 
@@ -270,13 +271,16 @@ class RopeTables:
         n_positions: int,
         factors: np.ndarray | None = None,
         rope: RopeConfig | None = None,
+        factors_of: str = "",
     ) -> None:
-        """The parameters are those of `RopeTable`."""
+        """The parameters are those of `RopeTable`. `factors_of` says which they are, where a file
+        has several."""
         self.main = RopeTable(config, n_positions, factors, rope)
+        self._factors_of = factors_of
         tables = {config.rope: self.main}
         for layer in config.layers:
             if layer.rope is not None and layer.rope not in tables:
-                own = replace(config, rope=layer.rope)
+                own = replace(config, rope=layer.rope, rope_attn_factor=1.0)
                 tables[layer.rope] = RopeTable(own, n_positions)
         self._others = tuple(tables.values())[1:]
         self.of_layer = [tables[of.rope] if of.rope else None for of in config.layers]
@@ -292,7 +296,8 @@ class RopeTables:
 
     def settings(self, n_tokens: int | None = None) -> str:
         """The settings that a user can change, in words, see `RopeTable.settings`."""
-        return self.main.settings(n_tokens)
+        settings = self.main.settings(n_tokens)
+        return f"{settings}, {self._factors_of}" if self._factors_of else settings
 
     def complete(self, rope: RopeConfig) -> RopeConfig:
         """Settings with the values of the model's file where `rope` has none."""

@@ -45,7 +45,12 @@ def build_runner(
     says which model this is, for files of keys and values; it is called when a file needs it.
     """
     n_ctx = settings.n_ctx or config.n_ctx_train
-    rope = RopeTables(config, n_ctx + 32, weights.rope_factors, settings.rope)
+    factors, factors_of = weights.rope_factors, ""
+    if weights.long_rope_factors is not None:
+        is_long = n_ctx > (config.rope.yarn_orig_ctx or n_ctx)
+        factors_of = "long factors" if is_long else "short factors"
+        factors = weights.long_rope_factors if is_long else factors
+    rope = RopeTables(config, n_ctx + 32, factors, settings.rope, factors_of)
     cache = STRATEGIES[settings.cache](
         config, n_ctx, settings.type_k, settings.type_v, rope, n_spare
     )

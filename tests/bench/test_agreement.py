@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lariat.architectures import ARCHITECTURES
 
 from tests.reference import Reference
 
 pytest.importorskip("bench.experiments.agreement", reason="runs from the source tree only")
-from lariat.architectures import ARCHITECTURES
 
 from bench.experiments import agreement
 from bench.workers import protocol

@@ -149,13 +149,13 @@ def write_llama(
                 tensors[f"blk.{layer}.{name}.weight"] = (norm, "F32")
     if rope_freqs is not None:
         tensors["rope_freqs.weight"] = (np.asarray(rope_freqs, np.float32), "F32")
-    for name in drop_tensors:
-        del tensors[name]
     for name, extra in (extra_tensors or {}).items():
         if isinstance(extra, tuple):
             tensors[name] = (np.asarray(extra[0]), extra[1])
         else:
             tensors[name] = (np.asarray(extra), np.asarray(extra).dtype.name.replace("float", "F"))
+    for name in drop_tensors:
+        del tensors[name]
 
     return write_gguf(path, keys, tensors, version=version, arch=arch, split=split)
 
@@ -286,6 +286,8 @@ def _typed(value: Any) -> tuple[Any, GGUFValueType, GGUFValueType | None]:
         return value[0], value[1], None
     if isinstance(value, (list, tuple, np.ndarray)):
         items = value.tolist() if isinstance(value, np.ndarray) else list(value)
+        if items and all(isinstance(item, bool) for item in items):
+            return items, GGUFValueType.ARRAY, GGUFValueType.BOOL
         if items and all(isinstance(item, int) and -(1 << 31) <= item < 1 << 31 for item in items):
             return items, GGUFValueType.ARRAY, GGUFValueType.INT32
         return items, GGUFValueType.ARRAY, GGUFValueType.get_type(items[0]) if items else None

@@ -1,0 +1,62 @@
+"""Gemma 3 270M, a file of others, against llama.cpp (`gemma3_logits_llama_cpp.json`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lariat import LLM, _kernels
+
+from tests.support.real_models import GEMMA3, needs_gemma3
+
+JUDGED = json.loads(
+    (Path(__file__).parents[1] / "data" / "gemma3_logits_llama_cpp.json").read_text()
+)
+IDS: list[int] = JUDGED["ids"]
+N_AT_ONCE = 100  # a row of logits has a megabyte
+
+
+def nll_and_likeliest(llm: LLM, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the first n tokens: the negative logarithm of each next one's probability [n - 1], and the
+    likeliest token behind each [n]."""
+    nll, likeliest, table = [], [], llm.runner.new_table()
+    with llm.runner.exclusive:
+        for start in range(0, n, N_AT_ONCE):
+            ids = IDS[start : min(n, start + N_AT_ONCE)]
+            logits = llm.runner.compute(table, ids, "all")
+            likeliest.append(logits.argmax(axis=1))
+            for row, following in zip(logits, IDS[start + 1 : n], strict=False):
+                wide = row.astype(np.float64) - row.max()
+                nll.append(np.log(np.exp(wide).sum()) - wide[following])
+        table.clear()
+    return np.array(nll), np.concatenate(likeliest)
+
+
+@needs_gemma3
+def test_1500_tokens_are_as_likely_as_in_llama_cpp() -> None:
+    with LLM(GEMMA3, cache="raw", n_ctx=1536, n_threads=2) as llm:
+        nll, likeliest = nll_and_likeliest(llm, len(IDS))
+    assert len(nll) == 1499
+    assert abs(nll.mean() / JUDGED["nll"] - 1) < 0.005
+    assert np.mean(likeliest == JUDGED["likeliest"]) > 0.95
+
+
+@needs_gemma3
+@pytest.mark.parametrize("isa", _kernels.supported_isas())
+def test_threads_and_caches_agree(isa: str) -> None:
+    n = 12 if isa == "scalar" else 560  # more than a window, where that does not take minutes
+    before = _kernels.isa()
+    _kernels.use_isa(isa)
+    try:
+        ways = (("raw", 1), ("raw", 2), ("roped", 2))
+        results = []
+        for cache, n_threads in ways:
+            with LLM(GEMMA3, cache=cache, n_ctx=640, n_threads=n_threads) as llm:
+                results.append(nll_and_likeliest(llm, n))
+    finally:
+        _kernels.use_isa(before)
+    assert np.array_equal(results[0][0], results[1][0])
+    assert abs(results[2][0].mean() / results[1][0].mean() - 1) < 0.005
+    assert np.mean(results[2][1] == results[1][1]) > 0.96
