@@ -83,10 +83,14 @@ class Task:
     value: str
 
     def n_paragraphs(self, n_tokens: int) -> int:
-        """How many paragraphs, the fact among them, fit into `n_tokens` with all around them."""
-        left = n_tokens - len(self.begin) - len(self.fact) - len(self.question) - _N_ANSWER
+        """How many paragraphs fit into so many tokens."""
         sizes = np.cumsum([len(paragraph) for paragraph in self.paragraphs])
-        return int(np.searchsorted(sizes, left, side="right"))
+        return int(np.searchsorted(sizes, n_tokens, side="right"))
+
+    @property
+    def n_around(self) -> int:
+        """Tokens around the paragraphs, and room for the answer."""
+        return len(self.begin) + len(self.fact) + len(self.question) + _N_ANSWER
 
 
 def task(llm: LLM, length: int, number: int, seed: int) -> Task:
@@ -160,7 +164,7 @@ def measure(
     places: dict[int, list[tuple[int, float]]] = {}  # paragraphs before the fact: passages
     for length in sorted(lengths):
         for depth in _DEPTHS:
-            n = one.n_paragraphs(int(depth * length)) if depth else 0
+            n = one.n_paragraphs(min(int(depth * length), length - one.n_around))
             key = f"{seed}/{number}/{length}/{depth}"
             if set(names) - set(results.get(key, {})):
                 places.setdefault(n, []).append((length, depth))
@@ -173,7 +177,7 @@ def measure(
             with before.fork() as context:
                 context.append(one.fact)
                 for length, depth in passages:
-                    stop = one.n_paragraphs(length)
+                    stop = one.n_paragraphs(length - one.n_around)
                     context.append(_joined(one.paragraphs[at:stop]))
                     at = stop
                     found = results.setdefault(f"{seed}/{number}/{length}/{depth}", {})
