@@ -129,11 +129,45 @@ def large_model(
     return build(entries, table)
 
 
+def many_experts() -> bytes:
+    """A whole model but for one tensor: as many experts as a layer may have, each with tensors of
+    its own as in files of 2023, and as many layers as the table of tensors has room for."""
+    n_experts, n_layers, n_vocab = 4096, 5, 64
+    numbers = {
+        "context_length": 64, "embedding_length": DIM, "block_count": n_layers,
+        "feed_forward_length": DIM, "attention.head_count": 1, "expert_count": n_experts,
+        "expert_used_count": n_experts,
+    }  # fmt: skip
+    entries = [
+        entry("general.architecture", STRING, "llama"),
+        *(entry(f"llama.{key}", U32, n) for key, n in numbers.items()),
+        entry("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),
+        entry("tokenizer.ggml.model", STRING, "llama"),
+        entry("tokenizer.ggml.tokens", ARRAY, (STRING, [f"t{i}" for i in range(n_vocab)])),
+    ]
+    shapes = {"token_embd": (DIM, n_vocab), "output_norm": (DIM,)}
+    for i in range(n_layers):
+        shapes |= {f"blk.{i}.{name}_norm": (DIM,) for name in ("attn", "ffn")}
+        shapes |= {f"blk.{i}.attn_{name}": (DIM, DIM) for name in ("q", "k", "v", "output")}
+        shapes |= {f"blk.{i}.ffn_gate_inp": (DIM, n_experts)}
+        for name in ("gate", "up", "down"):
+            shapes |= {f"blk.{i}.ffn_{name}.{e}": (DIM, DIM) for e in range(n_experts)}
+    del shapes[f"blk.{n_layers - 1}.ffn_down.{n_experts - 1}"]
+    table, offset = [], 0
+    for name, dims in shapes.items():
+        weight_type = GGMLType.F32 if len(dims) == 1 else GGMLType.Q4_0
+        table.append(tensor(f"{name}.weight", dims, weight_type, offset))
+        offset += 4096 if "." in name and name.split(".")[-1].isdigit() else n_experts * DIM
+    return build(entries, table)
+
+
 def models() -> dict[str, Callable[[], tuple[bytes, str]]]:
-    """Files that are refused when the vocabulary is read; made when needed, 60 MB each."""
+    """Models that are refused when tensors or the vocabulary are read; made when needed, most of
+    them 60 MB each."""
     wrong_id = entry("tokenizer.ggml.bos_token_id", U32, MAX_TOKENS)
     alike = [f"<|{'a' * 56}{i:06d}|>" for i in range(1 << 18)]
     return {
+        "many experts": lambda: (many_experts(), "tensor 'blk.4.ffn_down.4095.weight' is missing"),
         "a tensor is missing": lambda: (
             large_model(drop="output_norm"), "tensor 'output_norm.weight' is missing",
         ),
