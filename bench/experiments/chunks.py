@@ -15,9 +15,11 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 
 import numpy as np
 from lariat import DEMO_MODEL, LLM, ChunkLibrary, SamplingParams
+from lariat.reuse.library import ReuseWarning
 from tqdm import tqdm
 
 from models import corpus
@@ -177,6 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--library", help="a folder that stays; else a temporary one")
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     args = parser.parse_args(argv)
+    warnings.simplefilter("ignore", ReuseWarning)  # this is the measurement
     if args.what == "recall":
         recall(args.model, args.n or 100)
     else:

@@ -23,6 +23,8 @@ from lariat.runtime.placed import Choice, Chooser, Placed
 from lariat.runtime.runner import NO_ROOM, Runner
 
 _LENGTH = 64  # tokens of the passage by which a document is judged
+_MAX_WORDS = 64  # of a question: its rarest ones, and of equals the last
+_MAX_QUESTION = 64  # tokens of a question whose likelihood is asked for: its last ones
 _ROWS = 64  # logits of a pass: they are float32 [n_rows, n_vocab]
 _COVERED = 0.25  # what a term that a passage has counts for the next passage
 
@@ -35,7 +37,8 @@ class Recompute:
     passages    chunks in which a passage is computed anew: those that the question is about
     length      tokens of a passage, around the words that it has of the question; None: the chunk
     by          "words": chunks are found by the words that they share with the question, the rare
-                ones first; "likelihood": by how likely the question is behind each chunk alone
+                ones first; "likelihood": by how likely the question (its last 64 tokens) is behind
+                each chunk alone
     candidates  with "likelihood", how many chunks are tried, the best ones by words; None: all
 
     A chunk that stands where it was computed is exact, and nothing in it is computed.
@@ -67,13 +70,15 @@ class Recompute:
     ) -> Choice:
         """See `lariat.runtime.placed.Chooser`."""
         spans = [(one.start, one.stop) for one in documents]
-        order, begins = ranked(ids, spans, question, self.length)
-        n_tried = 0
+        order, begins, n_tried = list(range(len(spans))), [0] * len(spans), 0
+        if self.passages:
+            n_best = max(self.passages, self.candidates or 0)
+            order, begins = ranked(ids, spans, question, self.length, n_best)
         if self.by == "likelihood" and self.passages and len(question) > 1:
-            tried = order[: self.candidates]
-            surprise = question_nll(runner, table, [spans[i] for i in tried], question)
-            order = [i for _, i in sorted(zip(surprise, tried, strict=True))]
-            n_tried = len(tried) * len(question)
+            tried, last = order[: self.candidates], question[-_MAX_QUESTION:]
+            surprise = question_nll(runner, table, [spans[i] for i in tried], last)
+            best = [i for _, i in sorted(zip(surprise, tried, strict=True))]
+            order, n_tried = best + order[len(tried) :], len(tried) * len(last)
         ranges = []
         for rank, i in enumerate(order):
             start, stop = spans[i]
@@ -118,6 +123,7 @@ def ranked(
     spans: Sequence[tuple[int, int]],
     question: Sequence[int],
     length: int | None = None,
+    n_best: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """Order documents by the words that they share with a question.
 
@@ -125,14 +131,23 @@ def ranked(
     of BM25); a document counts as its best `length` tokens do (None: 64). The next best is the one
     that adds most: words that are covered count less.
 
-    spans: (start, stop) of each document in `ids`. Returns the numbers of documents, best first,
-    and where in `ids` the best `length` tokens of each begin, its words in their middle.
+    spans: (start, stop) of each document in `ids`. Returns the numbers of documents, the `n_best`
+    ones first (None: all in this order), and where in `ids` the best `length` tokens of each begin,
+    its words in their middle.
     """
     width = max(1, length or _LENGTH)
-    tokens, asked = np.asarray(ids, np.int64), np.asarray(question, np.int64)
-    having = [_having(tokens[start:stop], asked) for start, stop in spans]
-    n_having = np.sum([rows.any(axis=1) for rows in having], axis=0)  # [n_words]
+    tokens = np.asarray(ids, np.int64)
+    texts = [_with_pairs(tokens[start:stop]) for start, stop in spans]
+    asked = _with_pairs(np.asarray(question, np.int64)).T.ravel()[::-1]
+    words, firsts = np.unique(asked, return_index=True)
+    words = words[np.argsort(firsts)]  # the last ones of the question first
+    words = words[words >= 0]
+    n_having = np.sum([np.isin(words, text) for text in texts], axis=0)  # [n_words]
     weights = np.log1p((len(spans) - n_having + 0.5) / (n_having + 0.5)) * (n_having > 0)
+    rarest = np.argsort(-weights, kind="stable")[:_MAX_WORDS]
+    words, weights = words[rarest], weights[rarest]
+    # Where each document has each word, bool [n_words, n_tokens]; a pair is where it begins.
+    having = [(words[:, None, None] == text).any(axis=1) for text in texts]
     within = [_within(rows, width) for rows in having]
     begins = [
         start + _begin(rows, weights, int(np.argmax(weights @ places)), width)
@@ -140,21 +155,20 @@ def ranked(
     ]
     order: list[int] = []
     left = list(range(len(spans)))
-    while left:
-        worth = [(weights @ within[i]).max() for i in left]
-        best = left.pop(int(np.argmax(worth)))
+    while left and (n_best is None or len(order) < n_best):
+        best = left.pop(int(np.argmax([(weights @ within[i]).max() for i in left])))
         order.append(best)
         covered = within[best][:, np.argmax(weights @ within[best])]
         weights = np.where(covered, weights * _COVERED, weights)
-    return order, begins
+    return order + left, begins
 
 
-def _having(text: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Where `text` int64 [n] has the words of `asked`, bool [n_words, n]: a row for each different
-    token, and for each different pair of neighbours, where its first token stands."""
-    tokens = np.unique(asked)[:, None] == text
-    pairs = np.unique(asked[:-1] << 32 | asked[1:])[:, None] == (text[:-1] << 32 | text[1:])
-    return np.concatenate([tokens, np.pad(pairs, ((0, 0), (0, len(text) - pairs.shape[1])))])
+def _with_pairs(ids: np.ndarray) -> np.ndarray:
+    """Token ids, and below them a number for each token and the next one: int64 [2, n].
+
+    The last token has no next one; its number is -1.
+    """
+    return np.stack([ids, np.append(ids[:-1] << 32 | ids[1:], np.full(min(1, len(ids)), -1))])
 
 
 def _within(having: np.ndarray, width: int) -> np.ndarray:

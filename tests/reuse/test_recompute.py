@@ -68,6 +68,15 @@ def test_questions_without_common_words_and_short_documents_are_no_trouble(quest
     assert begins == [start for start, _ in spans]
 
 
+def test_a_long_prompt_counts_by_its_rarest_words_and_of_those_by_the_last():
+    texts = [ids_of(4000, i) for i in range(4)]
+    texts[2][1000:1003] = [1000, 1001, 1002]
+    prompt = [*ids_of(5000, 9), 1000, 1001, 1002, *ids_of(20, 8)]
+    order, begins = ranked(*documents(*texts), prompt, 64, 1)
+    assert order == [2, 0, 1, 3]
+    assert begins[2] <= 1 + 8000 + 1000 < begins[2] + 64
+
+
 # ---- choices -----------------------------------------------------------------------------
 
 
