@@ -10,7 +10,10 @@ pytest.importorskip("bench.proofs", reason="runs from the source tree only")
 from bench import proofs
 
 PROOFS = {
-    "files": {"some.gguf": {"architecture": "llama", "types": ["Q4_K", "Q6_K"], "llama.cpp": 0.01}},
+    "files": {
+        "some.gguf": {"architecture": "llama", "types": ["Q4_K", "Q6_K"], "llama.cpp": 0.01},
+        "far.gguf": {"architecture": "qwen2", "types": ["Q4_K", "Q6_K"], "llama.cpp": 0.5},
+    },
     "random": {
         "llama": {
             "F32": {"reference": 1e-6, "llama.cpp": 1e-6},
