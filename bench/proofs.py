@@ -41,7 +41,9 @@ from tests.support.model_files import write_llama
 PATH = results.FOLDER / "models.json"
 REAL = results.ROOT / ".real-models"
 _SHAPE = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "n_ff": 512, "n_vocab": 512}
-_EXPERTS = {"n_experts": 8, "n_used": 2}
+# Rounding sends a token to another expert where two logits are close: to one of little weight.
+_EXPERTS = {"n_experts": 12, "n_used": 6}
+_WINDOW = {"gpt-oss.attention.sliding_window": 20}
 _N_TOKENS = 60
 # The tokens are drawn at random. A trained model has outliers among its activations, which both
 # engines round to 8 bits in blocks of their own.
@@ -50,6 +52,9 @@ _FILE_BOUND = 0.1
 Writer = Callable[..., Path]
 # Writes a random model to a path; `weight_type` is that of its matrices.
 MODELS: dict[str, Writer] = {
+    "gpt-oss": partial(
+        write_llama, arch="gpt-oss", biases=True, metadata=_WINDOW, **_SHAPE, **_EXPERTS
+    ),
     "llama": partial(write_llama, **_SHAPE),
     "qwen2": partial(write_llama, arch="qwen2", tied=True, **_SHAPE),
     "qwen2moe": partial(write_llama, arch="qwen2moe", **_SHAPE, **_EXPERTS),

@@ -2,10 +2,10 @@
 
 It shares no code with the engine: files are read and dequantized by the `gguf` package. Papers:
 LLaMA (arXiv 2302.13971), Qwen 2 (2407.10671) and 3 (2505.09388), Gemma 2 (2408.00118) and 3
-(2503.19786), Phi 3 (2404.14219), OLMo 2 (2501.00656), Granite 3, SmolLM3 and Mistral 3 (their
-cards), RoPE (2104.09864), grouped-query attention (2305.13245), sliding windows (2004.05150), YaRN
-(2309.00071, with the ramp over pairs that its code and llama.cpp have), LongRoPE (2402.13753),
-Self-Extend (2401.01325), GELU by tanh (1606.08415).
+(2503.19786), Phi 3 (2404.14219), gpt-oss (2508.10925), OLMo 2 (2501.00656), Granite 3, SmolLM3 and
+Mistral 3 (their cards), Mixtral (2401.04088), RoPE (2104.09864), grouped-query attention
+(2305.13245), sliding windows (2004.05150), YaRN (2309.00071, with the ramp over pairs that its code
+and llama.cpp have), LongRoPE (2402.13753), Self-Extend (2401.01325), GELU by tanh (1606.08415).
 """
 
 from __future__ import annotations
@@ -76,9 +76,12 @@ class Reference:
         self.rounded: set[str] = set()  # matrices that want a rounded input
         for tensor in reader.tensors:
             values = dequantize(tensor.data, tensor.tensor_type)
-            self.weights[tensor.name] = values.astype(np.float64)
+            name = tensor.name
+            if self.arch == "gpt-oss":  # it stands before the feed-forward, whatever its name
+                name = name.replace("post_attention_norm", "ffn_norm")
+            self.weights[name] = values.astype(np.float64)
             if activations is not None and tensor.tensor_type not in _UNQUANTIZED:
-                self.rounded.add(tensor.name)
+                self.rounded.add(name)
 
         self.dim: int = self._get("embedding_length")
         self.n_layers: int = self._get("block_count")
@@ -117,7 +120,7 @@ class Reference:
     def _windows(self) -> list[int | None]:
         """Of each layer: every n-th layer of a family has none."""
         length = self._get("attention.sliding_window", 4096 if self.arch == "gemma2" else 0)
-        every = {"gemma2": 2, "gemma3": 6, "olmo2": 4, "phi3": 0}.get(self.arch)
+        every = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "olmo2": 4, "phi3": 0}.get(self.arch)
         if not length or every is None:
             return [None] * self.n_layers
         every = self._get("attention.sliding_window_pattern", every)
@@ -263,10 +266,12 @@ class Reference:
         window = self.windows[layer]
         if window is not None:
             scores[:, where_k <= where[:, None] - window] = -np.inf
+        sinks = self.weights.get(block + "attn_sinks.weight")
         out = np.empty((n, self.n_heads, self.head_dim_v))
         group = self.n_heads // self.n_kv_heads
         for head in range(self.n_heads):
-            out[:, head] = softmax(scores[head]) @ v[:, head // group]
+            shares = softmax_with_sink(scores[head], None if sinks is None else sinks[head])
+            out[:, head] = shares @ v[:, head // group]
         return self._linear(out.reshape(n, -1), block + "attn_output"), of_ids
 
     def _scores(self, q: np.ndarray, k: np.ndarray, out: np.ndarray) -> None:
@@ -290,13 +295,13 @@ class Reference:
         """Mixtral's feed-forward (arXiv 2401.04088), token by token, h [n, dim] -> [n, dim]."""
         logits = self._linear(h, block + "ffn_gate_inp")  # [n, n_experts]
         chosen = np.argsort(-logits, axis=1, kind="stable")[:, : self._get("expert_used_count")]
-        gating = self._get("expert_gating_func", 1)
+        gating = self._get("expert_gating_func", 3 if self.arch == "gpt-oss" else 1)
         if gating == 3:  # a softmax of the chosen ones
             weights = softmax(np.take_along_axis(logits, chosen, axis=1))
         else:
             every = softmax(logits) if gating == 1 else 1 / (1 + np.exp(-logits))
             weights = np.take_along_axis(every, chosen, axis=1)
-        if self._get("expert_weights_norm", self.arch != "qwen2moe"):
+        if self._get("expert_weights_norm", self.arch not in ("qwen2moe", "gpt-oss")):
             weights = weights / weights.sum(axis=1, keepdims=True)
         weights = weights * self._get("expert_weights_scale", 1.0)
         out = np.zeros_like(h)
@@ -305,7 +310,8 @@ class Reference:
                 x = h[token : token + 1]
                 gate = self._linear(x, block + "ffn_gate_exps", expert)
                 up = self._linear(x, block + "ffn_up_exps", expert)
-                y = self._linear(silu(gate) * up, block + "ffn_down_exps", expert)
+                hidden = swiglu_oss(gate, up) if self.arch == "gpt-oss" else silu(gate) * up
+                y = self._linear(hidden, block + "ffn_down_exps", expert)
                 out[token] += weight * y[0]
         if block + "ffn_gate_inp_shexp.weight" in self.weights:  # Qwen 2: one for all tokens
             share = h @ self.weights[block + "ffn_gate_inp_shexp.weight"].reshape(-1)
@@ -407,10 +413,23 @@ def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
     return cap * np.tanh(x / cap) if cap else x
 
 
+def swiglu_oss(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """gpt-oss's SwiGLU, clamped (arXiv 2508.10925, and the model's code)."""
+    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+    return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     """Over the last axis; -inf has probability 0."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def softmax_with_sink(x: np.ndarray, sink: float | None) -> np.ndarray:
+    """Over the last axis, with one more logit whose share is lost."""
+    if sink is None:
+        return softmax(x)
+    return softmax(np.append(x, np.full((*x.shape[:-1], 1), sink), axis=-1))[..., :-1]
 
 
 def round_q8(x: np.ndarray, short_scale: bool = False) -> np.ndarray:

@@ -60,8 +60,10 @@ def _random_models(folder: Path) -> Iterator[tuple[str, str]]:
         for name in _TYPES:
             # Qwen 3 has heads whose length is not dim / n_heads; small Qwens have a tied output.
             shape = {"head_dim": 64} if arch.startswith("qwen3") else {}
-            if arch.endswith("moe") or "experts" in model:
+            if arch.endswith(("moe", "-oss")) or "experts" in model:
                 shape |= {"n_experts": 16, "n_used": 4}
+            if arch == "gpt-oss":
+                shape |= {"biases": True, "metadata": {"gpt-oss.attention.sliding_window": 20}}
             tied = arch in ("qwen2", "qwen3", "qwen3moe")
             path = folder / "random.gguf"
             if arch in FAMILIES:

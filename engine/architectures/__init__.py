@@ -1,7 +1,7 @@
 """The model families that run: one file each, registered below, and their shared mechanics.
 
-gemma2, gemma3, granite, llama, mistral3, mixtral, olmo2, phi3, qwen2, qwen2moe, qwen3, qwen3moe,
-smollm3
+gemma2, gemma3, gpt_oss, granite, llama, mistral3, mixtral, olmo2, phi3, qwen2, qwen2moe, qwen3,
+qwen3moe, smollm3
                      tensor names, config keys, RoPE, windows, the forward pass as one page
 architecture         the three functions that such a file consists of
 metadata             checked reading of a file's keys
@@ -16,6 +16,7 @@ from __future__ import annotations
 from lariat.architectures import (
     gemma2,
     gemma3,
+    gpt_oss,
     granite,
     mistral3,
     mixtral,
@@ -32,6 +33,7 @@ from lariat.architectures.architecture import Architecture
 ARCHITECTURES: dict[str, Architecture] = {  # by `general.architecture`
     "gemma2": gemma2.ARCHITECTURE,
     "gemma3": gemma3.ARCHITECTURE,
+    "gpt-oss": gpt_oss.ARCHITECTURE,
     "granite": granite.ARCHITECTURE,
     "llama": mixtral.ARCHITECTURE,
     "mistral3": mistral3.ARCHITECTURE,

@@ -67,9 +67,11 @@ class Layer(Attention):
     ffn_down: Linear  # [dim, n_ff]
 
 
-def read_attention(t: TensorReader, c: ModelConfig, i: int, neox: bool = False) -> Attention:
+def read_attention(
+    t: TensorReader, c: ModelConfig, i: int, neox: bool = False, ffn_norm: str = "ffn_norm"
+) -> Attention:
     """Of layer `i`. RoPE rotates dims 2j and 2j + 1 of a head as a pair, with `neox` j and
-    j + rope_dim / 2."""
+    j + rope_dim / 2. `ffn_norm` is the name of the tensor."""
     n_q, n_k, n_v = (
         c.n_heads * c.head_dim_k, c.n_kv_heads * c.head_dim_k, c.n_kv_heads * c.head_dim_v
     )  # fmt: skip
@@ -82,7 +84,7 @@ def read_attention(t: TensorReader, c: ModelConfig, i: int, neox: bool = False) 
         k=t.linear(block + "attn_k", (n_k, c.dim), k_order),
         v=t.linear(block + "attn_v", (n_v, c.dim)),
         attn_output=t.linear(block + "attn_output", (c.dim, c.n_heads * c.head_dim_v)),
-        ffn_norm=t.vector(block + "ffn_norm.weight", c.dim),
+        ffn_norm=t.vector(f"{block}{ffn_norm}.weight", c.dim),
     )
 
 

@@ -21,7 +21,18 @@ F32_BOUND = 1e-5
 QUANTIZED_BOUND = 2e-2
 
 OF_16 = {"n_experts": 16, "n_used": 4}
+OSS = {  # windows are shorter than the prompts
+    **{"arch": "gpt-oss", "n_heads": 6, "n_kv_heads": 2, "head_dim": 14, "n_layers": 3},
+    **{"biases": True, **OF_16},
+    "metadata": {
+        "gpt-oss.attention.sliding_window": 20,
+        "gpt-oss.rope.scaling.type": "yarn",
+        "gpt-oss.rope.scaling.factor": 4.0,
+        "gpt-oss.rope.scaling.original_context_length": 24,
+    },
+}
 SHAPES = {
+    "gpt-oss": OSS,
     "llama": {"n_heads": 6, "n_kv_heads": 2, "head_dim": 14, **OF_16},
     "llama, all experts": {"n_experts": 2, "n_used": 2, "biases": True},
     "llama, one expert": {"n_experts": 1, "n_used": 1},
@@ -38,6 +49,9 @@ SHAPES = {
     "not normalized": {**OF_16, "metadata": {"llama.expert_weights_norm": False}},
     "of the chosen": {**OF_16, "metadata": {"llama.expert_gating_func": 3}},
 }
+
+
+FAMILIES = ("qwen3moe", "gpt-oss")  # all that a context can do is tested on them
 
 
 def ids_of(n: int, n_vocab: int = 288, seed: int = 0) -> list[int]:
@@ -62,7 +76,7 @@ def test_f32_follows_the_reference(tmp_path, shape, isa):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("shape", ["llama", "qwen2moe", "qwen3moe", "llama, one expert"])
+@pytest.mark.parametrize("shape", ["llama", "qwen2moe", "qwen3moe", "gpt-oss", "llama, one expert"])
 def test_decoding_token_by_token_follows_the_reference(tmp_path, shape, cache, isa):
     path = write_llama(tmp_path / "m.gguf", **SHAPES[shape])
     ids = ids_of(70)
@@ -80,6 +94,7 @@ QUANTIZED = {
     },
     "floats among them": {"weight_type": "Q5_K", "type_of": {"ffn_up_exps": "F16"}},
     "qwen2moe": {"weight_type": "Q8_0", "arch": "qwen2moe"},
+    "gpt-oss": {**OSS, "weight_type": "Q8_0"},
     "down has other blocks": {"weight_type": "Q4_K", "n_ff": 96, "type_of": {"ffn_down": "Q4_0"}},
 }
 
@@ -100,10 +115,9 @@ def test_quantized_weights(tmp_path, case, isa):
     assert min(errors) < F32_BOUND
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2moe", "qwen3moe"])
-def test_n_threads_agnosticism(tmp_path, arch, isa):
-    shape = {"arch": arch, "n_ctx": 1024, "weight_type": "Q4_0", **OF_16}
-    path = write_llama(tmp_path / "m.gguf", **shape)
+@pytest.mark.parametrize("shape", ["llama", "qwen2moe", "qwen3moe", "gpt-oss"])
+def test_n_threads_agnosticism(tmp_path, shape, isa):
+    path = write_llama(tmp_path / "m.gguf", n_ctx=1024, weight_type="Q4_0", **SHAPES[shape])
     ids = ids_of(300)
     for cache, n_ubatch in itertools.product(CACHES, (512, 3)):
         results = []
@@ -158,8 +172,9 @@ def test_the_router_matters(tmp_path):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_an_edited_context_follows_the_reference(tmp_path, cache, isa):
-    path = write_llama(tmp_path / "m.gguf", **SHAPES["qwen3moe"])
+@pytest.mark.parametrize("shape", FAMILIES)
+def test_an_edited_context_follows_the_reference(tmp_path, shape, cache, isa):
+    path = write_llama(tmp_path / "m.gguf", **SHAPES[shape])
     reference = Reference(path)
     ids, last = ids_of(100), ids_of(5, seed=1)
     order = [*range(7), *range(40, 71), *range(90, 100), *range(71, 90)]
@@ -174,9 +189,10 @@ def test_an_edited_context_follows_the_reference(tmp_path, cache, isa):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_a_full_context_loses_its_oldest_tokens(tmp_path, cache):
+@pytest.mark.parametrize("shape", FAMILIES)
+def test_a_full_context_loses_its_oldest_tokens(tmp_path, shape, cache):
     """With one layer, keys that stay are those that they would be without the others."""
-    path = write_llama(tmp_path / "m.gguf", **SHAPES["qwen3moe"], n_layers=1, n_ctx=64)
+    path = write_llama(tmp_path / "m.gguf", **{**SHAPES[shape], "n_layers": 1, "n_ctx": 64})
     params = SamplingParams(
         temperature=0, max_tokens=70, ignore_eos=True, context_shift=True, n_keep=4
     )
@@ -191,11 +207,12 @@ def test_a_full_context_loses_its_oldest_tokens(tmp_path, cache):
 
 @pytest.mark.parametrize("types", ["f16", *QUANTIZED_CACHES])
 @pytest.mark.parametrize("cache", CACHES)
-def test_each_type_of_cache_is_evicted_from_as_an_edit_does_it(tmp_path, cache, types):
+@pytest.mark.parametrize("shape", FAMILIES)
+def test_each_type_of_cache_is_evicted_from_as_an_edit_does_it(tmp_path, shape, cache, types):
     if cache == "roped" and types.endswith("_ch"):
         pytest.skip("roped keys by channel cannot move")
-    shape = {"arch": "qwen3moe", "n_heads": 4, "n_kv_heads": 2, "head_dim": 32, **OF_16}
-    path = write_llama(tmp_path / "m.gguf", n_ctx=96, **shape)
+    heads = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 32}
+    path = write_llama(tmp_path / "m.gguf", **{**SHAPES[shape], **heads, "n_ctx": 96})
     prompt = ids_of(60)
     params = SamplingParams(
         temperature=0, max_tokens=60, ignore_eos=True, context_shift=True, n_keep=5
@@ -217,12 +234,13 @@ def test_each_type_of_cache_is_evicted_from_as_an_edit_does_it(tmp_path, cache, 
 
 
 @pytest.mark.parametrize("type_name", QUANTIZED_CACHES)
-def test_quantized_keys_and_values(tmp_path, type_name):
+@pytest.mark.parametrize("shape", FAMILIES)
+def test_quantized_keys_and_values(tmp_path, shape, type_name):
     """No further from exact ones than quantizing costs a model without experts."""
     bounds = {"q8_0": 0.05, "q8_ch": 0.05, "q4_0": 0.6, "q4_ch": 0.6}
-    shape = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
+    heads = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
     ids = ids_of(75)
-    path = write_llama(tmp_path / "m.gguf", arch="qwen3moe", **shape, **OF_16)
+    path = write_llama(tmp_path / "m.gguf", **{**SHAPES[shape], **heads})
     expected = Reference(path).logits(ids)
     for n_ubatch in (512, 1):
         got = []
@@ -301,6 +319,41 @@ def test_experts_may_be_as_wide_as_other_keys_say(tmp_path):
         with load(path) as llm:
             assert llm.config.experts is not None
             assert llm.config.experts.n_ff == 96
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("attn_sinks.weight", np.zeros(5, np.float32), "has shape [5], expected [6]"),
+        ("attn_sinks.weight", None, "'blk.0.attn_sinks.weight' is missing"),
+        ("post_attention_norm.weight", None, "'blk.0.post_attention_norm.weight' is missing"),
+        ("ffn_down_exps.bias", np.zeros((16, 96), np.float32), "[16, 96], expected [16, 64]"),
+    ],
+)
+def test_wrong_tensors_of_gpt_oss_are_refused(tmp_path, name, values, said):
+    name = f"blk.0.{name}"
+    change = {"drop_tensors": [name]} if values is None else {"extra_tensors": {name: values}}
+    with pytest.raises(GGUFError) as caught:
+        load(write_llama(tmp_path / "m.gguf", **OSS, **change))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-1, 2**31])
+def test_windows_of_gpt_oss_are_checked(tmp_path, value):
+    path = write_llama(tmp_path / "m.gguf", **OSS)
+    with pytest.raises(GGUFError, match=f"sliding_window is {value}, expected"):
+        LLM(path, overrides={"gpt-oss.attention.sliding_window": value})
+
+
+def test_sinks_and_windows_matter(tmp_path):
+    path = write_llama(tmp_path / "m.gguf", **OSS)
+    expected = Reference(path).logits(ids_of(40))
+    other = Reference(path)
+    other.weights["blk.1.attn_sinks.weight"] = other.weights["blk.1.attn_sinks.weight"] - 3
+    assert relative_error(other.logits(ids_of(40)), expected) > 100 * F32_BOUND
+    wide = {**OSS["metadata"], "gpt-oss.attention.sliding_window": 21}
+    other = Reference(write_llama(path, **{**OSS, "metadata": wide}))
+    assert relative_error(other.logits(ids_of(40)), expected) > 100 * F32_BOUND
 
 
 REFUSED = [

@@ -61,7 +61,7 @@ def write_llama(
     - `head_dim`, `head_dim_v`: length of a key and of a value; None is dim / n_heads and leaves
       `attention.key_length` and `value_length` out of the metadata.
     - `arch`: "qwen2" and "qwen2moe" add biases to q, k and v, "qwen3" and "qwen3moe" norms for the
-      heads of q and k.
+      heads of q and k; "gpt-oss" sinks, and another name for a norm. Give it `biases` too.
     - `n_experts`: feed-forwards of `n_ff` in each layer, of which a token goes to `n_used`. The
       router stays F32. "qwen2moe" has a shared one too, which is half as wide again.
     - `rope_scale`: linear scaling, positions are divided by it.
@@ -135,6 +135,13 @@ def write_llama(
             add_matrix(name, values)
         else:
             tensors[name] = (values, "F32")
+    if arch == "gpt-oss":
+        for layer in range(n_layers):
+            norm = weights.pop(f"blk.{layer}.ffn_norm.weight")
+            sinks = rng.standard_normal(n_heads, dtype=np.float32)
+            tensors[f"blk.{layer}.post_attention_norm.weight"] = (norm, "F32")
+            tensors[f"blk.{layer}.attn_sinks.weight"] = (sinks, "F32")
+            del tensors[f"blk.{layer}.ffn_norm.weight"]
     if biases or arch in ("qwen2", "qwen2moe"):
         # Drawn after all weights, so that a model with biases has the weights of one without.
         parts = ("blk.",) if biases else ("attn_q.", "attn_k.", "attn_v.")
