@@ -53,6 +53,7 @@ SHAPES = {
     "7b4l": Shape(4096, 4, 11008, 32, 32),
     "7b": Shape(4096, 32, 11008, 32, 32),
     "8b": Shape(4096, 32, 14336, 32, 8),
+    "gemma3-1b": Shape(1152, 26, 6912, 4, 1, "gemma3", 256),
     # Layers of Qwen3-30B-A3B with a quarter of its experts, and half as many for a token: 3 GB.
     "moe": Shape(2048, 30, 768, 32, 4, "qwen3moe", 128, 32, 4),
     "moe-small": Shape(512, 4, 256, 8, 2, "qwen3moe", 64, 16, 4),
@@ -206,7 +207,10 @@ def _tensors(s: Shape, wanted: GGMLQuantizationType) -> Iterator[_Tensor]:
         yield linear(f"blk.{i}.attn_k.weight", s.n_kv_heads * head_dim, s.dim)
         yield linear(f"blk.{i}.attn_v.weight", s.n_kv_heads * head_dim, s.dim)
         yield linear(f"blk.{i}.attn_output.weight", s.dim, s.n_heads * head_dim)
-        if s.arch == "qwen3moe":
+        if s.arch == "gemma3":
+            yield _Tensor(f"blk.{i}.post_attention_norm.weight", 1, s.dim, _F32)
+            yield _Tensor(f"blk.{i}.post_ffw_norm.weight", 1, s.dim, _F32)
+        if s.arch in ("qwen3moe", "gemma3"):
             yield _Tensor(f"blk.{i}.attn_q_norm.weight", 1, head_dim, _F32)
             yield _Tensor(f"blk.{i}.attn_k_norm.weight", 1, head_dim, _F32)
         yield _Tensor(f"blk.{i}.ffn_norm.weight", 1, s.dim, _F32)
@@ -241,6 +245,8 @@ def _metadata(writer: GGUFWriter, name: str, s: Shape, type_name: str) -> None:
         writer.add_expert_feed_forward_length(s.n_ff)
     writer.add_rope_dimension_count(s.head_dim or s.dim // s.n_heads)
     writer.add_rope_freq_base(10000.0)
+    if s.arch == "gemma3":
+        writer.add_sliding_window(512)
     writer.add_vocab_size(N_VOCAB)
     small = "_S" if type_name in ("Q3_K", "Q4_K", "Q5_K") else ""  # fewest others
     writer.add_file_type(LlamaFileType[f"MOSTLY_{type_name}{small}"])

@@ -1,6 +1,7 @@
 """Scripts that measure one thing and print a Markdown table.
 
 depths         decoding and prompts with raw and roped keys, in turns, at any depth
+windows        decoding at depth with attention windows, and with windows ignored
 cache_speed    decoding with each type of keys and values
 cache_quality  how far predictions move with each type of keys and values
 shift          what it costs to delete tokens at the beginning of a full context

@@ -281,20 +281,26 @@ class Cost:
         """Bytes that a token must read from memory, on average over the case.
 
         Each forward pass reads all matrices but the embedding (of experts, those that are chosen),
-        and the keys and values that its tokens attend to.
+        and the keys and values that its tokens attend to: in layers with a window, those in it.
         """
         c = self._config
         position = cache_bytes(c, SLOTS, case.type_k, case.type_v) / SLOTS
         n_bytes, n_attended = 0.0, 0.0
         for parts in _passes([case.n_prompt] * case.n_sequences, case):
             n_bytes += self.pass_bytes(sum(n for n, _ in parts))
-            n_attended += sum(case.n_depth + end for _, end in parts)
+            n_attended += sum(self._n_read(case.n_depth + end, n) for n, end in parts)
         first = case.n_depth + case.n_prompt
         if case.n_gen:
             for parts in _passes([1] * case.n_sequences, case):
                 n_bytes += case.n_gen * self.pass_bytes(len(parts))
-        n_attended += case.n_sequences * case.n_gen * (first + (case.n_gen + 1) / 2)
+        for i in range(case.n_gen):
+            n_attended += case.n_sequences * self._n_read(first + i + 1, 1)
         return (n_bytes + n_attended * position) / max(case.n_tokens, 1)
+
+    def _n_read(self, n_keys: int, n_tokens: int) -> float:
+        """Keys that the last `n_tokens` of `n_keys` attend to, together, in the mean of layers."""
+        windows = [layer.window or n_keys for layer in self._config.layers]
+        return sum(min(n_keys, window + n_tokens - 1) for window in windows) / len(windows)
 
     def macs_per_token(self, case: Case) -> float | None:
         """Products with weights for a token of a prompt; None where most weights are floats.

@@ -24,6 +24,7 @@ from lariat.measure.machine import Pins
 from lariat.runtime.batch import Batch
 
 from tests.reference import relative_error
+from tests.support.family_files import write_family
 from tests.support.model_files import write_llama
 
 
@@ -380,6 +381,19 @@ def test_bytes_are_those_of_the_passes_that_run(model, passes, case):
     position = 2 * 32 * ((4 if case.type_k == "f32" else 2) + (4 if case.type_v == "f32" else 2))
     total = sum(inner + output + position * sum(ends) for _, ends, _, _ in passes)
     assert result.bytes_per_token == pytest.approx(total / case.n_tokens, rel=1e-12)
+
+
+def test_windows_read_no_more_than_they_see(tmp_path):
+    window = {"attention.sliding_window": 40}
+    path = write_family(tmp_path / "m.gguf", "phi3", keys=window, n_layers=2, n_ctx=1024)
+    cases = [Case(n_gen=4, n_depth=d) for d in (8, 500)]
+    cases += [Case(n_prompt=100, n_depth=d) for d in (0, 500)]
+    with Benchmark(path, cases) as b:
+        short, long, prompt, deep = (result.bytes_per_token for result in b.results)
+    position = 2 * 2 * 32 * 2  # two layers, keys and values of 32 numbers, f16
+    assert long - short == pytest.approx((40 - (9 + 10 + 11 + 12) / 4) * position)
+    # 139 keys are in a window of one of 100 tokens.
+    assert deep - prompt == pytest.approx((139 - 100) / 100 * position)
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2moe"])
