@@ -18,29 +18,37 @@ IDS: list[int] = JUDGED["ids"]
 N_AT_ONCE = 100  # a row of logits has a megabyte
 
 
-def nll_and_likeliest(llm: LLM, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the first n tokens: the negative logarithm of each next one's probability [n - 1], and the
-    likeliest token behind each [n]."""
-    nll, likeliest, table = [], [], llm.runner.new_table()
+def nll_and_likeliest(llm: LLM, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the first n tokens: the negative logarithm of each next one's probability [n - 1]; the
+    likeliest token behind each [n]; and how much larger its logit is than that of llama.cpp's
+    likeliest token [n]."""
+    nll, likeliest, ahead, table = [], [], [], llm.runner.new_table()
     with llm.runner.exclusive:
         for start in range(0, n, N_AT_ONCE):
             ids = IDS[start : min(n, start + N_AT_ONCE)]
             logits = llm.runner.compute(table, ids, "all")
             likeliest.append(logits.argmax(axis=1))
+            theirs = JUDGED["likeliest"][start : start + len(ids)]
+            ahead.append(logits.max(axis=1) - logits[np.arange(len(ids)), theirs])
             for row, following in zip(logits, IDS[start + 1 : n], strict=False):
                 wide = row.astype(np.float64) - row.max()
                 nll.append(np.log(np.exp(wide).sum()) - wide[following])
         table.clear()
-    return np.array(nll), np.concatenate(likeliest)
+    return np.array(nll), np.concatenate(likeliest), np.concatenate(ahead)
 
 
+# Both engines round activations to 8 bits, each in its way: the likeliest token changes where two
+# are nearly alike. On 300 of the tokens the float64 reference's likeliest is that of Lariat for
+# 95.3 %, and that of llama.cpp for 93.3 %.
 @needs_gemma3
-def test_1500_tokens_are_as_likely_as_in_llama_cpp() -> None:
-    with LLM(GEMMA3, cache="raw", n_ctx=1536, n_threads=2) as llm:
-        nll, likeliest = nll_and_likeliest(llm, len(IDS))
+@pytest.mark.parametrize(("cache", "share"), [("roped", 0.95), ("raw", 0.94)])
+def test_1500_tokens_are_as_likely_as_in_llama_cpp(cache: str, share: float) -> None:
+    with LLM(GEMMA3, cache=cache, n_ctx=1536, n_threads=2) as llm:
+        nll, likeliest, ahead = nll_and_likeliest(llm, len(IDS))
     assert len(nll) == 1499
     assert abs(nll.mean() / JUDGED["nll"] - 1) < 0.005
-    assert np.mean(likeliest == JUDGED["likeliest"]) > 0.95
+    assert np.mean(likeliest == JUDGED["likeliest"]) > share
+    assert ahead.max() < 1, "where they differ, it is a near tie"
 
 
 @needs_gemma3
