@@ -142,20 +142,22 @@ class Scheme(NamedTuple):
                 ascii_alone = expression == ASCII_THREES
                 where = "isolated" if ascii_alone else "merged_with_previous"
                 steps.append(Split(Regex(r"\p{N}+"), where))
-                steps.append(PreTokenizer.custom(_Threes(ascii_alone)))
+                # A slice of a piece takes as long as the piece, so long numbers are cut in steps.
+                for n_digits in (3 << 14, 3 << 9, 3 << 4, 3):
+                    steps.append(PreTokenizer.custom(_Groups(n_digits, ascii_alone)))
             else:
                 steps.append(Split(Regex(expression), "isolated"))
         return steps
 
 
-class _Threes:
-    """Cuts numbers into groups of three digits from the end: 1234567 is 1, 234 and 567.
+class _Groups:
+    """Cuts numbers into groups of digits from the end: 1234567 in threes is 1, 234 and 567.
 
     A piece that it gets is a number, or ends in one, or has none.
     """
 
-    def __init__(self, ascii_alone: bool) -> None:
-        self._ascii_alone = ascii_alone
+    def __init__(self, n_digits: int, ascii_alone: bool) -> None:
+        self._n_digits, self._ascii_alone = n_digits, ascii_alone
 
     def pre_tokenize(self, text: Any) -> None:
         """Called by `tokenizers`."""
@@ -166,13 +168,14 @@ class _Threes:
         start = stop = len(text)
         while start and unicodedata.category(text[start - 1]).startswith("N"):
             start -= 1
-        if start == stop:
+        n = self._n_digits
+        if stop - start < n:
             return [piece]
         if self._ascii_alone:
-            runs = [match.span() for match in re.finditer("[0-9]{3,}", text)]
-            ends = [end for a, b in runs for end in range(a + (b - a) % 3, b, 3)]
+            runs = [match.span() for match in re.finditer("[0-9]+", text)]
+            ends = [end for a, b in runs for end in range(a + (b - a) % n, b, n)]
         else:
-            ends = list(range(start + ((stop - start) % 3 or 3), stop, 3))
+            ends = list(range(start + ((stop - start) % n or n), stop, n))
         return [piece[a:b] for a, b in pairwise([0, *ends, stop]) if a < b]
 
 

@@ -138,6 +138,17 @@ def test_aliases(judged: Any, alias: str, name: str) -> None:
         assert tokenizer.encode(text, parse_special=True) == expected
 
 
+@pytest.mark.parametrize("pre", ["afmoe", "superbpe", "tiny_aya"])
+def test_long_numbers_are_cut_into_threes_from_their_end(judged: Any, pre: str) -> None:
+    """In steps of larger groups, in linear time; none of them may be seen."""
+    tokenizer = judged(pre)
+    for n in (2, 3, 4, 5, 6, 47, 48, 49, 1535, 1536, 1538, 49_151, 49_152, 49_153, 100_000):
+        number = "7" * n
+        words = [number[: n % 3]] * (n % 3 > 0) + [number[i : i + 3] for i in range(n % 3, n, 3)]
+        expected = [i for word in words for i in tokenizer.encode(word, add_bos=False)]
+        assert tokenizer.encode(number, add_bos=False) == expected, n
+
+
 def test_every_expression_is_judged() -> None:
     judged = {SCHEMES[pre].expressions for pre in (*JUDGED["ids"], "bailingmoe")}
     assert {scheme.expressions for scheme in SCHEMES.values()} == judged
