@@ -72,7 +72,8 @@ def attend(Pool pool, Py_ssize_t layer, const float[:, :, ::1] q, AttentionPlan 
            float[:, :, ::1] out, Rope rope=None, float soft_cap=0, const float[::1] sinks=None):
     """Causal attention of a batch over the cached keys and values of its requests.
 
-    q float32 [n_tokens, n_heads, head_dim_k]  # IN rotated, and scaled (by 1 / sqrt(head_dim_k))
+    q float32 [n_tokens, n_heads, head_dim_k]  # IN rotated, scaled (by 1 / sqrt(head_dim_k)), and
+                                               #    transformed as the pool's keys are
     out float32 [n_tokens, n_heads, head_dim_v]  # OUT; `merge` completes it
     plan  filled with a batch of n_tokens when the operation is run; it has the window
     rope  the table that raw keys are rotated by; None: they have their positions already
@@ -282,7 +283,7 @@ cdef void attend_span(const attention_t *a, const span_t *task, float *work) noe
             attend_run(a, task, seg, n_far, n - n_far, 0, m, &w)
     if task.n_partials == 1:
         for row in range(h0, h1):
-            divide(acc + row * a.dv, norm[row], a.dv, a.out + (task.token * a.n_heads + row) * a.dv)
+            finish_head(a, acc + row * a.dv, norm[row], task.token * a.n_heads + row)
 
 
 cdef void attend_run(const attention_t *a, const span_t *task, const int32_t *seg, int first, int n,
@@ -354,18 +355,23 @@ cdef void merge_task(const void *args, int64_t task, float *work) noexcept nogil
         other = other_m + 2 * a.n_heads + head * a.dv
         for i in range(a.dv):
             acc[i] += other[i] * factor
-    divide(acc, total, a.dv, a.out + (merge[0] * a.n_heads + head) * a.dv)
+    finish_head(a, acc, total, merge[0] * a.n_heads + head)
 
 
 cdef extern from "<math.h>" nogil:
     float exp_of "expf"(float) noexcept
 
 
-cdef inline void divide(const float *x, float by, int64_t n, float *out) noexcept nogil:
+cdef inline void finish_head(const attention_t *a, const float *acc, float norm,
+                             int64_t row) noexcept nogil:
+    """Divide a weighted sum of values by the sum of its weights, into a row of `out`."""
     cdef int64_t i
-    cdef float factor = 1 / by
-    for i in range(n):
-        out[i] = x[i] * factor
+    cdef float factor = 1 / norm
+    cdef float *out = a.out + row * a.dv
+    for i in range(a.dv):
+        out[i] = acc[i] * factor
+    if a.values.hadamard:
+        KERNELS.hadamard(out, a.dv)
 
 
 # ---- a tile of a prompt -----------------------------------------------------------------------
@@ -509,4 +515,4 @@ cdef void finish_tile(const attention_t *a, const tile_t *task,
         for t in range(task.n_tokens):
             row = g * task.n_tokens + t
             token_row = (task.token + t) * a.n_heads + task.head * a.group + g
-            divide(w.acc + row * a.dv, w.norm[row], a.dv, a.out + token_row * a.dv)
+            finish_head(a, w.acc + row * a.dv, w.norm[row], token_row)

@@ -9,6 +9,7 @@ cdef enum: TASK_FLOATS = 4096  # that a task touches at least: enough to pay for
 cdef struct kv_t:  # keys, or values, of one layer: [block][kv_head][32 slots][d]
     uint8_t *base
     int type
+    bint hadamard           # stored after a Hadamard transform, see Pool
     int64_t d, n_heads, n_blocks, n_layers
     int64_t block_bytes     # of a block's slots of one head
     # Types by channel: blocks that are not full yet, as f16 [place][layer][kv_head][32 slots][d]
@@ -31,6 +32,7 @@ cdef class Pool:
     cdef uint8_t[::1] k, v, open_k, open_v
     cdef const int32_t[::1] open_at
     cdef int type_k, type_v
+    cdef bint hadamard_k, hadamard_v
 
     cdef kv_t keys(self, Py_ssize_t layer) noexcept
     cdef kv_t values(self, Py_ssize_t layer) noexcept

@@ -31,6 +31,8 @@ class Pool:
         open_k: Bytes | None = None,
         open_v: Bytes | None = None,
         open_at: Int32 | None = None,
+        hadamard_k: bool = False,
+        hadamard_v: bool = False,
     ) -> None: ...
 
 def store(

@@ -42,18 +42,25 @@ cdef class Pool:
     blocks that are not quantized yet: open_k, open_v uint8 [bytes], f16
     [place][layer][kv_head][32 slots][head_dim]; open_at int32 [n_blocks], each block's place there
     or -1, which is looked up whenever an operation runs. ValueError for memory of another size.
+
+    With hadamard_k or hadamard_v, heads are stored times an orthonormal Hadamard matrix (blocks of
+    the largest power of two that divides head_dim), which spreads a large number over all channels
+    (QuaRot, arXiv 2404.00456). `attend` takes queries that were transformed like keys, and
+    transforms the weighted sums of values back.
     """
 
     def __init__(self, uint8_t[::1] k, uint8_t[::1] v, Py_ssize_t n_layers, Py_ssize_t n_blocks,
                  Py_ssize_t n_kv_heads, Py_ssize_t head_dim_k, Py_ssize_t head_dim_v, str type_k,
                  str type_v, uint8_t[::1] open_k=None, uint8_t[::1] open_v=None,
-                 const int32_t[::1] open_at=None):
+                 const int32_t[::1] open_at=None, bint hadamard_k=False,
+                 bint hadamard_v=False):
         self.n_layers, self.n_blocks, self.n_kv_heads = n_layers, n_blocks, n_kv_heads
         self.head_dim_k, self.head_dim_v = head_dim_k, head_dim_v
         self._check_memory("keys", type_k, head_dim_k, k, open_k, open_at)
         self._check_memory("values", type_v, head_dim_v, v, open_v, open_at)
         self.k, self.v, self.open_k, self.open_v, self.open_at = k, v, open_k, open_v, open_at
         self.type_k, self.type_v = _TYPES[type_k], _TYPES[type_v]
+        self.hadamard_k, self.hadamard_v = hadamard_k, hadamard_v
 
     def _check_memory(self, str name, str type, Py_ssize_t d, const uint8_t[::1] memory,
                       const uint8_t[::1] open_memory, const int32_t[::1] open_at):
@@ -75,10 +82,12 @@ cdef class Pool:
             raise ValueError(f"open_at has {n_places} places for {self.n_blocks} blocks")
 
     cdef kv_t keys(self, Py_ssize_t layer) noexcept:
-        return kv_of(self, self.k, self.open_k, self.type_k, self.head_dim_k, layer)
+        return kv_of(self, self.k, self.open_k, self.type_k, self.hadamard_k, self.head_dim_k,
+                     layer)
 
     cdef kv_t values(self, Py_ssize_t layer) noexcept:
-        return kv_of(self, self.v, self.open_v, self.type_v, self.head_dim_v, layer)
+        return kv_of(self, self.v, self.open_v, self.type_v, self.hadamard_v, self.head_dim_v,
+                     layer)
 
     cdef int check_layer(self, Py_ssize_t layer) except -1:
         if not 0 <= layer < self.n_layers:
@@ -92,9 +101,10 @@ cdef class Pool:
         return 0
 
 
-cdef kv_t kv_of(Pool pool, uint8_t[::1] memory, uint8_t[::1] open_memory, int type, Py_ssize_t d,
-                Py_ssize_t layer) noexcept:
+cdef kv_t kv_of(Pool pool, uint8_t[::1] memory, uint8_t[::1] open_memory, int type, bint hadamard,
+                Py_ssize_t d, Py_ssize_t layer) noexcept:
     cdef kv_t kv
+    kv.hadamard = hadamard
     kv.type, kv.d, kv.n_heads = type, d, pool.n_kv_heads
     kv.n_blocks, kv.n_layers = pool.n_blocks, pool.n_layers
     kv.block_bytes = SLOTS * cache_row_bytes(type, d) + cache_scale_bytes(type, d)
@@ -152,6 +162,7 @@ def store(Pool pool, Py_ssize_t layer, float[:, :, ::1] k, const float[:, :, ::1
         if rope is not None:
             a.rope, a.positions = &rope.table, &positions[0]
     a.per_task = max(1, TASK_FLOATS // (n_heads * (a.keys.d + a.values.d)))
+    operation.n_work = max(a.keys.d, a.values.d)  # a transformed head
     operation.bind(store_task, a, (n + a.per_task - 1) // a.per_task,
                    (pool, k, v, slots, rope, positions))
     return operation
@@ -166,17 +177,23 @@ cdef void store_task(const void *args, int64_t task, float *work) noexcept nogil
         if a.rope != NULL:
             for h in range(n_heads):
                 KERNELS.rope_head(k + h * dk, a.rope.rows + a.positions[i] * dk, dk // 2, 1)
-        store_token(k, &a.keys, a.slots[i])
-        store_token(a.v + i * n_heads * a.values.d, &a.values, a.slots[i])
+        store_token(k, &a.keys, a.slots[i], work)
+        store_token(a.v + i * n_heads * a.values.d, &a.values, a.slots[i], work)
 
 
-cdef void store_token(const float *x, const kv_t *kv, int64_t slot) noexcept nogil:
+cdef void store_token(const float *x, const kv_t *kv, int64_t slot, float *work) noexcept nogil:
     cdef int64_t h
     cdef int type
     cdef uint8_t *block
+    cdef const float *head
     for h in range(kv.n_heads):
+        head = x + h * kv.d
+        if kv.hadamard:
+            memcpy(work, head, kv.d * sizeof(float))
+            KERNELS.hadamard(work, kv.d)
+            head = work
         block = block_of(kv, slot // SLOTS, h, &type)
-        store_row(x + h * kv.d, block, type, <int>(slot % SLOTS), kv.d)
+        store_row(head, block, type, <int>(slot % SLOTS), kv.d)
 
 
 cdef inline void store_row(const float *x, uint8_t *block, int type, int slot,
@@ -247,6 +264,7 @@ cdef void shift_task(const void *args, int64_t task, float *work) noexcept nogil
     cdef int64_t d = a.keys.d, head, i, layer = task // a.n, index
     cdef const float *row = a.rope.rows + abs(seg[3]) * d
     cdef uint8_t *block
+    cdef float *key
     cdef int type, slot
     if a.layers != NULL:
         layer = a.layers[layer]
@@ -261,12 +279,17 @@ cdef void shift_task(const void *args, int64_t task, float *work) noexcept nogil
                 KERNELS.to_f32(<uint16_t *>block + slot * d, d, work)
             else:
                 KERNELS.dequantize[type](block, slot, 1, d, work)
+            if a.keys.hadamard:
+                KERNELS.hadamard(work, d)
+            key = work
             if seg[3] >= 0:
                 KERNELS.rope_head(work, row, d // 2, 1)
-                store_row(work, block, type, slot, d)
             else:
-                KERNELS.rotate_back(work, 1, row, d // 2, work + d)
-                store_row(work + d, block, type, slot, d)
+                key = work + d
+                KERNELS.rotate_back(work, 1, row, d // 2, key)
+            if a.keys.hadamard:
+                KERNELS.hadamard(key, d)
+            store_row(key, block, type, slot, d)
 
 
 cdef struct seal_t:

@@ -41,6 +41,7 @@ cdef extern from "simd/table.h" nogil:
         void (*silu_mul)(float *, const float *, int64_t) noexcept nogil
         void (*gelu_mul)(float *, const float *, int64_t) noexcept nogil
         void (*soft_cap)(float *, int64_t, float) noexcept nogil
+        void (*hadamard)(float *, int64_t) noexcept nogil
         void (*to_f16)(const float *, int64_t, uint16_t *) noexcept nogil
         void (*to_f32)(const uint16_t *, int64_t, float *) noexcept nogil
         void (*rotate_back)(const float *, int, const float *, int64_t, float *) noexcept nogil

@@ -471,6 +471,7 @@ cdef struct rotate_t:
     const rope_t *rope
     const int32_t *positions
     float scale
+    bint hadamard
     int64_t n, n_heads, head_dim, per_task
 
 
@@ -478,9 +479,10 @@ cdef class _Rotate(Operation):
     cdef rotate_t a
 
 
-def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float scale):
+def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float scale,
+         bint hadamard=False):
     """Rotate each head by its token's position (arXiv 2104.09864) and multiply by `scale` and by
-    the table's gain.
+    the table's gain; with `hadamard`, transform it as cached keys are: see _cache.Pool.
 
     x float32 [n_tokens, n_heads, head_dim]  # IN OUT, pairs (i, i + head_dim / 2)
     positions int32 [n_tokens]  # IN, within the table when the operation is run
@@ -488,6 +490,7 @@ def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float sca
     cdef _Rotate op = _Rotate()
     cdef rotate_t *a = &op.a
     a.n, a.n_heads, a.head_dim, a.scale = x.shape[0], x.shape[1], x.shape[2], scale
+    a.hadamard = hadamard
     if table.head_dim != a.head_dim or positions.shape[0] != a.n:
         raise ValueError(
             f"rope of heads of {a.head_dim} at {positions.shape[0]} positions, expected heads of "
@@ -502,12 +505,14 @@ def rope(float[:, :, ::1] x, Rope table, const int32_t[::1] positions, float sca
 
 cdef void rope_task(const void *args, int64_t task, float *work) noexcept nogil:
     cdef const rotate_t *a = <const rotate_t *>args
-    cdef int64_t i
+    cdef int64_t i, h
     for i in range(task * a.per_task, min(a.n, (task + 1) * a.per_task)):
         rope_token(a.x + i * a.n_heads * a.head_dim, a.rope.rows + a.positions[i] * a.head_dim,
                    a.n_heads, a.head_dim, a.scale * a.rope.gain)
         if a.rope.gain != 1:
             undo_gain(a.x + i * a.n_heads * a.head_dim, a.rope, a.n_heads, a.head_dim // 2)
+        for h in range(a.n_heads if a.hadamard else 0):
+            KERNELS.hadamard(a.x + (i * a.n_heads + h) * a.head_dim, a.head_dim)
 
 
 cdef void undo_gain(float *x, const rope_t *rope, int64_t n_heads, int64_t half) noexcept nogil:

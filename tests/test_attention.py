@@ -208,6 +208,30 @@ def test_a_window_reads_no_segment_outside(rng):
             assert np.isfinite(case.run(raw)).all()
 
 
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("types", [("q8_0", "q8_0"), ("q4_0", "q4_0"), ("f16", "q4_0")], ids=str)
+def test_attention_over_a_hadamard_transform(isa, rng, types, raw):
+    """Of roped keys and of values: where one number is large, rounding is a fraction of what it is
+    without the transform."""
+    errors = []
+    for transformed in (True, False):
+        for heads in ((2, 2, 128, 96), (10, 1, 96, 128), (2, 2, 64, 160)):
+            case = CacheCase(
+                np.random.default_rng(1), n_heads=heads[0], n_kv_heads=heads[1], dk=heads[2],
+                dv=heads[3], contexts=[(61, 1), (75, 40), (300, 1)], types=types,
+                hadamard=(transformed and not raw, transformed),
+            )  # fmt: skip
+            for values in case.values:
+                values[..., 5] *= 20
+            got = case.run(raw)
+            bound = 2e-5 if types[1].startswith("q8") else 3 * BOUND
+            assert relative_error(got, case.expected_of_stored(raw)) < bound
+            assert np.array_equal(case.run(raw, 1), got)
+            errors.append(relative_error(got[..., :5], case.expected()[..., :5]))
+    with_it, without = np.array(errors).reshape(2, -1)
+    assert (with_it < 0.7 * without).all()
+
+
 def test_one_large_score_wins(isa, rng):
     """Scores of hundreds must neither overflow nor lose the others' place."""
     case = CacheCase(rng, n_heads=2, n_kv_heads=2, dk=64, dv=64, contexts=[(100, 1), (80, 40)])

@@ -18,6 +18,7 @@ from lariat.formats import block_formats
 from lariat.formats.block_formats import GGMLType
 
 from tests.reference import relative_error
+from tests.support.cache_blocks import hadamard
 from tests.support.kernel_cases import (
     FLOAT_TYPES,
     QUANT_TYPES,
@@ -250,6 +251,21 @@ def test_rope(isa, rng, head_dim):
         table = _kernels.Rope(rows, np.zeros((2, half), np.float32))
         run(_kernels.rope(x, table, positions, 0.25), n_threads=2)
         assert relative_error(x, expected * 0.25) < BOUND
+
+
+@pytest.mark.parametrize("head_dim", [2, 4, 24, 32, 64, 80, 96, 128, 160, 256])
+def test_hadamard_transform_behind_rope(isa, rng, head_dim):
+    angles = rng.uniform(0, 6, (50, head_dim // 2))
+    rows = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    table = _kernels.Rope(rows, np.zeros((2, head_dim // 2), np.float32))
+    positions = rng.integers(0, 50, 7).astype(np.int32)
+    x = rng.standard_normal((7, 3, head_dim)).astype(np.float32)
+    x[..., 1] *= 100
+    plain = x.copy()
+    run(_kernels.rope(plain, table, positions, 0.25), n_threads=1)
+    run(_kernels.rope(x, table, positions, 0.25, True), n_threads=2)
+    assert relative_error(x, hadamard(plain)) < BOUND
+    assert relative_error(hadamard(x), plain) < BOUND
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 33), (3, 5000), (2, 8192)])

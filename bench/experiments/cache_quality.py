@@ -1,10 +1,12 @@
 """Divergence of predictions when keys and values are stored in fewer bits, with both caches.
 
     python -m bench.experiments.cache_quality
+    python -m bench.experiments.cache_quality -m MODEL --prose
 
 KL divergence (nats a token, mean over all scored tokens) of each cache type from f16, on held-out
-text of the demo model in F16, which keeps activations exact. Prompts are computed in passes of 32
-tokens, so that all keys and values but those of the last block are read in their own type.
+text of the demo model in F16, which keeps activations exact, or on prose for other models. Prompts
+are computed in passes of 32 tokens, so that all keys and values but those of the last block are
+read in their own type.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from lariat.cli.console import Bar
 from lariat.config import CACHE_STRATEGIES, CACHE_TYPES
 from lariat.tools.perplexity import Base, BaseWriter, compare, cut, predictions
 
+from bench.prose import prose
 from models import corpus
 
 _MODEL = Path(__file__).parents[2] / "models" / "demo-f16.gguf"
@@ -36,10 +39,10 @@ def held_out_text(llm: LLM, n_tokens: int) -> str:
     return "\n".join(passages)
 
 
-def rows() -> list[tuple[str, str, str]]:
+def rows(types: list[str]) -> list[tuple[str, str, str]]:
     """Cache, type of keys, type of values: both in each type, then keys alone."""
-    types = [name for name in CACHE_TYPES if name not in ("f32", "f16")]
-    pairs = [("f16", "f16"), ("f32", "f32")]
+    pairs = [(name, name) for name in types if name in ("f16", "f32")]
+    types = [name for name in types if (name, name) not in pairs]
     pairs += [(name, name) for name in types]
     pairs += [(name, "f16") for name in types]
     return [(cache, k, v) for k, v in pairs for cache in CACHE_STRATEGIES]
@@ -51,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-m", "--model", default=str(_MODEL))
     parser.add_argument("--windows", type=int, default=4, help="of 1024 tokens")
     parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("--prose", action="store_true", help="instead of the demo model's text")
+    parser.add_argument("--types", default=",".join(CACHE_TYPES), metavar="TYPE,...")
+    parser.add_argument("--both", action="store_true", help="only keys and values of one type")
     args = parser.parse_args(argv)
 
     def load(cache: str, type_k: str, type_v: str) -> LLM:
@@ -62,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "base.kl")
         with load(*_BASE) as llm:
-            text = held_out_text(llm, (args.windows + 1) * _N_CTX)
+            n_tokens = (args.windows + 1) * _N_CTX
+            text = "\n".join(prose()) if args.prose else held_out_text(llm, n_tokens)
             windows = cut(llm, text, _N_CTX, args.windows)
             with BaseWriter(path, windows, llm.n_vocab) as writer:
                 for some in predictions(llm, windows):
@@ -71,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         print("| keys | values | bytes/token | cache | KL, mean | KL, 99 % | same top token |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         base, bar = Base(path), Bar("measuring")
-        for i, row in enumerate(rows()):
+        chosen = [row for row in rows(args.types.split(",")) if not args.both or row[1] == row[2]]
+        for i, row in enumerate(chosen):
             with load(*row) as llm:
                 found = compare(llm, base)
             cache, k, v = row
@@ -81,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
                 f" {found.kl_percentile(99):.5f} | {100 * found.same_top.value:.2f} % |",
                 flush=True,
             )
-            bar((i + 1) / len(rows()))
+            bar((i + 1) / len(chosen))
         bar.close()
 
 

@@ -104,7 +104,9 @@ class KVCache(ABC):
         self._ropes = ropes
         self._scale = config.attention_scale or 1.0 / math.sqrt(config.head_dim_k)
         self._soft_cap = config.attention_soft_cap
-        self._memory = CacheMemory(config, n_blocks, type_k, type_v)
+        # Raw keys are rotated when they are read, and RoPE does not commute with the transform.
+        hadamard = (not self._raw, True)
+        self._memory = CacheMemory(config, n_blocks, type_k, type_v, hadamard)
         plans = {
             window: AttentionPlan(self._memory.kernel, config.n_heads, window or 0)
             for window in dict.fromkeys(layer.window for layer in config.layers)
@@ -303,11 +305,12 @@ class KVCache(ABC):
     # head_dim], keys and values with n_kv_heads; positions and slots are int32 [n_tokens].
 
     def rotate_queries(self, layer: int, q: np.ndarray, positions: np.ndarray) -> Operation:
-        """Rotate q in place, and scale it as scores are to be."""
-        rope = self._ropes.of_layer[layer]
+        """Rotate q in place, scale it as scores are to be, and transform it as keys are."""
+        rope, hadamard = self._ropes.of_layer[layer], self._memory.hadamard[0]
         if rope is None:
-            return _kernels.rope(q, self._no_rotation, np.zeros(len(q), np.int32), self._scale)
-        return _kernels.rope(q, rope.kernel, positions, self._scale)
+            still = np.zeros(len(q), np.int32)
+            return _kernels.rope(q, self._no_rotation, still, self._scale, hadamard)
+        return _kernels.rope(q, rope.kernel, positions, self._scale, hadamard)
 
     @abstractmethod
     def store(

@@ -39,6 +39,7 @@ class KVArray:
     memory        uint8 [n_bytes], as kernels take it
     blocks        uint8 [n_layers, n_blocks, n_kv_heads, bytes], a view of it
     by_channel    whether positions share scales, so that a block is quantized as a whole
+    by_position   whether a position has scales of its own
     dtype         of what `read` gives
     open_memory   uint8 [n_bytes] of open blocks; None unless by channel
     open_blocks   f16 [n_blocks, n_layers, n_kv_heads, SLOTS, head_dim], a view of it, by place
@@ -47,6 +48,7 @@ class KVArray:
     def __init__(self, config: ModelConfig, n_blocks: int, type: str, head_dim: int) -> None:
         """ValueError for a type that cannot hold this head_dim."""
         row, scales, self.by_channel = _cache.layout(type, head_dim)
+        self.by_position = bool(scales) and not self.by_channel
         where = (config.n_layers, n_blocks, config.n_kv_heads)
         n_bytes = SLOTS * row + scales
         self.memory = allocate(int(np.prod(where)) * n_bytes)
@@ -55,7 +57,7 @@ class KVArray:
         # Views by position: [n_layers, n_blocks, n_kv_heads, SLOTS, ...]
         self._slots = [rows.view(_ELEMENTS.get(type, np.uint8))]
         self.dtype = self._slots[0].dtype
-        if scales and not self.by_channel:
+        if self.by_position:
             of_groups = self.blocks[..., SLOTS * row :].view(np.float16).reshape(*where, -1, SLOTS)
             self._slots.append(of_groups.swapaxes(3, 4))
         self.open_memory: np.ndarray | None = None
@@ -113,15 +115,29 @@ class CacheMemory:
     """Keys and values of all blocks, and which blocks are open.
 
     keys, values  the two arrays, also as `arrays`
+    hadamard      whether keys, and values, are stored after a Hadamard transform: (bool, bool)
     open_at       int32 [n_blocks]: each block's place among open blocks, or -1
     kernel        all of it as kernels take it
     """
 
-    def __init__(self, config: ModelConfig, n_blocks: int, type_k: str, type_v: str) -> None:
-        """Memory that is not used costs none. ValueError for a type that cannot hold a head."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_blocks: int,
+        type_k: str,
+        type_v: str,
+        hadamard: tuple[bool, bool] = (False, False),
+    ) -> None:
+        """Memory that is not used costs none. `hadamard` allows the transform of keys and values,
+        and those types that gain by it get it. ValueError for a type that cannot hold a head."""
         self.keys = KVArray(config, n_blocks, type_k, config.head_dim_k)
         self.values = KVArray(config, n_blocks, type_v, config.head_dim_v)
         self.arrays = (self.keys, self.values)
+        # By channel it gains nothing: a large number has its own scale there.
+        self.hadamard = (
+            hadamard[0] and self.keys.by_position,
+            hadamard[1] and self.values.by_position,
+        )
         self.by_channel = self.keys.by_channel or self.values.by_channel
         self.keys_by_channel = self.keys.by_channel
         self.open_at = np.full(n_blocks, -1, np.int32)
@@ -140,6 +156,7 @@ class CacheMemory:
             self.keys.open_memory,
             self.values.open_memory,
             self.open_at,
+            *self.hadamard,
         )
 
     @property

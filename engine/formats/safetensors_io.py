@@ -28,7 +28,7 @@ from lariat.errors import ContextError, LariatError, quote
 from lariat.formats.atomic import written_beside
 from safetensors import SafetensorError, safe_open
 
-VERSION = "2"
+VERSION = "3"
 """Of all formats here; 1 had no RoPE settings and another checksum."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {

@@ -41,6 +41,35 @@ ALWAYS_INLINE __m512 load_f16_avx512(const f16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
+/* Scales of channels i..i + 15 */
+ALWAYS_INLINE __m512 channel_scales_avx512(const void *block, int64_t i, int64_t head_dim,
+                                           const int type) {
+    if (type == C_Q8_CH) return load_f16_avx512(scales_of(block, head_dim, type) + i);
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)(channel_bytes_of(block, head_dim) + i));
+    const __m256i scale_f16x16 = _mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7);
+    return _mm512_mul_ps(_mm512_cvtph_ps(scale_f16x16), _mm512_set1_ps(0.25f));
+}
+
+/* Zero points of q4_ch: see zero_of_byte. */
+ALWAYS_INLINE __m512 channel_zeros_avx512(const void *block, int64_t i, int64_t head_dim) {
+    const uint8_t *bytes = channel_bytes_of(block, head_dim) + head_dim + i;
+    const __m512 c =
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes)));
+    return _mm512_fmsub_ps(
+        _mm512_mul_ps(c, _mm512_add_ps(_mm512_abs_ps(c), _mm512_set1_ps(64.0f))),
+        _mm512_set1_ps(0x1p-8f), _mm512_set1_ps(7.5f));
+}
+
+/* Asks for what stands behind the next head's rows about channels i.. */
+ALWAYS_INLINE void prefetch_channels_avx512(const void *block, int64_t i, int64_t head_dim,
+                                            const int type) {
+    const int64_t block_bytes = cache_block_bytes(type, head_dim);
+    if (type == C_Q8_CH) prefetch_next(scales_of(block, head_dim, type) + i, block_bytes);
+    if (type != C_Q4_CH) return;
+    prefetch_next(channel_bytes_of(block, head_dim) + i, block_bytes);
+    prefetch_next(channel_bytes_of(block, head_dim) + head_dim + i, block_bytes);
+}
+
 /* Scales of n slots, [head_dim / 32][SLOTS], zeros behind them. If there are weights, times the
  * slot's weight. */
 ALWAYS_INLINE void slot_scales_avx512(const void *block, int first, int n, int64_t head_dim,
@@ -64,9 +93,10 @@ ALWAYS_INLINE void values_avx512(const void *block, int64_t j, int64_t g, int64_
     load_group_avx512(group_of(block, j, g, head_dim, type), x, type);
     for (int v = 0; v < 2; v++) {
         const int64_t i = 32 * g + 16 * v;
-        if (type == C_Q4_CH) x[v] = _mm512_add_ps(x[v], load_f16_avx512(scales + head_dim + i));
+        if (type == C_Q4_CH)
+            x[v] = _mm512_add_ps(x[v], channel_zeros_avx512(block, i, head_dim));
         const __m512 scale = type >= C_Q8_CH
-                                 ? load_f16_avx512(scales + i)
+                                 ? channel_scales_avx512(block, i, head_dim, type)
                                  : _mm512_set1_ps(_cvtsh_ss(scales[i / 32 * SLOTS + j]));
         x[v] = _mm512_mul_ps(x[v], scale);
     }
@@ -115,7 +145,6 @@ ALWAYS_INLINE void block_scores_groups_avx512(const float *q, const void *block,
     const int64_t half = head_dim / 2;
     const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
     const int64_t block_bytes = cache_block_bytes(type, head_dim);
-    const f16_t *scales = scales_of(block, head_dim, type);
     __m512 x[4], y[4], dx[4], dy[4], zx[4], zy[4], factor[4]; /* factor: 2 (1 - cos theta) */
     FOR_EACH_VECTOR(v) {
         const int64_t i = 32 * g0 + 16 * v;
@@ -130,20 +159,18 @@ ALWAYS_INLINE void block_scores_groups_avx512(const float *q, const void *block,
             dy[v] = _mm512_fmsub_ps(half_factor, y[v], _mm512_mul_ps(sine, x[v]));
         }
         if (by_channel) {
-            prefetch_next(scales + i, block_bytes);
-            prefetch_next(scales + half + i, block_bytes);
-            const __m512 scale_x = load_f16_avx512(scales + i);
-            const __m512 scale_y = load_f16_avx512(scales + half + i);
+            prefetch_channels_avx512(block, i, head_dim, type);
+            prefetch_channels_avx512(block, half + i, head_dim, type);
+            const __m512 scale_x = channel_scales_avx512(block, i, head_dim, type);
+            const __m512 scale_y = channel_scales_avx512(block, half + i, head_dim, type);
             x[v] = _mm512_mul_ps(x[v], scale_x);
             y[v] = _mm512_mul_ps(y[v], scale_y);
             dx[v] = _mm512_mul_ps(dx[v], scale_x);
             dy[v] = _mm512_mul_ps(dy[v], scale_y);
         }
         if (type == C_Q4_CH) {
-            prefetch_next(scales + head_dim + i, block_bytes);
-            prefetch_next(scales + head_dim + half + i, block_bytes);
-            zx[v] = load_f16_avx512(scales + head_dim + i);
-            zy[v] = load_f16_avx512(scales + head_dim + half + i);
+            zx[v] = channel_zeros_avx512(block, i, head_dim);
+            zy[v] = channel_zeros_avx512(block, half + i, head_dim);
         }
     }
     const int64_t row_bytes = cache_row_bytes(type, head_dim);
@@ -242,13 +269,12 @@ ALWAYS_INLINE void block_weighted_sum_groups_avx512(const float *s, const void *
     FOR_EACH_VECTOR(v) {
         const int64_t i = 32 * g0 + 16 * v;
         if (by_channel) {
-            const f16_t *scales = scales_of(block, head_dim, type) + i;
-            prefetch_next(scales, block_bytes);
-            if (type == C_Q4_CH) prefetch_next(scales + head_dim, block_bytes);
+            prefetch_channels_avx512(block, i, head_dim, type);
             if (type == C_Q4_CH)
-                sum[v] = _mm512_fmadd_ps(_mm512_set1_ps(total), load_f16_avx512(scales + head_dim),
-                                         sum[v]);
-            sum[v] = _mm512_fmadd_ps(sum[v], load_f16_avx512(scales), _mm512_loadu_ps(acc + i));
+                sum[v] = _mm512_fmadd_ps(_mm512_set1_ps(total),
+                                         channel_zeros_avx512(block, i, head_dim), sum[v]);
+            sum[v] = _mm512_fmadd_ps(sum[v], channel_scales_avx512(block, i, head_dim, type),
+                                     _mm512_loadu_ps(acc + i));
         }
         _mm512_storeu_ps(acc + i, sum[v]);
     }
@@ -415,6 +441,14 @@ ALWAYS_INLINE void block_weighted_sum_avx512_intel(const float *s, const void *b
     BY_HEAD_DIM_AVX512(WEIGHTED_SUM,
                        block_weighted_sum_avx512(s, block, first, n, head_dim, acc, type))
 #undef WEIGHTED_SUM
+}
+
+ALWAYS_INLINE void quantize_avx512(const float *x, int slot, int64_t head_dim, void *block,
+                                   const int type) {
+    if (type == C_Q4_CH)
+        quantize_channels_avx2(x, head_dim, block);
+    else
+        quantize_scalar(x, slot, head_dim, block, type);
 }
 
 FOR_CACHE_TYPES(CACHE_PRODUCTS, avx512)

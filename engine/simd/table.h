@@ -47,6 +47,7 @@ typedef struct {
     void (*silu_mul)(float *gate, const float *up, int64_t n);
     void (*gelu_mul)(float *gate, const float *up, int64_t n);
     void (*soft_cap)(float *x, int64_t n, float cap);
+    void (*hadamard)(float *x, int64_t n);
     void (*to_f16)(const float *x, int64_t n, f16_t *out);
     void (*to_f32)(const f16_t *x, int64_t n, float *out);
     void (*rotate_back)(const float *x, int n, const float *row, int64_t half, float *out);
@@ -78,8 +79,8 @@ static inline int64_t cache_scale_bytes(int type, int64_t head_dim) {
     switch (type) {
     case C_Q8_0:
     case C_Q4_0: return 2 * SLOTS * (head_dim / BLOCK);
-    case C_Q8_CH: return 2 * head_dim;
-    case C_Q4_CH: return 4 * head_dim;
+    case C_Q8_CH:
+    case C_Q4_CH: return 2 * head_dim;
     default: return 0;
     }
 }

@@ -126,6 +126,34 @@ static void rope_head_avx2(float *x, const float *row, int64_t half, float scale
     }
 }
 
+/* Three passes within a vector, where a lane becomes its partner plus or minus itself, and the rest
+ * over vectors. */
+static void hadamard_avx2(float *x, int64_t n) {
+    const int64_t size = hadamard_size(n);
+    if (size < 8) {
+        hadamard_scalar(x, n);
+        return;
+    }
+    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf((float)size));
+    const __m256 sign_1 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1);
+    const __m256 sign_2 = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1);
+    const __m256 sign_4 = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
+    for (int64_t i = 0; i < n; i += 8) {
+        __m256 a = _mm256_mul_ps(_mm256_loadu_ps(x + i), scale);
+        a = _mm256_fmadd_ps(a, sign_1, _mm256_permute_ps(a, 0xb1));
+        a = _mm256_fmadd_ps(a, sign_2, _mm256_permute_ps(a, 0x4e));
+        a = _mm256_fmadd_ps(a, sign_4, _mm256_permute2f128_ps(a, a, 1));
+        _mm256_storeu_ps(x + i, a);
+    }
+    for (int64_t apart = 8; apart < size; apart *= 2)
+        for (int64_t from = 0; from < n; from += 2 * apart)
+            for (int64_t i = from; i < from + apart; i += 8) {
+                const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + apart + i);
+                _mm256_storeu_ps(x + i, _mm256_add_ps(a, b));
+                _mm256_storeu_ps(x + apart + i, _mm256_sub_ps(a, b));
+            }
+}
+
 static void silu_mul_avx2(float *gate, const float *up, int64_t n) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) {
@@ -187,6 +215,7 @@ static void use_vector_avx2(kernels_t *k) {
     k->rms_norm = rms_norm_avx2;
     k->quantize_column = quantize_column_avx2;
     k->rope_head = rope_head_avx2;
+    k->hadamard = hadamard_avx2;
     k->silu_mul = silu_mul_avx2;
     k->gelu_mul = gelu_mul_avx2;
     k->soft_cap = soft_cap_avx2;

@@ -1,5 +1,5 @@
-/* Row-wise operations in plain C: norm, activation quantization, RoPE, SiLU, GELU, soft cap,
- * conversion. */
+/* Row-wise operations in plain C: norm, activation quantization, RoPE, Hadamard transform, SiLU,
+ * GELU, soft cap, conversion. */
 #ifndef LARIAT_VECTOR_SCALAR_H
 #define LARIAT_VECTOR_SCALAR_H
 
@@ -49,6 +49,24 @@ static void rope_head_scalar(float *x, const float *row, int64_t half, float sca
     }
 }
 
+/* Numbers that are transformed together: the largest power of two that divides n */
+ALWAYS_INLINE int64_t hadamard_size(int64_t n) { return n & -n; }
+
+/* x times the Hadamard matrix of Sylvester, orthonormal and so its own inverse, in blocks of the
+ * size above. With log2(size) passes over pairs instead of a matrix. */
+static void hadamard_scalar(float *x, int64_t n) {
+    const int64_t size = hadamard_size(n);
+    const float scale = 1.0f / sqrtf((float)size);
+    for (int64_t apart = 1; apart < size; apart *= 2)
+        for (int64_t from = 0; from < n; from += 2 * apart)
+            for (int64_t i = from; i < from + apart; i++) {
+                const float a = x[i], b = x[apart + i];
+                x[i] = a + b;
+                x[apart + i] = a - b;
+            }
+    for (int64_t i = 0; i < n; i++) x[i] *= scale;
+}
+
 /* gate = gate * sigmoid(gate) * up */
 static void silu_mul_scalar(float *gate, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
@@ -88,6 +106,7 @@ static void use_vector_scalar(kernels_t *k) {
     k->rms_norm = rms_norm_scalar;
     k->quantize_column = quantize_column_scalar;
     k->rope_head = rope_head_scalar;
+    k->hadamard = hadamard_scalar;
     k->silu_mul = silu_mul_scalar;
     k->gelu_mul = gelu_mul_scalar;
     k->soft_cap = soft_cap_scalar;

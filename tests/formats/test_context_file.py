@@ -152,7 +152,7 @@ def test_a_file_of_an_earlier_version_is_refused_by_name(deep, tmp_path):
         context.append([4, 5])
         context.save(file)
         whole = file.read_bytes()
-        file.write_bytes(whole.replace(b'"version": "2"', b'"version": "1"'))
-        with pytest.raises(ContextError, match="another format version: '1', expected '2'"):
+        file.write_bytes(whole.replace(b'"version": "3"', b'"version": "2"'))
+        with pytest.raises(ContextError, match="another format version: '2', expected '3'"):
             context.load(file)
         assert context.tokens == [4, 5]

@@ -70,7 +70,7 @@ def test_damaged_files_are_refused(deep, shelf, tmp_path, monkeypatch):
         ]:
             refused(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :], "checksum")
         refused(whole.replace(b"lariat-chunk", b"lariat-other"), "not a lariat-chunk")
-        refused(whole.replace(b'"version": "2"', b'"version": "1"'), "another format version: '1'")
+        refused(whole.replace(b'"version": "3"', b'"version": "2"'), "another format version: '2'")
         header = b'{"\\u001b[2J":{"dtype":"U8","shape":[1],"data_offsets":[0,9]}}'
         refused(len(header).to_bytes(8, "little") + header, r"or not a chunk: '[ -~]+'$")
         path.unlink()

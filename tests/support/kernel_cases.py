@@ -96,6 +96,7 @@ class CacheCase:
         window=0,
         soft_cap=0.0,
         with_sinks=False,
+        hadamard=(False, False),
     ):
         self.grouped = grouped  # n and window of group attention
         self.window, self.soft_cap = window, soft_cap
@@ -104,7 +105,7 @@ class CacheCase:
         self.keys, self.values, self.positions, tables = [], [], [], []
         n_blocks = 3 + sum(n // 9 + 2 for n, _ in contexts)
         self.types = types
-        self.memory = CacheMemory(config_of(2, n_kv_heads, dk, dv), n_blocks, *types)
+        self.memory = CacheMemory(config_of(2, n_kv_heads, dk, dv), n_blocks, *types, hadamard)
         self.pool = self.memory.kernel
         self.theta = np.concatenate([10000.0 ** (-np.arange(dk // 2 - 1) / dk), [0.0]])
         blocks = iter(rng.permutation(n_blocks))
@@ -176,7 +177,10 @@ class CacheCase:
             np.concatenate([table for table, _ in self.tables]),
         )  # fmt: skip
         out = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
-        where = (self.pool, 1, self.q, plan, out)
+        q = self.q
+        if self.memory.hadamard[0]:
+            q = cache_blocks.hadamard(q).astype(np.float32)
+        where = (self.pool, 1, q, plan, out)
         attend = _attention.attend(*where, table if raw else None, self.soft_cap, self.sinks)
         return Program().then(attend).then(_attention.merge(*where)), out
 
