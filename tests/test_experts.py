@@ -90,6 +90,20 @@ def test_n_threads_agnosticism(isa, rng, n, type_name):
         assert np.array_equal(case.run(n_threads), first)
 
 
+@pytest.mark.parametrize("type_name", ["F32", "Q4_0"])
+@pytest.mark.parametrize("n", [1, 300])
+def test_working_memory_is_written_before_it_is_read_and_not_overrun(isa, rng, n, type_name):
+    shape = {"dim": 96, "n_ff": 160, "n_experts": 3, "n_used": 2}
+    case = ExpertCase(rng, n=n, types=(type_name,) * 3, **shape)
+    expected = case.run(1)
+    program, out = case.program()
+    areas = program.work_areas(2)
+    areas[:] = np.nan
+    program.run(2)
+    assert np.array_equal(out, expected)
+    assert np.isnan(areas[:, program.n_work :]).all()
+
+
 def test_a_program_runs_again_with_other_tokens(rng):
     """The number of tasks is counted anew each time, whatever it was before."""
     case = ExpertCase(rng, n=20, dim=64, n_ff=64, n_experts=16, n_used=2)
