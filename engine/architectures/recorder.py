@@ -237,12 +237,13 @@ class Recorder:
         limit, SwiGLU is clamped, as `gate_up` says.
         """
         b, n, n_used = self._buffers, len(h), routing.n_used
-        rows, rows_q8 = h, b.q8
-        if n > 1:  # the experts of a single token read the same column
-            rows, q8 = b.expert_rows("expert_in", n, n_used, h.shape[1], (gate, up))
-            rows_q8 = q8 or b.q8
+        rows, q8 = b.expert_rows("expert_in", n, n_used, h.shape[1], (gate, up))
+        rows_q8 = q8 or b.q8
+        if n > 1:
             is_read = not (gate.weight.quantized and up.weight.quantized)
             self._then(gather(routing, h, rows if is_read else None, q8))
+        else:  # the experts of a single token read the same column
+            rows, rows_q8 = h, b.q8
         width = gate.weight.n_rows
         hidden, hidden_q8 = b.expert_rows("expert_hidden", n, n_used, width, (down,))
         out, _ = b.expert_rows("expert_out", n, n_used, h.shape[1], ())
