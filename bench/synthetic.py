@@ -25,6 +25,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quantize
 from tqdm import tqdm
 
+from tests.support.model_files import set_scales
+
 N_VOCAB = 32000
 N_CTX = 16384
 CACHE = Path(os.environ.get("LARIAT_BENCH_MODELS", Path(__file__).parents[1] / ".bench-models"))
@@ -100,6 +102,16 @@ _BLOCKS = {
     GGMLQuantizationType.Q5_1: _Blocks(0, 9.23, 2, -15.5),
     GGMLQuantizationType.IQ4_NL: _Blocks(0, 67.4),
     GGMLQuantizationType.IQ4_XS: _Blocks(0, 18.5 * 67.4),
+    GGMLQuantizationType.MXFP4: _Blocks(0, 5.85),
+    GGMLQuantizationType.IQ3_S: _Blocks(0, 140.4),
+    GGMLQuantizationType.IQ3_XXS: _Blocks(0, 142.4),
+    GGMLQuantizationType.IQ2_S: _Blocks(0, 56.4),
+    GGMLQuantizationType.IQ2_XS: _Blocks(0, 55.8),
+    GGMLQuantizationType.IQ2_XXS: _Blocks(0, 53.3),
+    GGMLQuantizationType.IQ1_S: _Blocks(0, 7.19),
+    GGMLQuantizationType.IQ1_M: _Blocks(48, 7.23),
+    GGMLQuantizationType.TQ1_0: _Blocks(52, 0.817),
+    GGMLQuantizationType.TQ2_0: _Blocks(64, 0.707),
     _Q8_0: _Blocks(0, 73.9),
     GGMLQuantizationType.Q2_K: _Blocks(80, 13.1, 82, 1.5),
     GGMLQuantizationType.Q3_K: _Blocks(108, 18.5 * 2.3),
@@ -107,6 +119,7 @@ _BLOCKS = {
     GGMLQuantizationType.Q5_K: _Blocks(0, 525.0, 2, 15.5),
     _Q6_K: _Blocks(208, 18.5 * 73.9),
 }
+_SCALE_BYTES = {GGMLQuantizationType.MXFP4: 1, GGMLQuantizationType.IQ1_M: 8}
 TYPES = ("F16", "BF16", *(type.name for type in _BLOCKS))
 
 
@@ -181,8 +194,11 @@ def _random_rows(t: _Tensor, n_rows: int, rng: np.random.Generator) -> np.ndarra
     fields = _BLOCKS[t.type]
     for at, number in ((fields.scale_at, 1.0), (fields.min_at, fields.mean)):
         if at is not None:
-            scale = np.array([number * size / fields.rms], np.float16).view(np.uint8)
-            blocks[:, at : at + 2] = scale
+            end = at + _SCALE_BYTES.get(t.type, 2)
+            scales = np.full(n_blocks, number * size / fields.rms)
+            set_scales(blocks, t.type.name, slice(at, end), scales)
+    if t.type == GGMLQuantizationType.TQ2_0:  # a number of 3 becomes 1, so that their mean is that
+        blocks[:, :64] &= ~((blocks[:, :64] & 0x55) << 1)
     return blocks
 
 
@@ -249,6 +265,7 @@ def _metadata(writer: GGUFWriter, name: str, s: Shape, type_name: str) -> None:
         writer.add_sliding_window(512)
     writer.add_vocab_size(N_VOCAB)
     small = "_S" if type_name in ("Q3_K", "Q4_K", "Q5_K") else ""  # fewest others
+    small = "_MOE" if type_name == "MXFP4" else small
     writer.add_file_type(LlamaFileType[f"MOSTLY_{type_name}{small}"])
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     types = [2, 3, 3] + [6] * 256

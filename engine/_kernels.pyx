@@ -32,7 +32,7 @@ cdef extern from "simd/kernels.h" nogil:
     void map_pages(const uint8_t *, int64_t) noexcept
     ctypedef struct weight_type_t:
         const char *name
-        int number, columns, bytes
+        int number, columns, bytes, loaded_as, packed
         void (*pack)(const uint8_t *const *, int64_t, void *) noexcept nogil
     const weight_type_t *WEIGHT_TYPES
 
@@ -128,12 +128,12 @@ def weight_types():
 
 
 cdef int64_t row_bytes(int type, int64_t n_cols) noexcept nogil:
-    """Bytes of a row of n_cols weights, whole blocks, in a file and interleaved alike"""
-    return n_cols // WEIGHT_TYPES[type].columns * WEIGHT_TYPES[type].bytes
+    """Bytes of an interleaved row of n_cols weights, whole blocks"""
+    return n_cols // WEIGHT_TYPES[type].columns * WEIGHT_TYPES[type].packed
 
 
 def packed_bytes(str type_name, Py_ssize_t n_rows, Py_ssize_t n_cols):
-    """Bytes of an interleaved matrix: those of the file, with n_rows rounded up to 16."""
+    """Bytes of an interleaved matrix, n_rows rounded up to 16; grids need more than in the file."""
     cdef int type = _WEIGHT_TYPES[type_name]
     return (n_rows + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS * row_bytes(type, n_cols)
 
@@ -150,13 +150,13 @@ cdef class Matrix:
                  uint8_t[::1] out, const int64_t[::1] order=None, int n_threads=1):
         cdef int type = _WEIGHT_TYPES[type_name]
         cdef const weight_type_t *t = &WEIGHT_TYPES[type]
-        self.type_name, self.type, self.n_cols, self.packed = type_name, type, n_cols, out
+        self.type_name, self.type, self.n_cols, self.packed = type_name, t.loaded_as, n_cols, out
         self.n_rows = rows.shape[0]
         self.quantized = t.columns > 1
         self.group_bytes = GROUP_ROWS * row_bytes(type, n_cols)
-        if n_cols % t.columns or rows.shape[1] * GROUP_ROWS != self.group_bytes:
+        if n_cols % t.columns or rows.shape[1] != n_cols // t.columns * t.bytes:
             raise ValueError(
-                f"rows of {rows.shape[1]} bytes, expected {self.group_bytes // GROUP_ROWS}: "
+                f"rows of {rows.shape[1]} bytes, expected {n_cols // t.columns * t.bytes}: "
                 f"{n_cols} columns of {type_name} in blocks of {t.columns}"
             )
         n_bytes = packed_bytes(type_name, self.n_rows, n_cols)
@@ -192,7 +192,7 @@ cdef void pack_run(int type, const uint8_t *source, int64_t n_bytes_row, int64_t
     map_pages(source + first * n_bytes_row, (last - first) * n_bytes_row)
     while group < end:
         pack_group(type, source, n_bytes_row, n_rows, n_cols, order, group,
-                   out + group * GROUP_ROWS * n_bytes_row)
+                   out + group * GROUP_ROWS * row_bytes(type, n_cols))
         group += 1
 
 

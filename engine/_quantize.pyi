@@ -1,5 +1,6 @@
 import numpy as np
 
+def targets() -> tuple[str, ...]: ...
 def quantize_into(
     weights: np.ndarray,
     source: str,
@@ -7,4 +8,6 @@ def quantize_into(
     target: str,
     isa: str,
     n_threads: int = ...,
+    importance: np.ndarray | None = ...,
 ) -> str | None: ...
+def grid(name: str) -> np.ndarray: ...

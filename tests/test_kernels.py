@@ -29,6 +29,7 @@ from tests.support.kernel_cases import (
     pack,
     raw_weights,
 )
+from tests.support.model_files import set_scales
 
 ISAS = _kernels.supported_isas()
 BOUND = 1e-6
@@ -145,8 +146,7 @@ def test_weights_are_decoded_to_the_bit(isa, rng, type_name):
     data = raw_weights(type_name, 19, 512, rng)
     blocks = data.reshape(-1, block_formats.BLOCK[GGMLType[type_name]][1])
     for at in SCALES[type_name]:
-        scale = rng.integers(-15, 16, len(blocks)).astype(np.float16) / np.float16(64)
-        blocks[:, at] = scale.view(np.uint8).reshape(-1, 2)
+        set_scales(blocks, type_name, at, rng.integers(-15, 16, len(blocks)) / 64)
     matrix, expected = pack(data, type_name, 512), dequantize(data, GGMLQuantizationType[type_name])
     x = np.eye(512, dtype=np.float32) * 127
     assert np.array_equal(multiply(matrix, x), 127 * expected.T)
@@ -164,6 +164,18 @@ def test_blocks_of_llama_cpp_are_read_as_it_means_them(isa, rng):
     x = rng.standard_normal((3, 256)).astype(np.float32)
     got = multiply(pack(data, "IQ4_XS", 256), x)
     assert relative_error(got, expected_product(data, "IQ4_XS", x)) < BOUND
+
+
+def test_every_exponent_of_mxfp4(isa):
+    """From 2^-128, which is subnormal, to 2^127, with one activation of 1 and weights of a half."""
+    data = np.full((256, 17), 0x11, np.uint8)
+    data[:, 0] = np.arange(256)
+    x = np.zeros((1, 32), np.float32)
+    x[0, 9] = 127
+    got = multiply(pack(data, "MXFP4", 32), x)[0]
+    expected = 127 * np.ldexp(1.0, np.arange(256) - 128)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(got, expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])

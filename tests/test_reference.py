@@ -238,6 +238,9 @@ def test_qwen3_norms_each_head_of_q_and_k(tmp_path):
         ("Q4_0", 0.05, 0.12),
         ("Q5_0", 0.02, 0.06),
         ("Q5_1", 0.02, 0.06),
+        ("MXFP4", 0.08, 0.2),
+        ("TQ2_0", 0.3, 0.8),
+        ("TQ1_0", 0.3, 0.8),
     ],
 )
 def test_weights_survive_their_type(type_name, low, high):
@@ -251,7 +254,10 @@ def test_weights_survive_their_type(type_name, low, high):
     assert not back[2, :256].any()
 
 
-@pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS"])
+IQ = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M")
+
+
+@pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS", *IQ])
 def test_types_that_cannot_be_written_get_weights_of_the_same_size(type_name):
     values = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32) / 16
     back = dequantize(encode(values, type_name), GGMLQuantizationType[type_name])

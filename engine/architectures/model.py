@@ -6,12 +6,13 @@ of the size: one parallel region, with no Python in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from lariat._program import Program
 from lariat.architectures import ARCHITECTURES
-from lariat.architectures.recorder import Buffers, Recorder
+from lariat.architectures.recorder import Buffers, Product, Recorder
 from lariat.architectures.weights import Weights
 from lariat.cache.batch import Batch
 from lariat.cache.kv_cache import KVCache
@@ -26,11 +27,16 @@ class _Recorded(NamedTuple):
 
     program: Program
     layer_ends: list[int]  # phases up to the end of each layer
+    products: list[Product]  # in the order of the program
     logits: np.ndarray  # float32 [n_rows, n_vocab]
 
 
 class Model:
-    """Weights and a cache; runs batches of up to `n_ubatch` tokens."""
+    """Weights and a cache; runs batches of up to `n_ubatch` tokens.
+
+    observer  if it is set, it is called before each product, whose arrays it must not keep: tools
+              look at activations so. It takes speed.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Weights[Any], cache: KVCache, n_ubatch: int
@@ -42,6 +48,7 @@ class Model:
         self._buffers = Buffers(n_ubatch, max(w.n_cols for w in matrices))
         self._x = self._buffers.rows("x", n_ubatch, config.dim)
         self._logits = np.zeros((1, config.n_vocab), np.float32)
+        self.observer: Callable[[Product], None] | None = None
         self._recorded: dict[tuple[int, int], _Recorded] = {}
         self._record(1, 1)  # makes all buffers, so that a lack of memory shows here
 
@@ -57,7 +64,12 @@ class Model:
         b.positions[:n], b.slots[:n] = batch.positions, batch.slots
         b.logit_rows[:n_rows] = batch.logit_rows
         done = 0
-        for end in recorded.layer_ends if n > _MAX_AT_ONCE else ():
+        for product in recorded.products if self.observer else ():
+            recorded.program.run(n_threads, done, product.phase)
+            done = product.phase
+            assert self.observer
+            self.observer(product)
+        for end in recorded.layer_ends if n > _MAX_AT_ONCE and not self.observer else ():
             recorded.program.run(n_threads, done, end)
             done = end
         recorded.program.run(n_threads, done)
@@ -73,6 +85,6 @@ class Model:
         ARCHITECTURES[self._config.architecture].forward(recorder, self._weights)
         while len(self._recorded) >= _MAX_PROGRAMS:
             del self._recorded[next(iter(self._recorded))]
-        recorded = _Recorded(program, recorder.layer_ends, logits)
+        recorded = _Recorded(program, recorder.layer_ends, recorder.products, logits)
         self._recorded[n, n_rows] = recorded
         return recorded

@@ -7,7 +7,7 @@ run together for every batch of that size, and returns the array that will hold 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from lariat._experts import down as times_down
@@ -66,12 +66,23 @@ class Buffers:
         return x, self._rows_q8[name, width]
 
 
+class Product(NamedTuple):
+    """A matrix, or those of experts, and what it multiplies when a program runs."""
+
+    phase: int  # of the program
+    matrix: Linear | ExpertLinear
+    x: np.ndarray | None  # float32 [n, n_in]; None: only rounded to 8 bits
+    routing: Routing | None = None  # of experts
+    is_grouped: bool = False  # x has a row for each expert of each token, ordered by expert
+
+
 class Recorder:
     """Records the forward pass of batches of `n` tokens, of which some want logits.
 
     x           float32 [n, dim]: the embedding of each token when the program starts
     config      of the model
     layer_ends  phases of the program up to the end of each layer
+    products    what is multiplied, in the order of the program
 
     `readers` are the matrices that will multiply a result. If one of them is quantized, the result
     is rounded to 8 bits as well, for `linear`, `add_linear` or `logits` to read.
@@ -89,6 +100,7 @@ class Recorder:
         """`logits` float32 [n_rows, n_vocab] is for the tokens that `buffers.logit_rows` names."""
         self.x = buffers.rows("x", n, config.dim)
         self.layer_ends: list[int] = []
+        self.products: list[Product] = []
         self.config = config
         self._cache, self._buffers = cache, buffers
         self._program, self._n, self._logits = program, n, logits
@@ -248,6 +260,10 @@ class Recorder:
         hidden, hidden_q8 = b.expert_rows("expert_hidden", n, n_used, width, (down,))
         out, _ = b.expert_rows("expert_out", n, n_used, h.shape[1], ())
         weights, biases = (gate.weight, up.weight), (gate.bias, up.bias)
+        phase = self._program.n_phases
+        grouped = None if hidden_q8 else hidden
+        self._note(*[Product(phase, w, h, routing) for w in (gate, up)])
+        self._note(Product(phase + 1, down, grouped, routing, is_grouped=True))
         self._then(
             gate_up(routing, *weights, rows, rows_q8, hidden, hidden_q8, *biases, alpha, limit)
         )
@@ -280,6 +296,7 @@ class Recorder:
     ) -> None:
         """out = w(x), or out += w(x), for each (w, x, out)."""
         q8 = self._buffers.q8
+        self._note(*[Product(self._program.n_phases, w, x) for w, x, _ in products])
         self._then(*[matmul(w.weight, x, q8, out, add) for w, x, out in products])
         biases = [add_bias(w.bias, out) for w, _, out in products if w.bias is not None]
         if biases:
@@ -288,6 +305,10 @@ class Recorder:
     def _q8_for(self, readers: Readers) -> Activations | None:
         """The buffer to quantize into, if one of these matrices reads it."""
         return self._buffers.q8 if any(w.weight.quantized for w in readers) else None
+
+    def _note(self, *products: Product) -> None:
+        if not self._ended:
+            self.products += products
 
     def _then(self, *operations: Operation) -> None:
         if not self._ended:

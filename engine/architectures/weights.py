@@ -26,6 +26,7 @@ class Linear:
 
     weight: _kernels.Matrix  # [n_out, n_in]
     bias: np.ndarray | None  # float32 [n_out]
+    name: str = ""  # of the tensor W in the file
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ExpertLinear:
 
     weight: _experts.ExpertMatrix  # [n_experts, n_out, n_in]
     bias: np.ndarray | None  # float32 [n_experts, n_out]
+    name: str = ""  # of the tensor W in the file
 
 
 class Embedding:
@@ -124,7 +126,8 @@ class TensorReader(ABC):
         bias = None
         if self.has(f"{name}.bias"):
             bias = self.vector(f"{name}.bias", shape[0], order)
-        return Linear(self.matrix(f"{name}.weight", shape, order), bias)
+        tensor = f"{name}.weight"
+        return Linear(self.matrix(tensor, shape, order), bias, tensor)
 
     def experts(self, name: str, shape: tuple[int, int, int]) -> ExpertLinear:
         """`name`_exps.weight [n_experts, n_out, n_in] and, where the file has it, `name`_exps.bias
@@ -135,7 +138,7 @@ class TensorReader(ABC):
             names = [f"{name}.{i}.weight" for i in range(n_experts)]
         if self.has(f"{name}_exps.bias"):
             bias = self.array(f"{name}_exps.bias", shape[:2])
-        return ExpertLinear(self.expert_matrix(names, shape), bias)
+        return ExpertLinear(self.expert_matrix(names, shape), bias, f"{name}_exps.weight")
 
     @abstractmethod
     def fused(self, name: str, n_cols: int, *parts: tuple[int, Order]) -> list[Linear]:

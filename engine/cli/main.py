@@ -23,6 +23,7 @@ _COMMANDS = (
     "chat",
     "chunk",
     "generate",
+    "imatrix",
     "info",
     "list",
     "perplexity",

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from lariat.tools.quantize import Report
 
 _DESCRIPTION = """\
-Write a GGUF file of F32, F16 or BF16 weights again with weights of TYPE: Q4_0, Q6_K, Q8_0 or F16.
-With Q4_0, the output matrix becomes Q6_K. Norms and biases stay. The file is equal to the one that
+Write a GGUF file of F32, F16 or BF16 weights again with weights of TYPE:
+Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, IQ4_NL, IQ4_XS, Q4_0, Q4_1,
+Q5_0, Q5_1, Q8_0, F16 or MXFP4_MOE (experts; other matrices become Q8_0). Matrices that lose most by
+rounding get more bits than TYPE says; norms and biases stay. The file is equal to the one that
 llama-quantize writes, and gets its name only when it is whole."""
 
 _EPILOG = """\
 example:
-  lariat quantize model-f16.gguf model-q4_0.gguf Q4_0"""
+  lariat quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
+  lariat quantize model-f16.gguf model-q2_k.gguf Q2_K --imatrix imatrix.gguf"""
 
 
 def register(commands: Any) -> None:
@@ -34,11 +37,17 @@ def register(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("source", metavar="IN", help="the GGUF file to read")
     parser.add_argument("target", metavar="OUT", help="the file to write")
-    parser.add_argument("type", metavar="TYPE", type=str.upper, help="Q4_0, Q6_K, Q8_0 or F16")
+    parser.add_argument("type", metavar="TYPE", type=str.upper, help="a name from the list above")
     parser.add_argument(
         "-t", "--threads", type=int, metavar="N", help="threads (default: the physical cores)"
     )
-    parser.add_argument("--pure", action="store_true", help="the output matrix gets TYPE too")
+    parser.add_argument(
+        "--imatrix",
+        metavar="FILE",
+        help="importance matrix, of `lariat imatrix` or llama.cpp: columns whose inputs are large "
+        "are rounded with more care",
+    )
+    parser.add_argument("--pure", action="store_true", help="all matrices get TYPE")
     parser.add_argument(
         "--output-tensor-type", type=str.upper, metavar="TYPE", help="type of the output matrix"
     )
@@ -84,7 +93,14 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with console.Bar("quantizing", enabled=not args.quiet) as bar:
         report = quantize_file(
-            args.source, args.target, config, n_threads, args.force, bar, args.use_mmap
+            args.source,
+            args.target,
+            config,
+            n_threads,
+            args.force,
+            bar,
+            args.use_mmap,
+            args.imatrix,
         )
     if not args.quiet:
         console.write(_table(args.source, args.target, report, time.perf_counter() - start))

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from lariat.formats import table_formats
 
 U8: TypeAlias = npt.NDArray[np.uint8]
 F32: TypeAlias = npt.NDArray[np.float32]
@@ -539,6 +540,16 @@ _DECODERS: dict[GGMLType, _Decode] = {
     GGMLType.Q6_K: _decode_q6_k,
     GGMLType.IQ4_NL: _decode_iq4_nl,
     GGMLType.IQ4_XS: _decode_iq4_xs,
+    GGMLType.MXFP4: table_formats.decode_mxfp4,
+    GGMLType.IQ1_M: table_formats.decode_iq1_m,
+    GGMLType.IQ1_S: table_formats.decode_iq1_s,
+    GGMLType.IQ2_S: table_formats.decode_iq2_s,
+    GGMLType.IQ2_XS: table_formats.decode_iq2_xs,
+    GGMLType.IQ2_XXS: table_formats.decode_iq2_xxs,
+    GGMLType.IQ3_S: table_formats.decode_iq3_s,
+    GGMLType.IQ3_XXS: table_formats.decode_iq3_xxs,
+    GGMLType.TQ1_0: table_formats.decode_tq1_0,
+    GGMLType.TQ2_0: table_formats.decode_tq2_0,
 }
 _ENCODERS: dict[GGMLType, _Encode] = {
     GGMLType.F32: _encode_f32,

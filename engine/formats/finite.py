@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 from lariat.errors import GGUFError, quote
+from lariat.formats import table_formats
 from lariat.formats.block_formats import BLOCK, GGMLType
 from lariat.formats.gguf import GGUFFile
 
@@ -40,6 +41,16 @@ NUMBERS: dict[GGMLType, tuple[tuple[str, int, int], tuple[int, ...]]] = {
     GGMLType.Q6_K: (_F16, (208,)),
     GGMLType.IQ4_NL: (_F16, (0,)),
     GGMLType.IQ4_XS: (_F16, (0,)),
+    GGMLType.IQ3_S: (_F16, (0,)),
+    GGMLType.IQ3_XXS: (_F16, (0,)),
+    GGMLType.IQ2_S: (_F16, (0,)),
+    GGMLType.IQ2_XS: (_F16, (0,)),
+    GGMLType.IQ2_XXS: (_F16, (0,)),
+    GGMLType.IQ1_S: (_F16, (0,)),
+    GGMLType.IQ1_M: (_F16, ()),  # its scale lies in four pieces
+    GGMLType.TQ1_0: (_F16, (52,)),
+    GGMLType.TQ2_0: (_F16, (64,)),
+    GGMLType.MXFP4: (_F16, ()),  # any byte is a finite exponent
 }
 """Format and offsets of the numbers in a block of each type; `block_formats` has the layouts."""
 
@@ -76,8 +87,13 @@ def check_tensors(
 
 def _fault(blocks: npt.NDArray[np.uint8], type: GGMLType) -> str:
     """The first number in whole blocks that is not finite: "NaN", "Inf", or "" for none."""
+    if type == GGMLType.IQ1_M:
+        blocks = table_formats.scales_of_iq1_m(blocks.reshape(-1, BLOCK[type][1])).reshape(-1)
+        type = GGMLType.F16
     (bits, magnitude, infinity), offsets = NUMBERS[type]
     n_bytes = BLOCK[type][1]
+    if not offsets:
+        return ""
     fields = [str(at) for at in offsets]
     dtype = np.dtype(
         {"names": fields, "formats": [bits] * len(fields), "offsets": offsets, "itemsize": n_bytes}

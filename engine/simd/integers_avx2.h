@@ -25,8 +25,24 @@ ALWAYS_INLINE __m256i load_half_avx2(const uint8_t *vector, int h) {
 
 /* ---- scales ---- */
 
+/* Half of 2^(e - 127). e = 0 means 2^-127, which as a float is subnormal. */
+ALWAYS_INLINE __m256 load_8_e8m0_avx2(const uint8_t *p) {
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    const __m256i bits =
+        _mm256_max_epu32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(0x00400000));
+    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0.5f));
+}
+
 ALWAYS_INLINE rows_f32x16_avx2 load_scales_avx2(const void *scales, const int type) {
     switch (WEIGHT_TYPES[type].scale) {
+    case SCALE_E8M0: {
+        const uint8_t *p = scales;
+        return (rows_f32x16_avx2){{load_8_e8m0_avx2(p), load_8_e8m0_avx2(p + 8)}};
+    }
+    case SCALE_F32: {
+        const float *p = scales;
+        return (rows_f32x16_avx2){{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}};
+    }
     default: {
         const f16_t *p = scales;
         return (rows_f32x16_avx2){{load_8_f16_avx2(p), load_8_f16_avx2(p + 8)}};
@@ -38,7 +54,7 @@ ALWAYS_INLINE rows_f32x16_avx2 load_scales_avx2(const void *scales, const int ty
 ALWAYS_INLINE rows_f32x16_avx2 scaled_avx2(const void *scales, const int8_t *factor,
                                            const int type) {
     rows_f32x16_avx2 rows = load_scales_avx2(scales, type);
-    if (!is_super(type)) return rows;
+    if (!has_factors(type)) return rows;
     FOR_BOTH_HALVES {
         const __m128i bytes = _mm_loadl_epi64((const __m128i *)(factor + 8 * h));
         rows.half[h] =
@@ -92,7 +108,15 @@ ALWAYS_INLINE __m256i pairs_avx2(block_x16 block, const int type, const int odd,
 /* Whether the integers are signed here: eight bits would overflow the sums of pairs, so they are
  * multiplied as |w| * (sign(w) q). */
 ALWAYS_INLINE int is_signed_avx2(const int type) {
-    return layout_of(type) == BYTES || has_steps(type);
+    return layout_of(type) == BYTES || largest_of(type) > 127;
+}
+
+/* The numbers that integers count, raised by the offset unless they are signed here */
+ALWAYS_INLINE __m256i steps_avx2(__m256i q, const int type) {
+    const __m128i steps = _mm_loadu_si128((const __m128i *)WEIGHT_TYPES[type].steps);
+    const int raised_by = is_signed_avx2(type) ? 0 : offset_of(type);
+    const __m128i raised = _mm_add_epi8(steps, _mm_set1_epi8((char)raised_by));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(raised), q);
 }
 
 /* Vector v of a block's integers, half h of the rows: byte 4r + j is row r, column 4v + j. */
@@ -107,9 +131,7 @@ ALWAYS_INLINE __m256i integers_avx2(block_x16 block, const int type, const int v
         return _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80));
     default:
         q = planes_avx2(block, type, v, h);
-        if (!has_steps(type)) return q;
-        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(
-                                       (const __m128i *)WEIGHT_TYPES[type].steps)), q);
+        return has_steps(type) ? steps_avx2(q, type) : q;
     }
 }
 

@@ -13,8 +13,18 @@ ALWAYS_INLINE __m512 load_16_f16_avx512(const f16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
+/* Half of 2^(e - 127). e = 0 means 2^-127, which as a float is subnormal. */
+ALWAYS_INLINE __m512 load_16_e8m0_avx512(const uint8_t *p) {
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    const __m512i bits =
+        _mm512_max_epu32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x00400000));
+    return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0.5f));
+}
+
 ALWAYS_INLINE __m512 load_scales_avx512(const void *scales, const int type) {
     switch (WEIGHT_TYPES[type].scale) {
+    case SCALE_E8M0: return load_16_e8m0_avx512(scales);
+    case SCALE_F32: return _mm512_loadu_ps(scales);
     default: return load_16_f16_avx512(scales);
     }
 }
@@ -26,7 +36,7 @@ ALWAYS_INLINE __m512i load_factors_avx512(const int8_t *factor) {
 /* d or m of 16 rows, times their factors in a super-block */
 ALWAYS_INLINE __m512 scaled_avx512(const void *scales, const int8_t *factor, const int type) {
     const __m512 rows = load_scales_avx512(scales, type);
-    if (!is_super(type)) return rows;
+    if (!has_factors(type)) return rows;
     return _mm512_mul_ps(rows, _mm512_cvtepi32_ps(load_factors_avx512(factor)));
 }
 
@@ -58,10 +68,10 @@ ALWAYS_INLINE void planes_avx512(block_x16 block, const int type, __m512i w_u8x6
         w_u8x64[v] = _mm512_ternarylogic_epi32(w_u8x64[v], shift_avx512(high, n - v), bit, 0xf8);
 }
 
-/* Integers to what they count, raised by 128: the dot product wants them unsigned. */
-ALWAYS_INLINE void steps_avx512(const int8_t *steps, __m512i w_u8x64[8]) {
-    const __m128i raised =
-        _mm_xor_si128(_mm_loadu_si128((const __m128i *)steps), _mm_set1_epi8((char)0x80));
+/* Integers to what they count, raised by the offset: the dot product wants them unsigned. */
+ALWAYS_INLINE void steps_avx512(const int type, __m512i w_u8x64[8]) {
+    const __m128i steps = _mm_loadu_si128((const __m128i *)WEIGHT_TYPES[type].steps);
+    const __m128i raised = _mm_add_epi8(steps, _mm_set1_epi8((char)offset_of(type)));
     const __m512i table = _mm512_broadcast_i32x4(raised);
     for (int v = 0; v < 8; v++) w_u8x64[v] = _mm512_shuffle_epi8(table, w_u8x64[v]);
 }
@@ -102,7 +112,7 @@ ALWAYS_INLINE void integers_avx512(block_x16 block, const int type, __m512i w_u8
         break;
     default:
         planes_avx512(block, type, w_u8x64);
-        if (has_steps(type)) steps_avx512(WEIGHT_TYPES[type].steps, w_u8x64);
+        if (has_steps(type)) steps_avx512(type, w_u8x64);
     }
 }
 

@@ -3,7 +3,7 @@
  * Weights are interleaved by groups of 16 rows, so that one 64-byte vector holds the same 4
  * columns (or the same 1, for float types) of all 16 rows, and one broadcast of 4 activations
  * feeds a dot product for 16 rows at once. The bytes are those of the GGUF file in another
- * order: nothing grows.
+ * order, and nothing grows, except for types whose integers point into a table (pack_steps.h).
  */
 #ifndef LARIAT_LAYOUT_H
 #define LARIAT_LAYOUT_H
@@ -41,6 +41,11 @@ typedef struct {
 } q4_0_x16;
 
 typedef q4_0_x16 iq4_nl_x16; /* the nibbles count steps */
+
+typedef struct {
+    uint8_t d[16]; /* exponents */
+    uint8_t q[4][64];
+} mxfp4_x16;
 
 typedef struct {
     f16_t d[16];
@@ -129,6 +134,49 @@ typedef struct {
     uint8_t scales[6][16];
     uint8_t q[8][4][64];
 } iq4_xs_x16;
+
+/* PLANES of 2 bits, one scale for 256 columns */
+typedef struct {
+    f16_t d[16];
+    uint8_t q[8][2][64];
+} tq2_0_x16;
+
+/* Types that are unpacked when they are loaded (pack_steps.h): numbers of steps, in PLANES of 2
+ * bits and 1, or of 4. 3.4, 3.6 and 4.4 bits a weight, where files have 1.6 to 3.4. */
+typedef struct {
+    float d[16];
+    struct {
+        int8_t scale[1][16];
+        uint8_t q[2][64];
+        uint8_t qh[64];
+    } part[8];
+} steps3_x16;
+
+typedef steps3_x16 iq2_xxs_x16;
+typedef steps3_x16 iq1_s_x16;
+
+typedef struct {
+    float d[16];
+    struct {
+        int8_t scale[2][16];
+        uint8_t q[2][64];
+        uint8_t qh[64];
+    } part[8];
+} steps3_halves_x16;
+
+typedef steps3_halves_x16 iq2_xs_x16;
+typedef steps3_halves_x16 iq1_m_x16;
+
+typedef struct {
+    float d[16];
+    struct {
+        int8_t scale[16];
+        uint8_t q[4][64];
+    } part[8];
+} steps4_x16;
+
+typedef steps4_x16 iq3_xxs_x16;
+typedef steps4_x16 iq3_s_x16;
 
 /* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale
  * (see activation_scale).
@@ -226,6 +274,14 @@ static inline float activation_scale(float max) {
  * row that is out of range would become one of zeros. */
 static inline float norm_factor(double sum, int64_t n, float eps) {
     return sum < INFINITY ? (float)(1.0 / sqrt(sum / (double)n + eps)) : NAN;
+}
+
+/* Half of 2^(e - 127); subnormal for e < 2 */
+static inline float half_of_e8m0(uint8_t e) {
+    uint32_t bits = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
 }
 
 static inline float bf16_to_f32(uint16_t h) {

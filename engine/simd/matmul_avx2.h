@@ -1,9 +1,9 @@
 /* Matmul tiles for AVX2 with FMA and F16C: one group of 16 rows times one tile of columns.
  *
  * vpmaddubsw multiplies unsigned weight bytes with signed activation bytes and adds pairs in int16.
- * How many of those sums fit into int16 together before they are widened depends on the bits of a
+ * How many of those sums fit into int16 together before they are widened depends on the largest
  * weight: 8 of nibbles (8 * 2 * 15 * 127 = 30480), 4 of five bits (31496), 2 of six (32004), 1 of
- * signed bytes (2 * 128 * 127 = 32512).
+ * seven, and of signed bytes (2 * 128 * 127 = 32512).
  *
  * Tiles of a few columns unpack into registers, each vector just before it is used; those of more
  * unpack a block once for all columns, into the L1 cache (matmul_wide_avx2.h); types in PAIRS have
@@ -66,9 +66,9 @@ ALWAYS_INLINE __m256i add_pairs_avx2(__m256i sum_i16x16, __m256i w, __m256i q) {
 
 /* Vectors whose pair sums fit into int16 together, and have one scale */
 ALWAYS_INLINE int run_of_avx2(const int type) {
-    const int bits = low_bits(type) + high_bits(type);
-    if (is_signed_avx2(type)) return 1;
-    return bits == 6 ? 2 : bits == 5 || has_halves(type) ? 4 : 8;
+    const int largest = largest_of(type), most = has_halves(type) ? 4 : 8;
+    if (is_signed_avx2(type) || largest > 64) return 1;
+    return largest > 32 ? 2 : largest > 16 || most == 4 ? 4 : 8;
 }
 
 /* Vector i in the order of a tile's products: those that are unpacked from the same bytes follow

@@ -63,12 +63,15 @@ ALWAYS_INLINE void integers_scalar(block_x16 block, const int type, uint8_t q[8]
     for (int v = 0; v < 8; v++)
         for (int i = 0; i < 64; i++) {
             const int n = integer_scalar(block, v, i, type);
-            q[v][i] = (uint8_t)(has_steps(type) ? WEIGHT_TYPES[type].steps[n] + 128 : n);
+            q[v][i] = (uint8_t)(has_steps(type) ? WEIGHT_TYPES[type].steps[n] + offset_of(type)
+                                                : n);
         }
 }
 
 ALWAYS_INLINE float load_scale_scalar(const void *scales, int r, const int type) {
     switch (WEIGHT_TYPES[type].scale) {
+    case SCALE_E8M0: return half_of_e8m0(((const uint8_t *)scales)[r]);
+    case SCALE_F32: return ((const float *)scales)[r];
     default: return f16_to_f32(((const f16_t *)scales)[r]);
     }
 }
@@ -80,10 +83,10 @@ ALWAYS_INLINE void block_scales_scalar(block_x16 block, const factors_t *factors
         const int8_t *of_d = d_factors(block, factors, h, type);
         const int8_t *of_m = m_factors(block, factors, h, type);
         for (int r = 0; r < 16; r++) {
-            d[h][r] = load_scale_scalar(block.d, r, type) * (is_super(type) ? of_d[r] : 1);
+            d[h][r] = load_scale_scalar(block.d, r, type) * (has_factors(type) ? of_d[r] : 1);
             m[h][r] = !has_minimum(type)
                           ? 0
-                          : load_scale_scalar(block.m, r, type) * (is_super(type) ? of_m[r] : 1);
+                          : load_scale_scalar(block.m, r, type) * (has_factors(type) ? of_m[r] : 1);
         }
     }
 }

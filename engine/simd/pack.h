@@ -102,6 +102,22 @@ static void pack_q4_1(const uint8_t *const rows[16], int64_t n_cols, void *out) 
     }
 }
 
+/* block_mxfp4: a byte d, nibbles as Q4_0's */
+static void pack_mxfp4(const uint8_t *const rows[16], int64_t n_cols, void *out) {
+    static const uint8_t nothing[17];
+    mxfp4_x16 *w = out;
+    for (int64_t b = 0; b < n_cols / BLOCK; b++, w++) {
+        bytes16_t x[16];
+        fetch_next_group(rows, n_cols / BLOCK * 17, b, 16 * 17);
+        for (int r = 0; r < 16; r++) {
+            const uint8_t *src = rows[r] ? rows[r] + b * 17 : nothing;
+            w->d[r] = src[0];
+            x[r] = load16(src + 1);
+        }
+        put_vectors(x, w->q);
+    }
+}
+
 static void pack_q8_0(const uint8_t *const rows[16], int64_t n_cols, void *out) {
     q8_0_x16 *w = out;
     for (int64_t b = 0; b < n_cols / BLOCK; b++, w++) {

@@ -4,12 +4,13 @@
  * The algorithms are plain C over arrays of a fixed length, which compilers turn into vectors of
  * the caller's instruction set. The levels differ in nothing else, so they give the same bits. Sums
  * are made in the order of the reference, and a product and a sum must not be contracted to one
- * rounding: this header is compiled with -ffp-contract=off.
+ * rounding: this header is compiled with -ffp-contract=off. Blocks of 256 weights, and those whose
+ * integers point into a table, are in quantize_k.h.
  */
 #ifndef LARIAT_QUANTIZE_H
 #define LARIAT_QUANTIZE_H
 
-#include "layout.h"
+#include "quantize_k.h"
 
 #ifdef LARIAT_X86
 #define TARGET_AVX2 __attribute__((target("avx2")))
@@ -17,31 +18,14 @@
 #endif
 
 enum { FROM_F32, FROM_F16, FROM_BF16 };
-enum { TO_F16, TO_Q4_0, TO_Q8_0, TO_Q6_K };
-enum { SUPER = 256, GROUP = 16, N_GROUPS = SUPER / GROUP };
-/* Faults of weights; flags of one result */
-enum { NOT_FINITE = 1, TOO_LARGE = 2 };
+enum {
+    TO_F16, TO_Q4_0, TO_Q4_1, TO_Q5_0, TO_Q5_1, TO_Q8_0, TO_Q2_K, TO_Q3_K, TO_Q4_K, TO_Q5_K, TO_Q6_K,
+    TO_IQ4_NL, TO_IQ4_XS, TO_MXFP4
+};
 
 /* See quantize_weights */
 typedef int (*quantize_weights_fn)(const uint8_t *weights, int from, int64_t n, int to,
-                                   uint8_t *out);
-
-ALWAYS_INLINE uint32_t bits_of(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return bits;
-}
-
-ALWAYS_INLINE float float_of(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-/* To the nearest whole number, ties to even, for |f| < 2^22: the sum has no bits for a fraction. */
-ALWAYS_INLINE int32_t nearest(float f) {
-    return (int32_t)(bits_of(f + 12582912.0f) & 0x7fffffu) - 0x400000;
-}
+                                   uint8_t *out, const float *importance, int64_t n_cols);
 
 /* ---- to float ---- */
 
@@ -82,14 +66,7 @@ ALWAYS_INLINE int load_f16(const uint8_t *p, float *x, int n) {
     return max >= 0x7c00u ? NOT_FINITE : 0;
 }
 
-/* ---- blocks ---- */
-
-/* The scale of a block in its first two bytes; TOO_LARGE if f16 cannot hold it, else 0 */
-ALWAYS_INLINE int store_scale(float d, uint8_t *out) {
-    const f16_t h = f32_to_f16(d);
-    memcpy(out, &h, 2);
-    return (h & 0x7c00u) == 0x7c00u ? TOO_LARGE : 0;
-}
+/* ---- blocks of 32 ---- */
 
 ALWAYS_INLINE uint32_t largest(const float *x, int n) {
     uint32_t max = 0;
@@ -132,106 +109,87 @@ ALWAYS_INLINE int block_q8_0(const float *x, uint8_t *out) {
     return store_scale(d, out);
 }
 
-/* The steps of a group of Q6_K are those of least squared error, each error multiplied by its
- * weight squared, among 19 scales around -32 steps for the largest weight. The 16 groups of a
- * super-block are searched together: group g is lane g of every vector, and its sums are made in
- * the order of the reference.
- *
- * x_t, q [weight of the group][group]; scale [group] */
-ALWAYS_INLINE void search_q6_K(const float x_t[GROUP][N_GROUPS], int32_t q[GROUP][N_GROUPS],
-                               float scale[N_GROUPS]) {
-    float max[N_GROUPS], factor[N_GROUPS], best[N_GROUPS];
-    float square[GROUP][N_GROUPS], cube[GROUP][N_GROUPS];
-    for (int g = 0; g < N_GROUPS; g++) max[g] = 0;
-    for (int i = 0; i < GROUP; i++) {
-        for (int g = 0; g < N_GROUPS; g++) {
-            max[g] = fabsf(x_t[i][g]) > fabsf(max[g]) ? x_t[i][g] : max[g];
-            square[i][g] = x_t[i][g] * x_t[i][g];
-            cube[i][g] = square[i][g] * x_t[i][g];
-        }
-    }
-    for (int attempt = 0; attempt < 19; attempt++) {
-        /* First the scale itself, then those around it: ggml's -9 to 9 without 0 */
-        const int shift = attempt == 0 ? 0 : attempt <= 9 ? attempt - 10 : attempt - 9;
-        float tried[N_GROUPS], sum_xq[N_GROUPS], sum_qq[N_GROUPS];
-        for (int g = 0; g < N_GROUPS; g++) {
-            tried[g] = -(32 + 0.1f * (float)shift) / max[g];
-            sum_xq[g] = sum_qq[g] = 0;
-        }
-        for (int i = 0; i < GROUP; i++) {
-            for (int g = 0; g < N_GROUPS; g++) {
-                int32_t step = nearest(tried[g] * x_t[i][g]);
-                step = step < -32 ? -32 : step > 31 ? 31 : step;
-                sum_xq[g] += cube[i][g] * (float)step;
-                sum_qq[g] += square[i][g] * (float)step * (float)step;
-            }
-        }
-        for (int g = 0; g < N_GROUPS; g++) {
-            const int better = attempt == 0 || (sum_qq[g] > 0 &&
-                                                sum_xq[g] * sum_xq[g] > best[g] * sum_qq[g]);
-            const float fit = sum_qq[g] != 0 ? sum_xq[g] / sum_qq[g] : 0.0f;
-            factor[g] = better ? tried[g] : factor[g];
-            scale[g] = better ? fit : scale[g];
-            best[g] = better ? fit * sum_xq[g] : best[g];
-        }
-    }
-    for (int i = 0; i < GROUP; i++) {
-        for (int g = 0; g < N_GROUPS; g++) {
-            int32_t step = nearest(factor[g] * x_t[i][g]);
-            step = step < -32 ? -32 : step > 31 ? 31 : step;
-            q[i][g] = fabsf(max[g]) < 1e-15f ? 0 : step + 32;
-        }
-    }
-    for (int g = 0; g < N_GROUPS; g++) scale[g] = fabsf(max[g]) < 1e-15f ? 0.0f : scale[g];
+/* Nibbles of 32 numbers: low ones are the first 16 */
+ALWAYS_INLINE void store_nibbles(const uint8_t q[BLOCK], uint8_t out[16]) {
+    for (int i = 0; i < 16; i++) out[i] = (uint8_t)((q[i] & 15) | (q[16 + i] & 15) << 4);
 }
 
-/* 128 bytes of low nibbles, 64 bytes of high bits, 16 int8 scales, f16 d; weight = d scale (q -
- * 32). Of 128 weights, bytes l and 32 + l have the low bits of weights l, 64 + l and 32 + l, 96 +
- * l; byte l of the high bits has those of all four. */
-ALWAYS_INLINE int block_q6_K(const float *x, uint8_t *out) {
-    float x_t[GROUP][N_GROUPS], scale[N_GROUPS], d_group[N_GROUPS];
-    int32_t q[GROUP][N_GROUPS];
-    for (int i = 0; i < GROUP; i++) {
-        for (int g = 0; g < N_GROUPS; g++) x_t[i][g] = x[GROUP * g + i];
+/* Bit 4 of 32 numbers */
+ALWAYS_INLINE void store_bit_4(const uint8_t q[BLOCK], uint8_t out[4]) {
+    uint32_t bits = 0;
+    for (int i = 0; i < BLOCK; i++) bits |= (uint32_t)(q[i] >> 4) << i;
+    memcpy(out, &bits, 4);
+}
+
+/* f16 d, 4 bytes of bit 4, nibbles: weight = d (q - 16); rounded as Q4_0 */
+ALWAYS_INLINE int block_q5_0(const float *x, uint8_t *out) {
+    const uint32_t max = largest(x, BLOCK);
+    int first = 0;
+    uint8_t q[BLOCK];
+    while ((bits_of(x[first]) & 0x7fffffffu) != max) first++;
+    const float d = (x[first] + 0.0f) / -16.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+    for (int i = 0; i < BLOCK; i++) {
+        const int32_t rounded = (int32_t)(x[i] * inverse + 16.5f);
+        q[i] = (uint8_t)(rounded < 31 ? rounded : 31);
     }
-    search_q6_K(x_t, q, scale);
-    float widest = 0;
-    for (int g = 0; g < N_GROUPS; g++) {
-        if (fabsf(scale[g]) > fabsf(widest)) widest = scale[g];
+    store_bit_4(q, out + 2);
+    store_nibbles(q, out + 6);
+    return store_scale(d, out);
+}
+
+/* f16 d, f16 m, nibbles (Q5_1: 4 bytes of bit 4 before them): weight = d q + m; the steps go from
+ * the smallest weight to the largest. */
+ALWAYS_INLINE int block_of_range(const float *x, const int n_max, uint8_t *out) {
+    float min = x[0], max = x[0];
+    uint8_t q[BLOCK];
+    for (int i = 1; i < BLOCK; i++) {
+        min = x[i] < min ? x[i] : min;
+        max = x[i] > max ? x[i] : max;
     }
-    if (fabsf(widest) < 1e-15f) {
-        memset(out, 0, 210);
-        return 0;
+    const float d = (max - min) / (float)n_max, inverse = d != 0 ? 1.0f / d : 0.0f;
+    for (int i = 0; i < BLOCK; i++) {
+        const int32_t rounded = (int32_t)((x[i] - min) * inverse + 0.5f);
+        q[i] = (uint8_t)(rounded < n_max ? rounded : n_max);
     }
-    const float inverse = -128.0f / widest;
-    const int status = store_scale(1 / inverse, out + 208);
-    f16_t stored;
-    memcpy(&stored, out + 208, 2);
-    for (int g = 0; g < N_GROUPS; g++) {
-        const int32_t step = nearest(inverse * scale[g]);
-        const int8_t narrow = (int8_t)(step < 127 ? step : 127);
-        out[192 + g] = (uint8_t)narrow;
-        d_group[g] = f16_to_f32(stored) * (float)narrow;
-    }
-    uint8_t steps[SUPER];
-    for (int i = 0; i < GROUP; i++) {
-        for (int g = 0; g < N_GROUPS; g++) {
-            int32_t step = nearest(x_t[i][g] / d_group[g]);
-            step = step < -32 ? -32 : step > 31 ? 31 : step;
-            /* A group whose scale was rounded to zero keeps the steps of the search. */
-            steps[GROUP * g + i] = (uint8_t)(d_group[g] != 0 ? step + 32 : q[i][g]);
-        }
-    }
-    for (int half = 0; half < 2; half++) {
-        const uint8_t *p = steps + 128 * half;
-        for (int l = 0; l < 32; l++) {
-            out[64 * half + l] = (uint8_t)((p[l] & 15) | (p[64 + l] & 15) << 4);
-            out[64 * half + 32 + l] = (uint8_t)((p[32 + l] & 15) | (p[96 + l] & 15) << 4);
-            out[128 + 32 * half + l] = (uint8_t)(p[l] >> 4 | p[32 + l] >> 4 << 2 |
-                                                 p[64 + l] >> 4 << 4 | p[96 + l] >> 4 << 6);
-        }
-    }
-    return status;
+    if (n_max > 15) store_bit_4(q, out + 4);
+    store_nibbles(q, out + (n_max > 15 ? 8 : 4));
+    return store_scale(d, out) | store_scale(min, out + 2);
+}
+
+/* ---- blocks of 32, with an importance for each weight and the mean square of the row ---- */
+
+/* Q4_0 and Q5_0 */
+ALWAYS_INLINE int weighted_block(const float *x, const float *importance, float mean_square,
+                                 const int n_max, uint8_t *out) {
+    lanes_t x_t, worth_t;
+    steps_t q_t;
+    float worth[BLOCK], d;
+    uint8_t q[BLOCK];
+    worth_of(x, importance, mean_square, BLOCK, worth);
+    to_lanes(x, BLOCK, 1, x_t);
+    to_lanes(worth, BLOCK, 1, worth_t);
+    search_scale(x_t, worth_t, BLOCK, 1, n_max, q_t, &d);
+    for (int i = 0; i < BLOCK; i++) q[i] = (uint8_t)q_t[i][0];
+    if (n_max == 16) store_bit_4(q, out + 2);
+    store_nibbles(q, out + (n_max == 16 ? 6 : 2));
+    return store_scale(d, out);
+}
+
+/* Q4_1 and Q5_1 */
+ALWAYS_INLINE int weighted_block_of_range(const float *x, const float *importance,
+                                          float mean_square, const int n_max, uint8_t *out) {
+    lanes_t x_t, worth_t;
+    steps_t q_t;
+    float worth[BLOCK], d, m;
+    uint8_t q[BLOCK];
+    worth_of(x, importance, mean_square, BLOCK, worth);
+    to_lanes(x, BLOCK, 1, x_t);
+    to_lanes(worth, BLOCK, 1, worth_t);
+    search_affine(x_t, worth_t, BLOCK, 1, n_max, (attempts_t){-0.9f, 0.05f, 36, 0}, q_t, &d, &m);
+    for (int i = 0; i < BLOCK; i++) q[i] = (uint8_t)q_t[i][0];
+    if (n_max > 15) store_bit_4(q, out + 4);
+    store_nibbles(q, out + (n_max > 15 ? 8 : 4));
+    return store_scale(d, out) | store_scale(-m, out + 2);
 }
 
 ALWAYS_INLINE int values_f16(const float *x, int n, uint8_t *out) {
@@ -242,51 +200,103 @@ ALWAYS_INLINE int values_f16(const float *x, int n, uint8_t *out) {
 
 /* ---- instruction sets ---- */
 
+ALWAYS_INLINE int load_floats(const uint8_t *weights, int from, float *x, int n) {
+    return from == FROM_F32   ? load_f32(weights, x, n)
+           : from == FROM_F16 ? load_f16(weights, x, n)
+                              : load_bf16(weights, x, n);
+}
+
+/* Bytes of a block of a type */
+ALWAYS_INLINE int target_bytes(int to) {
+    static const int BYTES_OF[] = {2, 18, 20, 22, 24, 34, 84, 110, 144, 176, 210, 18, 136, 17};
+    return BYTES_OF[to];
+}
+
+ALWAYS_INLINE int block_of_32(const float *x, const float *importance, float mean_square, int to,
+                              uint8_t *out) {
+    switch (to) {
+    case TO_Q4_0:
+    case TO_Q5_0:
+        if (importance)
+            return weighted_block(x, importance, mean_square, to == TO_Q5_0 ? 16 : 8, out);
+        return to == TO_Q5_0 ? block_q5_0(x, out) : block_q4_0(x, out);
+    case TO_Q4_1:
+    case TO_Q5_1:
+        if (importance)
+            return weighted_block_of_range(x, importance, mean_square, to == TO_Q5_1 ? 31 : 15,
+                                           out);
+        return block_of_range(x, to == TO_Q5_1 ? 31 : 15, out);
+    case TO_IQ4_NL: return block_iq4_nl(x, importance, out);
+    case TO_MXFP4: return block_mxfp4(x, out);
+    default: return block_q8_0(x, out);
+    }
+}
+
+ALWAYS_INLINE int block_of_256(const float *x, const float *importance, int to, uint8_t *out) {
+    switch (to) {
+    case TO_Q2_K: return block_q2_K(x, importance, out);
+    case TO_Q3_K: return block_q3_K(x, importance, out);
+    case TO_Q4_K:
+    case TO_Q5_K: return block_pairs(x, importance, to == TO_Q5_K, out);
+    case TO_Q6_K: return block_q6_K(x, importance, out);
+    default: return block_iq4_xs(x, importance, out);
+    }
+}
+
+/* The mean of the squares of a row, summed up in one run */
+ALWAYS_INLINE float mean_square_of(const uint8_t *row, int from, int64_t n_cols) {
+    float x[BLOCK], sum = 0;
+    for (int64_t i = 0; i < n_cols; i += BLOCK) {
+        load_floats(row + i * (from == FROM_F32 ? 4 : 2), from, x, BLOCK);
+        for (int k = 0; k < BLOCK; k++) sum += x[k] * x[k];
+    }
+    return sum / (float)n_cols;
+}
+
 /* Rounds n weights of type `from`, whole blocks of type `to`, and returns the flags of their
- * faults. */
+ * faults. With `importance`, float [n_cols] of each column, they are whole rows of n_cols. */
 ALWAYS_INLINE int quantize_weights(const uint8_t *weights, int from, int64_t n, int to,
-                                   uint8_t *out) {
-    float x[SUPER];
+                                   uint8_t *out, const float *importance, int64_t n_cols) {
+    float x[SUPER], mean_square = 0;
     int status = 0;
-    while (n > 0) {
-        const int n_here = n < SUPER ? (int)n : SUPER;
-        status |= from == FROM_F32   ? load_f32(weights, x, n_here)
-                  : from == FROM_F16 ? load_f16(weights, x, n_here)
-                                     : load_bf16(weights, x, n_here);
+    const int is_small = to != TO_F16 && (to < TO_Q2_K || to == TO_IQ4_NL || to == TO_MXFP4);
+    for (int64_t at = 0; at < n;) {
+        const int64_t left = importance ? n_cols - at % n_cols : n - at;
+        const int n_here = left < SUPER ? (int)left : SUPER;
+        const float *here = importance ? importance + at % n_cols : NULL;
+        if (here == importance && importance && is_small)
+            mean_square = mean_square_of(weights, from, n_cols);
+        status |= load_floats(weights, from, x, n_here);
         weights += n_here * (from == FROM_F32 ? 4 : 2);
-        n -= n_here;
-        switch (to) {
-        case TO_F16:
+        at += n_here;
+        if (to == TO_F16) {
             status |= values_f16(x, n_here, out);
             out += 2 * n_here;
-            break;
-        case TO_Q6_K:
-            status |= block_q6_K(x, out);
-            out += 210;
-            break;
-        case TO_Q4_0:
-            for (int b = 0; b < n_here; b += BLOCK, out += 18) status |= block_q4_0(x + b, out);
-            break;
-        default:
-            for (int b = 0; b < n_here; b += BLOCK, out += 34) status |= block_q8_0(x + b, out);
+        } else if (is_small) {
+            for (int b = 0; b < n_here; b += BLOCK, out += target_bytes(to))
+                status |= block_of_32(x + b, here ? here + b : NULL, mean_square, to, out);
+        } else {
+            status |= block_of_256(x, here, to, out);
+            out += target_bytes(to);
         }
     }
     return status;
 }
 
-static int quantize_scalar(const uint8_t *weights, int from, int64_t n, int to, uint8_t *out) {
-    return quantize_weights(weights, from, n, to, out);
+static int quantize_scalar(const uint8_t *weights, int from, int64_t n, int to, uint8_t *out,
+                           const float *importance, int64_t n_cols) {
+    return quantize_weights(weights, from, n, to, out, importance, n_cols);
 }
 
 #ifdef LARIAT_X86
 TARGET_AVX2 static int quantize_avx2(const uint8_t *weights, int from, int64_t n, int to,
-                                     uint8_t *out) {
-    return quantize_weights(weights, from, n, to, out);
+                                     uint8_t *out, const float *importance, int64_t n_cols) {
+    return quantize_weights(weights, from, n, to, out, importance, n_cols);
 }
 
 TARGET_AVX512 static int quantize_avx512(const uint8_t *weights, int from, int64_t n, int to,
-                                         uint8_t *out) {
-    return quantize_weights(weights, from, n, to, out);
+                                         uint8_t *out, const float *importance, int64_t n_cols) {
+    return quantize_weights(weights, from, n, to, out, importance, n_cols);
 }
 #endif
 

@@ -7,6 +7,7 @@
 /* Numbers of the weight types, in the order of types.def */
 enum {
 #define TYPE(NAME, name) W_##NAME,
+#define LOADED_TYPE(NAME, ...) W_##NAME,
 #include "types.def"
     N_WEIGHT_TYPES
 };
@@ -39,7 +40,7 @@ typedef void (*dequantize_fn)(const void *block, int first, int n, int64_t head_
 typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *block);
 
 typedef struct {
-    matmul_fn matmul[N_WEIGHT_TYPES];
+    matmul_fn matmul[N_WEIGHT_TYPES]; /* of types that have tiles */
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*quantize_column)(const float *x, int64_t n_k, int64_t width, int8_t *q, float *scale,
                             int32_t *neg8_sum, int16_t *half_sum);

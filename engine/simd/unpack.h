@@ -127,7 +127,8 @@ ALWAYS_INLINE void unpack_factors(block_x16 block, const int type, factors_t *ou
  * are those of the super-block. */
 ALWAYS_INLINE const int8_t *d_factors(block_x16 block, const factors_t *factors, int h,
                                       const int type) {
-    if (WEIGHT_TYPES[type].byte_scales) return (const int8_t *)block.scales + GROUP_ROWS * h;
+    if (WEIGHT_TYPES[type].byte_scales)
+        return (const int8_t *)block.scales + (has_halves(type) ? GROUP_ROWS * h : 0);
     return factors->d[has_halves(type) ? 2 * block.part + h : block.part];
 }
 
@@ -153,8 +154,9 @@ ALWAYS_INLINE void block_sums(const activations_t *a, int64_t at, const int nc, 
             memcpy(&both, a->half_sum + 2 * (at + c), 4);
             const int32_t half = h ? both >> 16 : (int16_t)both, neg8 = a->neg8_sum[at + c];
             if (!has_minimum(type))
-                out->start[h][c] =
-                    has_halves(type) ? -offset_of(type) * half : offset_of(type) / 8 * neg8;
+                out->start[h][c] = has_halves(type)         ? -offset_of(type) * half
+                                   : offset_of(type) % 8 == 0 ? offset_of(type) / 8 * neg8
+                                                              : offset_of(type) * (neg8 >> 3);
             else
                 out->scaled[h][c] =
                     has_halves(type) ? a->scale[at + c] * (float)half

@@ -174,6 +174,15 @@ QUANTIZED = {
     "2 and 3 bits": {"weight_type": "Q3_K", "type_of": {"ffn_": "Q2_K"}, "tied": True},
     "IQ4_NL": {"weight_type": "IQ4_NL"},
     "IQ4_XS": {"weight_type": "IQ4_XS", "type_of": {"attn_v": "Q5_K"}},
+    "MXFP4": {"weight_type": "MXFP4", "type_of": {"attn_v": "Q8_0"}},
+    "UD-IQ3": {"weight_type": "IQ3_XXS", "type_of": {"attn_v": "Q4_K", "ffn_up": "IQ3_S"}},
+    "UD-IQ2": {
+        "weight_type": "IQ2_XXS",
+        "type_of": {"attn_v": "Q4_K", "ffn_up": "IQ2_S", "ffn_down": "IQ2_XS"},
+        "output_type": "Q5_K",
+    },
+    "UD-IQ1": {"weight_type": "IQ1_S", "type_of": {"ffn_": "IQ1_M", "attn_v": "IQ2_S"}},
+    "ternary": {"weight_type": "TQ1_0", "type_of": {"ffn_": "TQ2_0"}},
     "qwen2": {"weight_type": "Q8_0", "arch": "qwen2"},
     "qwen3": {"weight_type": "Q4_0", "arch": "qwen3", "tied": True, "output_type": "Q6_K"},
 }

@@ -242,7 +242,7 @@ def test_an_embedding_with_other_rows_than_the_vocabulary_is_refused(tmp_path):
         LLM(path)
 
 
-@pytest.mark.parametrize("type", ["Q8_K", "IQ3_S", "IQ1_M", "F64", "I8"])
+@pytest.mark.parametrize("type", ["Q8_K", "NVFP4", "Q1_0", "F64", "I8"])
 @pytest.mark.parametrize("name", ["blk.1.attn_k.weight", "output.weight", "token_embd.weight"])
 def test_an_unsupported_type_is_named_with_its_tensor(tmp_path, name, type):
     wanted = {"output_type": type} if name == "output.weight" else {"type_of": {name: type}}

@@ -150,7 +150,7 @@ def test_truncated_file(run: Run, model: str, tmp_path: Path, kept: int) -> None
         ({"metadata": {"tokenizer.ggml.bos_token_id": 9999}}, "9999"),
         ({"drop_tensors": ["blk.1.ffn_up.weight"]}, "blk.1.ffn_up.weight"),
         ({"metadata": {"llama.feed_forward_length": 80}}, "ffn_"),
-        ({"dim": 256, "type_of": {"blk.0.attn_v": "IQ2_XS"}}, "IQ2_XS"),
+        ({"dim": 256, "type_of": {"blk.0.attn_v": "NVFP4"}}, "NVFP4"),
     ],
 )
 def test_model_that_cannot_run(run: Run, tmp_path: Path, shape: dict, expected: str) -> None:

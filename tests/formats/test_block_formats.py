@@ -82,10 +82,11 @@ def test_types_and_sizes_are_those_of_ggml() -> None:
 
 
 def test_supported_types() -> None:
-    read = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS"
+    read = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4 "
+    read += "IQ3_S IQ3_XXS IQ2_S IQ2_XS IQ2_XXS IQ1_S IQ1_M TQ1_0 TQ2_0"
     assert {t.name for t in SUPPORTED} == set(read.split())
-    decoded_only = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS"}
-    assert {t.name for t in QUANTIZABLE} == set(read.split()) - decoded_only
+    encoded = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q6_K"
+    assert {t.name for t in QUANTIZABLE} == set(encoded.split())
 
 
 def test_row_bytes() -> None:
@@ -236,8 +237,8 @@ def test_empty(type: GGMLType) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="type TQ1_0 is not supported here, only BF16, F16, F32,"):
-        dequantize(np.zeros((1, 54), np.uint8), GGMLType.TQ1_0)
+    with pytest.raises(ValueError, match="type NVFP4 is not supported here, only BF16, F16, F32,"):
+        dequantize(np.zeros((1, 36), np.uint8), GGMLType.NVFP4)
     with pytest.raises(ValueError, match=r"type Q4_K is not supported here, only .*Q5_1, Q6_K, Q8"):
         quantize(np.zeros((1, 256), np.float32), GGMLType.Q4_K)
     with pytest.raises(ValueError, match="17 bytes does not divide into Q4_0 blocks of 18"):

@@ -11,7 +11,7 @@ from lariat.cli.main import main
 from lariat.formats import block_formats, finite
 from lariat.formats.block_formats import BLOCK, GGMLType
 
-from tests.support.model_files import write_gguf, write_llama
+from tests.support.model_files import set_scales, write_gguf, write_llama
 
 NAME = "blk.0.ffn_down.weight"
 WEIGHTS = np.random.default_rng(0).standard_normal((24, 1024), dtype=np.float32)
@@ -60,7 +60,23 @@ def test_one_bad_number_in_a_tensor(tmp_path, monkeypatch, type_name):
                         check(path)
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_the_scale_of_iq1_m_in_pieces(tmp_path):
+    path = write(tmp_path, "IQ1_M")
+    with GGUFFile(path) as gguf:
+        info = gguf.tensors[NAME]
+        rows = gguf.data(NAME).copy()
+    check(path)
+    for number, found in ((np.inf, "Inf"), (-np.inf, "Inf"), (np.nan, "NaN")):
+        blocks = rows.reshape(-1, 56).copy()
+        set_scales(blocks[17:18], "IQ1_M", slice(48, 56), np.array([number]))
+        with path.open("r+b") as file:
+            file.seek(info.offset)
+            file.write(blocks.tobytes())
+        with pytest.raises(GGUFError, match=f"'{NAME}' holds {found}, expected fin"):
+            check(path)
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ2_0", "MXFP4"])
 def test_integers_may_be_anything(tmp_path, type_name):
     path = write(tmp_path, type_name)
     with GGUFFile(path) as gguf:

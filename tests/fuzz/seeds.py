@@ -41,11 +41,12 @@ _MODELS: dict[str, dict[str, Any]] = {
 }
 _MODELS |= {
     type_name: {**_SMALL, "weight_type": type_name}
-    for type_name in ("BF16", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
+    for type_name in ("BF16", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")
 }
+_UNPACKED = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0")
 _MODELS |= {
     type_name: {**_WIDE, "weight_type": type_name}
-    for type_name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+    for type_name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", *_UNPACKED)
 }
 _TEXTS = (
     "Once upon a time, there was a 1234 year old tree. It's <s> here</s>!\n\n  日本→é\t\x00",

@@ -142,6 +142,7 @@ def test_a_context_as_long_as_can_be_announced(tmp_path: Path) -> None:
 # ---- Values ----
 
 F16_AT = {"Q4_0": 0, "Q8_0": 0, "Q4_K": 0, "Q6_K": 208, "IQ4_NL": 0, "IQ4_XS": 0, "Q5_1": 2}
+F16_AT |= {"IQ2_S": 0, "TQ2_0": 64}
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 NAMES = [f"blk.0.{name}.weight" for name in ("attn_norm", "ffn_norm", *MATRICES)]
 NAMES += ["output_norm.weight", "output.weight"]
@@ -177,6 +178,8 @@ def poisoned(path: Path, name: str, value: float) -> Path:
         ("Q4_K", {"cache": "raw", "type_k": "q4_ch", "type_v": "q4_ch"}),
         ("Q6_K", {}),
         ("IQ4_XS", {}),
+        ("IQ2_S", {}),
+        ("TQ2_0", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "roped",
 )
@@ -188,7 +191,8 @@ def test_nan_and_inf_anywhere_end_in_an_error(
     Comparisons lose NaN, so every maximum and every clamp of a kernel is a place where a damaged
     weight could turn into numbers that look sound.
     """
-    size = 256 if "_K" in weight_type else 64
+    size = BLOCK[GGMLType[weight_type]][0]
+    size = 256 if size == 256 else 64
     path = write_llama(
         tmp_path / "m.gguf", dim=size, n_heads=2, n_kv_heads=1, head_dim=32, n_ff=size,
         n_layers=1, n_ctx=128, weight_type=weight_type,

@@ -18,9 +18,11 @@ from lariat.os_memory import allocate
 from tests.reference import round_q8
 from tests.support import cache_blocks
 from tests.support.cache_blocks import config_of
+from tests.support.model_files import set_scales
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
-# Where the blocks hold scales: f16, which are given sane values, and what belongs to them.
+# Where the blocks hold scales: f16 (MXFP4: exponents), which are given sane values, and what
+# belongs to them.
 SCALES = {
     "Q4_0": [slice(0, 2)],
     "Q4_1": [slice(0, 2), slice(2, 4)],
@@ -34,6 +36,16 @@ SCALES = {
     "Q6_K": [slice(208, 210)],
     "IQ4_NL": [slice(0, 2)],
     "IQ4_XS": [slice(0, 2)],
+    "MXFP4": [slice(0, 1)],
+    "IQ3_S": [slice(0, 2)],
+    "IQ3_XXS": [slice(0, 2)],
+    "IQ2_S": [slice(0, 2)],
+    "IQ2_XS": [slice(0, 2)],
+    "IQ2_XXS": [slice(0, 2)],
+    "IQ1_S": [slice(0, 2)],
+    "IQ1_M": [slice(48, 56)],  # four words whose upper four bits are a quarter of it
+    "TQ1_0": [slice(52, 54)],
+    "TQ2_0": [slice(64, 66)],
 }
 SMALL_SCALES = {
     "Q2_K": slice(0, 16),
@@ -42,6 +54,9 @@ SMALL_SCALES = {
     "Q5_K": slice(4, 16),
     "Q6_K": slice(192, 208),
     "IQ4_XS": slice(2, 8),
+    "IQ3_S": slice(106, 110),
+    "IQ2_S": slice(74, 82),
+    "IQ2_XS": slice(66, 74),
 }
 QUANT_TYPES = tuple(SCALES)
 
@@ -54,8 +69,7 @@ def raw_weights(type_name: str, n_rows: int, n_cols: int, rng) -> np.ndarray:
     per_block, n_bytes = block_formats.BLOCK[t]
     blocks = rng.integers(0, 256, (n_rows, n_cols // per_block, n_bytes), dtype=np.uint8)
     for at in SCALES[type_name]:
-        values = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
-        blocks[:, :, at] = values.view(np.uint8).reshape(*blocks.shape[:2], 2)
+        set_scales(blocks, type_name, at, rng.uniform(-0.1, 0.1, blocks.shape[:2]))
     return blocks.reshape(n_rows, -1)
 
 

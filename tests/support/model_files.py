@@ -315,7 +315,8 @@ def encode(values: np.ndarray, type_name: str) -> np.ndarray:
         return quantize_q6_k(values)
     weight_type = GGMLQuantizationType[type_name]
     try:
-        return np.ascontiguousarray(quantize(values, weight_type)).view(np.uint8)
+        with np.errstate(divide="ignore"):  # MXFP4 takes the logarithm of zeros
+            return np.ascontiguousarray(quantize(values, weight_type)).view(np.uint8)
     except NotImplementedError:
         return random_blocks(values, weight_type)
 
@@ -329,7 +330,29 @@ _SCALES = {
     "Q5_K": (0, 2, 15.5),
     "IQ4_NL": (0, None, 0),
     "IQ4_XS": (0, None, 0),
+    "IQ3_S": (0, None, 0),
+    "IQ3_XXS": (0, None, 0),
+    "IQ2_S": (0, None, 0),
+    "IQ2_XS": (0, None, 0),
+    "IQ2_XXS": (0, None, 0),
+    "IQ1_S": (0, None, 0),
+    "IQ1_M": (48, None, 0),
 }
+
+
+def set_scales(blocks: np.ndarray, type_name: str, at: slice, values: np.ndarray) -> None:
+    """Give the scales at bytes `at` of blocks uint8 [..., n_bytes] their values [...], rounded."""
+    if type_name == "MXFP4":  # powers of 2 alone
+        exponents = np.log2(np.maximum(np.abs(values), 2.0**-20))
+        blocks[..., at] = (128 + np.rint(exponents)).astype(np.uint8)[..., None]
+        return
+    raw = values.astype(np.float16)
+    if type_name == "IQ1_M":
+        quarters = raw.view(np.uint16)[..., None] >> np.array([0, 4, 8, 12], np.uint16) << 12
+        words = np.ascontiguousarray(blocks[..., at]).view(np.uint16) & 0x0FFF
+        blocks[..., at] = (words | quarters).view(np.uint8)
+        return
+    blocks[..., at] = raw.view(np.uint8).reshape(*values.shape, 2)
 
 
 def random_blocks(values: np.ndarray, weight_type: GGMLQuantizationType) -> np.ndarray:
@@ -340,13 +363,15 @@ def random_blocks(values: np.ndarray, weight_type: GGMLQuantizationType) -> np.n
     if weight_type.name in _SCALES:
         at, at_min, ratio = _SCALES[weight_type.name]
 
-        spread = rng.uniform(0.5, 1.5, (len(blocks), 1))
+        spread = rng.uniform(0.5, 1.5, len(blocks))
 
         def set_scale(scale: float) -> None:
             scales = scale * spread
-            blocks[:, at : at + 2] = scales.astype(np.float16).view(np.uint8)
+            n_bytes = 8 if weight_type.name == "IQ1_M" else 2
+            set_scales(blocks, weight_type.name, slice(at, at + n_bytes), scales)
             if at_min is not None:
-                blocks[:, at_min : at_min + 2] = (scales * ratio).astype(np.float16).view(np.uint8)
+                at_minimum = slice(at_min, at_min + 2)
+                set_scales(blocks, weight_type.name, at_minimum, scales * ratio)
 
         set_scale(1)
         size = np.sqrt(np.mean(dequantize(blocks, weight_type).astype(float) ** 2))

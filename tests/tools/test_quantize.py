@@ -1,7 +1,7 @@
-"""`lariat quantize`: rounding, types, the file, and everything that can go wrong.
+"""`lariat quantize`: rounding of the simple types, the file, and everything that can go wrong.
 
 The judges are the `gguf` package and the NumPy reference for blocks, and llama.cpp's files for the
-whole.
+whole. Other types, mixes and importance matrices: `test_quantize_types.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lariat.errors import GGUFError, LariatError, ModelError
 from lariat.formats import block_formats
 from lariat.formats.block_formats import BLOCK, GGMLType
 from lariat.tools import quantize as module
-from lariat.tools.quantize import TYPES, QuantizeConfig, quantize_file
+from lariat.tools.quantize import QuantizeConfig, quantize_file
 
 from tests.formats.test_block_formats import weights
 from tests.support.model_files import write_llama
@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "models" / "demo-f16.gguf"
 ISAS = _kernels.supported_isas()
 FLOATS = ("F32", "F16", "BF16")
+TYPES = ("F16", "Q4_0", "Q6_K", "Q8_0")
 Write = Callable[..., Path]
 
 
@@ -156,6 +157,11 @@ LLAMA_CPP = {
     "Q8_0": "dfeb07f9c7da9e3904a8cb068d46dc70eb2f10160c2d07e50c2f2aa3c0227598",
     "Q6_K": "79ac633c82501ce085088521ba936f181cf7df8a35061e29d65b78390249b612",
     "F16": "0781dc8cadb598b878830e24f9b427cd6225a6e87dd452f6516e2851ae616704",
+    "Q2_K": "3f7e8aebd3487b5fcee493327bd35189767352a8a6490a9b97f9e35b88e1b6b2",
+    "Q3_K_M": "41be7fa529d51ac7c0bddba2397022b0e4c6cd30341bfb97c9d3e6a10189c92f",
+    "Q4_K_M": "952fa916fc7883d18fcc40aa222eec08d15a30097cf11005163df1bdcf12ded2",
+    "Q5_K_M": "9a512d4cedce4b2284db2c5f5b36ccfe3290e0b6d03eba52d7410d66cedb2696",
+    "IQ4_XS": "cde27fcc321be1e053f8e10b32772c199ee278df69ecf239c3f8a170146042c4",
     # --pure --token-embedding-type Q8_0
     "Q4_0 pure": "02ad8f01e08b8b0c4254b3fa866871c465db42069c5fd969a21518a4c5952ea8",
 }
@@ -320,9 +326,9 @@ def test_a_second_rounding_has_to_be_asked_for(model: Write, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"dim": 72}, r"rows of 72 weights, which do not divide into the blocks of 32 of Q4_0"),
+        ({"dim": 72}, r"rows of 72 weights, which do not divide into the blocks of 32 of Q8_0"),
         ({"metadata": {"general.architecture": "falcon"}}, "falcon"),
-        ({"type_of": {"ffn_up": "IQ2_XS"}, "dim": 256}, "ffn_up.* is of type IQ2_XS"),
+        ({"type_of": {"ffn_up": "NVFP4"}, "dim": 256}, "ffn_up.* is of type NVFP4"),
         ({"extra_tensors": {"blk.0.attn_q.weight": np.full((64, 64), np.nan, np.float32)}}, "NaN"),
         ({"extra_tensors": {"output.weight": np.full((288, 64), 1e9, np.float32)}}, "too large"),
     ],
@@ -348,8 +354,8 @@ def run(capfd: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("a", "b", "Q9_0"), "'Q9_0' is unknown, expected one of F16, Q4_0, Q6_K, Q8_0"),
-        (("a", "b", "Q4_0", "--output-tensor-type", "Q4_K"), "'Q4_K' is unknown"),
+        (("a", "b", "Q9_0"), "'Q9_0' is unknown, expected one of F16, Q4_0, Q4_1,"),
+        (("a", "b", "Q4_0", "--output-tensor-type", "Q4_K_M"), "'Q4_K_M' of a tensor is unknown"),
         (("a", "b", "Q4_0", "-t", "0"), "-t/--threads"),
         (("a", "b"), "TYPE"),
     ],
