@@ -1,4 +1,4 @@
-"""Lariat runs LLaMA-family GGUF models on CPUs.
+"""Lariat runs GGUF models on CPUs.
 
 A token's way goes down this page, and so do imports:
 
