@@ -6,6 +6,7 @@ peers          llama.cpp and transformers beside Lariat, by the processes in wor
 check_kernels  each kernel on random shapes against float64: `make check-kernels`
 digests        logits of every type and instruction set, bit for bit: `make digests`
 proofs         the table of docs/models.md: which architectures and types are proven, and how
+grids          the grids of IQ types, as a header of the kernels holds them
 refusals       time and memory that costly files take until they are refused
 synthetic      models of real shapes with random weights: `make bench-models`
 reuse_tasks    documents, questions and answers for experiments/reuse

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -80,19 +81,12 @@ def paragraphs() -> tuple[str, ...]:
     texts = [text for _, text in sorted(topics.items())]
     for name in _MODULES:
         module = importlib.import_module(name)
-        members = [
-            module,
-            *(
-                v
-                for _, v in sorted(vars(module).items())
-                if inspect.isroutine(v) or inspect.isclass(v)
-            ),
-        ]
-        texts += [
-            inspect.cleandoc(m.__doc__)
-            for m in members
-            if isinstance(getattr(m, "__doc__", None), str)
-        ]
+        values = [value for _, value in sorted(vars(module).items())]
+        members = [v for v in values if inspect.isroutine(v) or inspect.isclass(v)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some members are deprecated
+            docs = [getattr(member, "__doc__", None) for member in (module, *members)]
+        texts += [inspect.cleandoc(doc) for doc in docs if isinstance(doc, str)]
     found = [re.sub(r"\s+", " ", p).strip() for text in texts for p in re.split(r"\n\s*\n", text)]
     return tuple(dict.fromkeys(p for p in found if _is_prose(p)))
 

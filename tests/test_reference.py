@@ -239,8 +239,8 @@ def test_qwen3_norms_each_head_of_q_and_k(tmp_path):
         ("Q5_0", 0.02, 0.06),
         ("Q5_1", 0.02, 0.06),
         ("MXFP4", 0.08, 0.2),
-        ("TQ2_0", 0.3, 0.8),
-        ("TQ1_0", 0.3, 0.8),
+        ("TQ2_0", 0.3, 0.85),
+        ("TQ1_0", 0.3, 0.85),
     ],
 )
 def test_weights_survive_their_type(type_name, low, high):

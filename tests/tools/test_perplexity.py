@@ -224,7 +224,7 @@ def rewrite(path: Path, change) -> None:
         (lambda h: h["__metadata__"].update(format="x"), "but not a lariat-kl-base"),
         (
             lambda h: h["__metadata__"].update(version="9"),
-            "another format version: '9', expected '2'",
+            "another format version: '9', expected '3'",
         ),
         (lambda h: h.pop("__metadata__"), "but not a lariat-kl-base"),
         (lambda h: h["tokens"].update(shape=[1, 120]), "do not fit each other"),
