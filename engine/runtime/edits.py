@@ -20,7 +20,6 @@ _SENTENCE = 24  # tokens on each side of an edit that are looked at for the rest
 _ENDS = ".!?\n"
 _MAX_SENTENCE = 48  # tokens
 _BEHIND = 8  # tokens right behind a sentence know much of it
-_NEXT = 16  # tokens right behind an edit often go on about it, with pronouns
 _MAX_COUNT, _MAX_SHARE = 6, 0.01  # a rare word occurs at most so often, or in this share of tokens
 
 
@@ -121,8 +120,9 @@ class Edits:
         scores = {place: sum(1 / counts[w] for w in own) for place, own in found.items() if own}
         sentences = sorted(scores, key=lambda place: -scores[place])
         wanted = [(start, stop + _BEHIND) for start, stop in sentences]
-        wanted += [(edit.start, edit.start + _NEXT) for edit in self._edits[::-1]]
         budget, chosen = int(share * (len(ids) - first)), np.zeros(len(ids), bool)
+        # Text right behind an edit often goes on about it, with pronouns.
+        wanted += [(edit.start, edit.stop) for edit in self._edits[::-1]]
         for start, stop in wanted:
             new = start + np.flatnonzero(~chosen[start:stop])
             chosen[new[: budget - int(chosen.sum())]] = True
