@@ -5,9 +5,14 @@ It imports nothing else of the package, because it must be ready before the rest
 
 from __future__ import annotations
 
+# Nobody cares for interrupts until this module is imported, so it imports little: of `signal` the
+# half in C, because the other half makes enums, and no `typing`.
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
-from types import FrameType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 CODE = 130
 """The exit code of an interrupted program, as shells report it."""
