@@ -136,10 +136,12 @@ class Context:
                 self._runner.compute(head, ids)
                 rows = np.concatenate([head.segments, self._table.cut(at, n)])
                 order: Order = [(0, n_kept), len(ids), (at, n)]
-                self._assign(rows, [*self._ids[:n_kept], *ids, *self._ids[at:]], order)
+                before = self._ids
+                self._assign(rows, [*before[:n_kept], *ids, *before[at:]], order)
             finally:
                 head.clear()
-            self._edits.insert(at, ids, self._ids[:at] + self._ids[at + len(ids) :])
+            self._edits.delete(n_kept, at, before)
+            self._edits.insert(n_kept, ids, [*before[:n_kept], *before[at:]])
         return len(ids)
 
     def truncate(self, n: int) -> None:
@@ -394,6 +396,9 @@ class Context:
     def take_back(self, request: Request) -> None:
         """The request is over: its tokens stay."""
         if self._writer is request:
+            # Evictions, and text that the prompt replaced, move places from here on.
+            both = enumerate(zip(self._ids, request.ids, strict=False))
+            self._edits.keep(next((i for i, (old, new) in both if old != new), len(request.ids)))
             self._ids, self._writer = request.ids, None
 
     # ---- below: shared by the methods; the runner's lock is held ----

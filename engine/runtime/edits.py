@@ -57,6 +57,10 @@ class Edits:
         """Forget all edits."""
         self._edits.clear()
 
+    def keep(self, n: int) -> None:
+        """Forget the edits that do not lie within the first `n` tokens."""
+        self._edits = [edit for edit in self._edits if edit.start <= n]
+
     def insert(self, at: int, new: Sequence[int], ids: Sequence[int]) -> None:
         """Tokens `new` were put before token `at`."""
         n = len(new)
@@ -106,14 +110,19 @@ class Edits:
         They hold at most `share` of the tokens behind the first edit: sentences with rare words of
         the edited ones, those with the most and rarest words first, then tokens right behind edits.
         """
-        if not self._edits:
+        edits = [
+            replace(edit, stop=min(edit.stop, len(ids)))  # the end may have gone since
+            for edit in self._edits
+            if edit.start < len(ids)
+        ]
+        if not edits:
             return []
         words = [self._word(id) for id in ids]
         counts = Counter(words)
         max_count = max(_MAX_COUNT, _MAX_SHARE * len(ids))
-        first = min(edit.start for edit in self._edits)
+        first = min(edit.start for edit in edits)
         found: dict[tuple[int, int], set[str]] = {}  # words that a sentence has in common
-        for edit in self._edits:
+        for edit in edits:
             own = {word for word in map(self._word, edit.ids) if word and counts[word] <= max_count}
             for start, stop in self._sentences(ids, edit.start + edit.n_rest, edit.stop):
                 found.setdefault((start, stop), set()).update(own.intersection(words[start:stop]))
@@ -122,7 +131,7 @@ class Edits:
         wanted = [(start, stop + _BEHIND) for start, stop in sentences]
         budget, chosen = int(share * (len(ids) - first)), np.zeros(len(ids), bool)
         # Text right behind an edit often goes on about it, with pronouns.
-        wanted += [(edit.start, edit.stop) for edit in self._edits[::-1]]
+        wanted += [(edit.start, edit.stop) for edit in edits[::-1]]
         for start, stop in wanted:
             new = start + np.flatnonzero(~chosen[start:stop])
             chosen[new[: budget - int(chosen.sum())]] = True

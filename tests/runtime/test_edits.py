@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from lariat.runtime.edits import Edits
 
 from tests.reference import relative_error
-from tests.support.contexts import CACHES, ids_of, load, n_free, write_deep
+from tests.support.contexts import CACHES, GREEDY, ids_of, load, n_free, write_deep
 
 TEXT = (
     "Anna lives in Paris . The sun is on the hill and birds sing in the old tree , in and out . "
@@ -72,6 +73,16 @@ def test_tokens_that_are_deleted_are_not_recalled(edits: Edits):
     assert edits.recalled(tokens[:4], 1.0) == []
 
 
+def test_an_end_that_has_gone_is_not_recalled(edits: Edits):
+    tokens = replaced(edits, ids(TEXT), 3, "Berlin")
+    for n in (len(tokens) - 3, 5, 4, 2, 0):
+        found = edits.recalled(tokens[:n], 1.0)
+        assert all(4 <= start < stop <= n for start, stop in found)
+        assert bool(found) == (n > 4)
+    edits.keep(2)
+    assert edits.recalled(tokens, 1.0) == []
+
+
 def test_an_edit_at_the_end_is_none(edits: Edits):
     tokens = ids(TEXT)
     edits.insert(len(tokens), ids("Tom"), tokens)
@@ -120,6 +131,23 @@ def test_repair_computes_what_recalls_the_edits_and_forgets_them(deep: Path, cac
                 assert np.array_equal(fork.logits(tokens[:3]), edited.logits(tokens[:3]))
                 other.repair(share=0.5)  # a fork has edits of its own
                 assert np.array_equal(other.logits(tokens[:3]), edited.logits(tokens[:3]))
+        assert n_free(llm) == before
+
+
+def test_repair_after_streams_that_move_or_replace_tokens(deep: Path):
+    with load(deep, "raw", n_ctx=64) as llm:
+        before, tokens = n_free(llm), ids_of(50)
+        with llm.context() as context:
+            context.append(tokens)
+            context.delete(10, 12)
+            params = replace(GREEDY, context_shift=True, max_tokens=40)
+            llm.generate(tokens[:3], params, context=context)  # evicts tokens before the edit
+            assert len(context) <= 64
+            assert context.repair(share=1.0) == 0
+            context.truncate(20)
+            context.delete(5, 7)
+            llm.generate(tokens[:3], GREEDY, context=context)
+            assert context.repair(share=1.0) > 0
         assert n_free(llm) == before
 
 
