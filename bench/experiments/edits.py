@@ -60,32 +60,52 @@ class _Task:
     prompt: str
 
 
-# Each kind: fact up to the value, what follows the value, values, where a later sentence stands
-# (share of the text behind, or None), that sentence, question up to the answer.
-_KINDS: dict[str, tuple[str, str, tuple[str, ...], float | None, str, str]] = {
-    "unrelated": (
-        "{name} lives in", ".", _CITIES, None, "",
+@dataclass(frozen=True)
+class _Kind:
+    """A fact, a later sentence and a question; {name} stands for a person.
+
+    fact, rest  the sentence of the fact, before and behind its value
+    values      what the value may be
+    question    up to where the answer begins
+    later       a sentence behind the fact that speaks of it; "": none
+    share       where it stands, as a share of the text behind
+    """
+
+    fact: str
+    rest: str
+    values: tuple[str, ...]
+    question: str
+    later: str = ""
+    share: float = 0.0
+
+
+_KINDS = {
+    "unrelated": _Kind(
+        "{name} lives in", ".", _CITIES,
         "In which city does {name} live?\nAnswer: {name} lives in",
     ),
-    "next": (
-        "{name} lives in", ".", _CITIES, 0.0,
-        "She works there too, in the office of her city, and so do her brother and her mother.",
+    "next": _Kind(
+        "{name} lives in", ".", _CITIES,
         "In which city does the mother of {name} work?\nAnswer: The mother of {name} works in",
+        "She works there too, in the office of her city, and so do her brother and her mother.",
     ),
-    "repeats": (
-        "{name} works as a", ".", _JOBS, 0.5,
-        "As was said above, {name} has the job that was named there, and {name} likes this job.",
+    "repeats": _Kind(
+        "{name} works as a", ".", _JOBS,
         "What is the job of {name}?\nAnswer: {name} works as a",
+        "As was said above, {name} has the job that was named there, and {name} likes this job.",
+        0.5,
     ),
-    "sums up": (
-        "{name} lives in", ", has a garden and drives a red car.", _CITIES, 1.0,
-        "In summary, {name} lives in the city that was named, has a garden and likes the city.",
+    "sums up": _Kind(
+        "{name} lives in", ", has a garden and drives a red car.", _CITIES,
         "In which city does {name} live?\nAnswer: {name} lives in",
+        "In summary, {name} lives in the city that was named, has a garden and likes the city.",
+        1.0,
     ),
-    "answers": (
-        "{name} lives in", ".", _CITIES, 0.5,
-        "{name} works in the same city in which {name} lives, and {name}'s mother lives there too.",
+    "answers": _Kind(
+        "{name} lives in", ".", _CITIES,
         "In which city does {name}'s mother live?\nAnswer: {name}'s mother lives in",
+        "{name} works in the same city in which {name} lives, and {name}'s mother lives there too.",
+        0.5,
     ),
 }  # fmt: skip
 
@@ -93,16 +113,18 @@ _KINDS: dict[str, tuple[str, str, tuple[str, ...], float | None, str, str]] = {
 def _task(kind: str, number: int, n_behind: int, count: Callable[[str], int]) -> _Task:
     """A task by kind and number."""
     dice = Dice("edits", kind, number)
-    fact, rest, values, share, later, question = _KINDS[kind]
-    name, old, new = dice.pick(_NAMES), *dice.several(values, 2)
+    words = _KINDS[kind]
+    name, old, new = dice.pick(_NAMES), *dice.several(words.values, 2)
     sentences = prose(dice, n_behind, count)
-    if share is not None:
-        sentences.insert(round(share * len(sentences)), later.format(name=name))
-    before = [*prose(dice, 60, count), fact.format(name=name)]
+    if words.later:
+        sentences.insert(round(words.share * len(sentences)), words.later.format(name=name))
     return _Task(
-        " ".join(before), " ".join([rest, *sentences]), f" {old}", f" {new}",
-        f"\n\nQuestion: {question.format(name=name)}",
-    )  # fmt: skip
+        before=" ".join([*prose(dice, 60, count), words.fact.format(name=name)]),
+        behind=" ".join([words.rest, *sentences]),
+        old=f" {old}",
+        new=f" {new}",
+        prompt=f"\n\nQuestion: {words.question.format(name=name)}",
+    )
 
 
 def _contexts(llm: LLM, task: _Task, share: float) -> tuple[dict[str, Context], dict[str, float]]:

@@ -41,14 +41,17 @@ def nll_and_likeliest(llm: LLM, n: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 # are nearly alike. On 300 of the tokens the float64 reference's likeliest is that of Lariat for
 # 95.3 %, and that of llama.cpp for 93.3 %.
 @needs_gemma3
-@pytest.mark.parametrize(("cache", "share"), [("roped", 0.95), ("raw", 0.94)])
-def test_1500_tokens_are_as_likely_as_in_llama_cpp(cache: str, share: float) -> None:
+@pytest.mark.parametrize("cache", ["roped", "raw"])
+def test_1500_tokens_are_as_likely_as_in_llama_cpp(cache: str) -> None:
     with LLM(GEMMA3, cache=cache, n_ctx=1536, n_threads=2) as llm:
         nll, likeliest, ahead = nll_and_likeliest(llm, len(IDS))
     assert len(nll) == 1499
     assert abs(nll.mean() / JUDGED["nll"] - 1) < 0.005
-    assert np.mean(likeliest == JUDGED["likeliest"]) > share
     assert ahead.max() < 1, "where they differ, it is a near tie"
+    share = np.mean(likeliest == JUDGED["likeliest"])
+    if cache == "raw" and 0.94 < share < 0.95:
+        pytest.xfail(f"{100 * share:.1f} % of the likeliest tokens are llama.cpp's, 95 % are due")
+    assert share >= 0.95
 
 
 @needs_gemma3
