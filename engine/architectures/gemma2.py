@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from lariat.architectures import llama
@@ -56,17 +57,22 @@ class Layer(llama.Layer):
     ffn_post_norm: np.ndarray  # float32 [dim]
 
 
+def read_post_norms(t: TensorReader, c: ModelConfig, i: int) -> dict[str, Any]:
+    """The norms behind attention and feed-forward of layer `i`."""
+    return {
+        "attn_post_norm": t.vector(f"blk.{i}.post_attention_norm.weight", c.dim),
+        "ffn_post_norm": t.vector(f"blk.{i}.post_ffw_norm.weight", c.dim),
+    }
+
+
+def read_layer(t: TensorReader, c: ModelConfig, i: int) -> Layer:
+    """Layer `i`."""
+    return Layer(**vars(llama.read_layer(t, c, i, neox=True)), **read_post_norms(t, c, i))
+
+
 def read_weights(t: TensorReader, c: ModelConfig) -> Weights[Layer]:
     """All layers, then the tensors around them."""
-    layers = tuple(
-        Layer(
-            **vars(llama.read_layer(t, c, i, neox=True)),
-            attn_post_norm=t.vector(f"blk.{i}.post_attention_norm.weight", c.dim),
-            ffn_post_norm=t.vector(f"blk.{i}.post_ffw_norm.weight", c.dim),
-        )
-        for i in range(c.n_layers)
-    )
-    return read_around(t, c, layers)
+    return read_around(t, c, tuple(read_layer(t, c, i) for i in range(c.n_layers)))
 
 
 def forward(record: Recorder, weights: Weights[Layer]) -> None:

@@ -37,17 +37,14 @@ class Layer(qwen3.Layer):
     ffn_post_norm: np.ndarray  # float32 [dim]
 
 
+def read_layer(t: TensorReader, c: ModelConfig, i: int) -> Layer:
+    """Layer `i`."""
+    return Layer(**vars(qwen3.read_layer(t, c, i)), **gemma2.read_post_norms(t, c, i))
+
+
 def read_weights(t: TensorReader, c: ModelConfig) -> Weights[Layer]:
     """All layers, then the tensors around them."""
-    layers = tuple(
-        Layer(
-            **vars(qwen3.read_layer(t, c, i)),
-            attn_post_norm=t.vector(f"blk.{i}.post_attention_norm.weight", c.dim),
-            ffn_post_norm=t.vector(f"blk.{i}.post_ffw_norm.weight", c.dim),
-        )
-        for i in range(c.n_layers)
-    )
-    return read_around(t, c, layers)
+    return read_around(t, c, tuple(read_layer(t, c, i) for i in range(c.n_layers)))
 
 
 def forward(record: Recorder, weights: Weights[Layer]) -> None:
