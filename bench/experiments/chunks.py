@@ -19,6 +19,7 @@ import warnings
 
 import numpy as np
 from lariat import DEMO_MODEL, LLM, ChunkLibrary, SamplingParams
+from lariat.measure.reuse_quality import predict
 from lariat.reuse.library import ReuseWarning
 from tqdm import tqdm
 
@@ -87,11 +88,9 @@ def _answer(
             context.append(library[name], recompute=k)
         ids = llm.tokenize(question, add_bos=False)
         answer = llm.tokenize(passage.facts[0].statement, add_bos=False)  # the space is added
-        rows = context.logits([*ids, *answer[:-1]])[len(ids) - 1 :].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        nll = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(answer)), answer]
+        predicted = predict(context, ids, answer)
         text = llm.generate(ids, _ANSWER, context=context).text
-        return passage.is_right(text), float(nll.mean())
+        return passage.is_right(text), -float(predicted[np.arange(len(answer)), answer].mean())
 
 
 def add(model: str, folder: str, n: int) -> None:

@@ -34,7 +34,7 @@ from lariat.cache.blocks import SLOTS
 from lariat.cli.console import Bar
 from lariat.runtime.batch import Part
 from lariat.runtime.runner import Runner
-from lariat.tools.perplexity import log_softmax
+from lariat.runtime.sampler import log_softmax
 
 from bench.prose import prose
 from models import corpus

@@ -34,7 +34,7 @@ from lariat import LLM, Context, RopeConfig, SamplingParams
 from lariat.cli.console import Bar
 from lariat.cli.rope_read import words as rope_words
 from lariat.formats.atomic import written_beside
-from lariat.tools.perplexity import log_softmax
+from lariat.runtime.sampler import log_softmax
 
 from bench.prose import prose
 from models.recall import ADJECTIVES, NOUNS

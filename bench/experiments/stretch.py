@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from lariat import DEMO_MODEL, LLM, RopeConfig, SamplingParams
 from lariat.cli.console import Bar
-from lariat.tools.perplexity import log_softmax
+from lariat.runtime.sampler import log_softmax
 
 from bench.experiments.endless import ppl, stories
 from models import corpus, recall

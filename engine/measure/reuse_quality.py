@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from lariat.runtime.context import Context
+from lariat.runtime.sampler import log_softmax
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,7 @@ class Score:
 def predict(context: Context, question: Sequence[int], answer: Sequence[int]) -> np.ndarray:
     """Log probabilities of each token of `answer` behind `context` and `question`, float32
     [n_answer, n_vocab]."""
-    rows = context.logits([*question, *answer[:-1]])[len(question) - 1 :]
-    rows = rows - rows.max(axis=1, keepdims=True)
-    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
-    return rows
+    return log_softmax(context.logits([*question, *answer[:-1]])[len(question) - 1 :])
 
 
 def score(log_probs: np.ndarray, full: np.ndarray, answer: Sequence[int]) -> Score:

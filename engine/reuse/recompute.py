@@ -9,7 +9,6 @@ likely the question is behind each chunk alone. docs/cache-measurements.md has w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -21,6 +20,7 @@ from lariat.errors import ContextError
 from lariat.runtime.batch import split
 from lariat.runtime.placed import Choice, Chooser, Placed
 from lariat.runtime.runner import NO_ROOM, Runner
+from lariat.runtime.sampler import log_softmax
 
 _LENGTH = 64  # tokens of the passage by which a document is judged
 _MAX_WORDS = 64  # of a question: its rarest ones, and of equals the last
@@ -206,13 +206,13 @@ def question_nll(
         if sum(one.n_new_blocks(len(question)) for one in tables) > runner.cache.pool.n_free:
             raise ContextError(NO_ROOM)
         parts = [runner.part(one, question, "all") for one in tables]
+        # The prediction behind a question's last token says nothing, and goes in the end.
+        following = np.tile(np.roll(question, -1), len(spans))
         found: list[float] = []
         for group in split(parts, min(_ROWS, runner.n_ubatch)):
-            for row in runner.forward(group):
-                # The last token of a question says nothing of another one.
-                following = question[(len(found) + 1) % len(question)]
-                top = float(row.max())
-                found.append(top + math.log(np.exp(row - top).sum()) - float(row[following]))
+            rows = log_softmax(runner.forward(group))
+            ids = following[len(found) : len(found) + len(rows)]
+            found += (-rows[np.arange(len(rows)), ids]).tolist()
         return np.reshape(found, (len(spans), -1))[:, :-1].sum(axis=1).tolist()
     finally:
         for one in tables:

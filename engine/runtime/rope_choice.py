@@ -16,6 +16,7 @@ import numpy as np
 from lariat.cache.blocks import BlockTable
 from lariat.checks import check_type
 from lariat.config import ModelConfig, RopeConfig
+from lariat.runtime.sampler import log_softmax
 
 MAX_QUESTION = 64
 """Tokens of a question, at most."""
@@ -152,7 +153,4 @@ def surprise(logits: np.ndarray, ids: Sequence[int]) -> float:
     """Mean of -log p of all `ids` but the first, nats a token; logits float32 [n, n_vocab]."""
     if len(ids) < 2:
         return 0.0
-    rows, targets = logits[:-1], np.array(ids[1:], np.int64)
-    top = rows.max(axis=1)
-    n = np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
-    return float(np.mean(n + top - rows[np.arange(len(targets)), targets]))
+    return -float(log_softmax(logits[:-1])[np.arange(len(ids) - 1), ids[1:]].mean())

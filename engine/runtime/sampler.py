@@ -94,6 +94,17 @@ def check_finite(logits: Floats) -> None:
         raise LariatError(f"the logits hold {found}: the model or its file is damaged")
 
 
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Log-probabilities [n, n_vocab], their normalizer summed in float64. LariatError for logits
+    that are not finite."""
+    top = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise LariatError("the logits are not finite: the model or its file is damaged")
+    shifted = logits - top
+    normalizer = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
+    return shifted - normalizer.astype(np.float32)
+
+
 def _leading(logits: Floats, params: SamplingParams) -> tuple[float, float | None]:
     """Find a bound that spares sorting a whole vocabulary, which takes milliseconds, without top-k.
 

@@ -24,7 +24,7 @@ from lariat.formats import safetensors_io
 from lariat.formats.atomic import written_beside
 from lariat.llm import LLM
 from lariat.runtime.batch import Part, split
-from lariat.runtime.sampler import check_finite
+from lariat.runtime.sampler import check_finite, log_softmax
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -98,16 +98,6 @@ def predictions(llm: LLM, windows: Ids) -> Iterator[Rows]:
                 yield Rows(i, at - half, targets, log_softmax(logits))
         finally:
             context.clear()
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Log-probabilities [n, n_vocab] in float32, their normalizer summed in float64."""
-    top = logits.max(axis=1, keepdims=True)
-    if not np.isfinite(top).all():
-        raise LariatError("the logits are not finite: the model or its file is damaged")
-    shifted = logits - top
-    normalizer = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
-    return shifted - normalizer.astype(np.float32)
 
 
 def exp(x: float) -> float:

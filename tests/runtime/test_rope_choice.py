@@ -16,7 +16,7 @@ from lariat.runtime.rope_choice import (
     read_question,
     surprise,
 )
-from lariat.tools.perplexity import log_softmax
+from lariat.runtime.sampler import log_softmax
 
 from tests.support.contexts import GREEDY, ids_of, load, n_free, n_held, write_deep
 
