@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lariat.cli import console, engine_flags, model_file, prompt
-from lariat.cli.usage import UsageError
+from lariat.cli import console, engine_flags, model_file, prompt, text_windows
 from lariat.errors import LariatError
 
 _DESCRIPTION = """\
@@ -30,16 +29,7 @@ def register(commands: Any) -> None:
         epilog=_EPILOG,
     )
     parser.set_defaults(run=run)
-    text = parser.add_argument_group("text")
-    prompt.add_arguments(text, required=True)
-    prompt.add_parse_special(text, default=False)
-    text.add_argument(
-        "--chunks",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="windows to compute, as llama-imatrix counts them; -1: all (default: -1)",
-    )
+    text_windows.add(parser, "compute", required=True)
     parser.add_argument(
         "-o", "--output", default="imatrix.gguf", metavar="FILE", help="default: imatrix.gguf"
     )
@@ -52,8 +42,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, and return the exit code."""
-    if args.chunks == 0 or args.chunks < -1:
-        raise UsageError(f"argument --chunks: {args.chunks}, expected 1 or more, or -1 for all")
+    n_windows = text_windows.asked(args)
     config = engine_flags.config(args)
     overrides = model_file.overrides(args)
     text = prompt.read(args)
@@ -67,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
         engine_flags.load(args, config, overrides) as llm,
         console.Bar("computing", enabled=not args.quiet) as bar,
     ):
-        windows = perplexity.cut(
-            llm, text, llm.n_ctx, args.chunks, parse_special=args.parse_special
-        )
+        windows = perplexity.cut(llm, text, llm.n_ctx, n_windows, parse_special=args.parse_special)
         sums, counts = importance.collect(llm, windows, args.process_output, bar)
     dataset = args.file if args.file not in (None, "-") else ""
     write_imatrix(args.output, sums, counts, dataset, len(windows), windows.shape[1])

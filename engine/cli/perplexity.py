@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import console, engine_flags, model_file, prompt
+from lariat.cli import console, engine_flags, model_file, prompt, text_windows
 from lariat.cli.usage import UsageError
 from lariat.errors import LariatError
 
@@ -45,16 +45,7 @@ def register(commands: Any) -> None:
         epilog=_EPILOG,
     )
     parser.set_defaults(run=run)
-    text = parser.add_argument_group("text")
-    prompt.add_arguments(text, required=False)
-    prompt.add_parse_special(text, default=False)
-    text.add_argument(
-        "--chunks",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="windows to score, as llama-perplexity counts them; -1: all (default: -1)",
-    )
+    text = text_windows.add(parser, "score", required=False)
     text.add_argument(
         "--kl-base",
         "--kl-divergence-base",
@@ -76,8 +67,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit code."""
-    if args.chunks == 0 or args.chunks < -1:
-        raise UsageError(f"argument --chunks: {args.chunks}, expected 1 or more, or -1 for all")
+    n_windows = text_windows.asked(args)
     if args.kl_divergence and not args.kl_base:
         raise UsageError("--kl-divergence needs the file to compare with: --kl-base FILE")
     has_text = args.prompt is not None or args.file is not None
@@ -104,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         windows = None
         if text is not None:
             windows = perplexity.cut(
-                llm, text, llm.n_ctx, args.chunks, parse_special=args.parse_special
+                llm, text, llm.n_ctx, n_windows, parse_special=args.parse_special
             )
         about = _about(llm, args)
         if base is not None:
