@@ -1,4 +1,4 @@
-"""What the engine computes, as digests: with them a redesign shows that no result is another.
+"""Digests of all that the engine computes: they show that a redesign changes no result.
 
 python -m bench.digests -o FILE.json         writes digests of all levels that this processor has
 python -m bench.digests --check FILE.json    computes them again and names each that deviates
@@ -138,7 +138,7 @@ def file_name(arch: str, type: str, way: Way) -> str:
 
 
 def stages(path: Path, way: Way, cache: str, kv_type: str, n_threads: int) -> dict[str, bytes]:
-    """What each stage brings: float32 logits, and int32 token ids before those of the batch."""
+    """The bytes of each stage: float32 logits, and int32 token ids before those of the batch."""
 
     def load(n_ubatch: int = 512) -> LLM:
         return LLM(
@@ -264,7 +264,7 @@ def compute(
 
 
 def processor() -> str:
-    """What the system calls it."""
+    """The name that the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -6,7 +6,7 @@
 The interpreter that --python names has llama-cpp-python; without it the models are compared with
 the float64 reference of the tests alone. For each pair it writes a small random model whose
 matrices are of that type, and compares logits: with llama.cpp's from the same file, and with the
-reference's, which rounds activations as the kernels do. What differs more than `bound` says is no
+reference's, which rounds activations as the kernels do. A difference above `bound` is no
 proof, and the exit code is 1. `--files` compares the files of `make real-models` with llama.cpp.
 Pairs that are there already stay as they are unless --again is given.
 
@@ -88,7 +88,7 @@ def types() -> list[str]:
 
 
 def read() -> Proofs:
-    """What results/models.json says."""
+    """The contents of results/models.json."""
     return dict(json.loads(PATH.read_text("utf-8"))) if PATH.exists() else {}
 
 
@@ -120,7 +120,7 @@ def render(page: str) -> str:
 
 
 def missing(proofs: Proofs, architectures: Iterable[str]) -> list[str]:
-    """What the table lacks, as sentences that say what to do."""
+    """Gaps of the table, as sentences that say what to do."""
     lacking = []
     random: Mapping[str, Mapping[str, Any]] = proofs["random"]
     command = "`python -m bench.proofs --python PYTHON_WITH_LLAMA_CPP {}` and `make results`"

@@ -35,7 +35,7 @@ _UINT32, _STRING, _ARRAY = 4, 8, 9  # types of metadata
 
 @dataclass(frozen=True)
 class Imatrix:
-    """What a file says of each tensor, by its name.
+    """The contents of a file, by the names of tensors.
 
     values  float32 [n_matrices, n_cols], finite and not negative; n_matrices is 1, or the number of
             experts

@@ -284,7 +284,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What `huggingface_hub` raises, whichever HTTP library its version has."""
+    """The errors of `huggingface_hub`, whichever HTTP library its version has."""
     from huggingface_hub import errors
 
     return (OSError, errors.HTTPError, ValueError, TypeError, KeyError)

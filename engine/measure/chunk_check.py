@@ -30,7 +30,7 @@ _N_ASKED = 4  # questions behind the same documents
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one document, or of all together."""
+    """The result for one document, or for all together."""
 
     name: str  # "" for all
     scores: tuple[Score, ...]

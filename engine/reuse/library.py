@@ -51,7 +51,7 @@ _FEW = 10  # answers that say nothing
 
 @dataclass(frozen=True)
 class Verified:
-    """What `lariat chunk verify` found of a chunk that stands behind others.
+    """The result of `lariat chunk verify` for a chunk that stands behind others.
 
     recompute   the setting that it was measured with, as the command line writes it
     n_questions, n_answered, n_kept

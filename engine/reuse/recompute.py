@@ -31,7 +31,7 @@ _COVERED = 0.25  # what a term that a passage has counts for the next passage
 
 @dataclass(frozen=True)
 class Recompute:
-    """What is computed anew in chunks, once the text behind them, the question, is known.
+    """The tokens of chunks to compute anew once the question, the text behind them, is known.
 
     first       first tokens of each chunk
     passages    chunks in which a passage is computed anew: those that the question is about

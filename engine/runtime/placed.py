@@ -16,8 +16,8 @@ from lariat.cache.kv_cache import FileBlocks
 from lariat.runtime.runner import Runner
 
 Order: TypeAlias = "Sequence[int | tuple[int, int]]"
-"""What a context has after an edit: (start, stop) of tokens that it had before, or a number of new
-ones."""
+"""The tokens of a context after an edit, in order: (start, stop) of tokens that it had before, or a
+number of new ones."""
 
 
 @dataclass(frozen=True)

@@ -239,8 +239,8 @@ class Runner:
         Their keys and values go into fresh blocks, because the old ones may be others' too; all
         tokens keep their positions, so this works with both caches and all types. All ranges are
         one batch, in which each is a part over the same table that ends behind the range; more than
-        `n_ubatch` tokens go in several passes from left to right. What stands between the ranges
-        is not computed, and keeps what it saw.
+        `n_ubatch` tokens go in several passes from left to right. Tokens between the ranges are not
+        computed, and keep what they saw.
 
         To repair what stands behind an edit, pass one range that begins behind it. Hold the lock.
         ContextError if blocks are missing; the table is as it was after any exception.

@@ -119,7 +119,7 @@ def _without_path(error: LariatError, gguf: GGUFFile) -> str:
 
 
 def _other_file(gguf: GGUFFile) -> tuple[str, str] | None:
-    """What a file is that is no model, and why it does not run; None for models.
+    """Name a file that is no model, and why it does not run; None for models.
 
     Sources: llama.cpp's gguf-py (constants.py), tools/imatrix and tools/cvector-generator.
     """

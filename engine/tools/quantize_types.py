@@ -68,7 +68,7 @@ _KEPT = ("_norm.weight", "ffn_gate_inp.weight")
 
 @dataclass(frozen=True)
 class Shape:
-    """What the rules look at, of the model and of its file."""
+    """The facts of a model and of its file that the rules look at."""
 
     architecture: str
     n_layers: int
@@ -85,7 +85,7 @@ class Shape:
 
     @property
     def is_70b(self) -> bool:
-        """What llama.cpp takes for a model of 70 billion weights, by its number of layers."""
+        """Whether llama.cpp takes it for a model of 70 billion weights, by its number of layers."""
         grouped = self.architecture == "qwen2" or self.n_heads != self.n_kv_heads
         return self.architecture in ("llama", "qwen2") and self.n_layers == 80 and grouped
 
