@@ -336,8 +336,12 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
             with contextlib.suppress(OSError):  # some file systems cannot lock
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # The one before may have finished and renamed it.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            # The one before may have finished and renamed it, even between two lines of ours.
+            try:
+                is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            except FileNotFoundError:
+                is_current = False
+            if is_current:
                 yield file
                 return
 

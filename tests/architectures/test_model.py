@@ -276,8 +276,8 @@ def test_positions_matter(tmp_path):
 def test_decoding_allocates_no_buffers(tmp_path, cache):
     """After warm-up a token costs some lists and small arrays: nothing as wide as logits, the
     feed-forward or the context, and nothing that stays."""
-    widest = 4096 * 4  # bytes of a row of logits, and of the feed-forward
-    path = write_llama(tmp_path / "m.gguf", n_vocab=4096, n_ff=4096, n_ctx=8192)
+    widest = 8192 * 4  # bytes of a row of logits, and of the feed-forward
+    path = write_llama(tmp_path / "m.gguf", n_vocab=8192, n_ff=8192, n_ctx=8192)
     with load(path, cache=cache) as llm:
         context = llm.runner.new_table()
         llm.runner.forward([Part(context, ids_of(300), "last")])
