@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -109,7 +110,7 @@ class Hub:
         ref = repo_folder(self.cache_dir, repo) / "refs" / "main"
         ref.parent.mkdir(parents=True, exist_ok=True)
         if not ref.exists() or ref.read_text() != commit:
-            part = ref.with_name(f"main.{os.getpid()}")
+            part = ref.with_name(f"main.{os.getpid()}.{threading.get_ident()}")
             part.write_text(commit)
             part.replace(ref)
 
