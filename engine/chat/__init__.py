@@ -1,7 +1,8 @@
 """Chat: conversations with a model that was trained for them. docs/chat.md explains the design.
 
 chat             `Chat` and `Reply`: say something, read the answer, save and load
-conversation     messages as tokens, and which of them the cache has; forgets old turns
+conversation     messages, and which of their tokens the cache has; forgets old turns
+rendering        messages as tokens
 message_checks   whether messages of a program or a file are some, and all a conversation
 message_forms    the form in which a template takes messages: found out by trying
 thoughts         tells thoughts and answers apart

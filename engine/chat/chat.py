@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lariat.chat import chat_template, message_checks
-from lariat.chat.conversation import N_RESERVED, Conversation, Message, Prompt
+from lariat.chat.conversation import N_RESERVED, Conversation
+from lariat.chat.rendering import Message, Prompt
 from lariat.checks import check_type
 from lariat.config import RopeConfig, SamplingParams
 from lariat.errors import ChatError, ContextError
