@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lariat.checks import check_choice, check_real, check_switch, check_type, check_whole
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
@@ -230,6 +233,34 @@ class EngineConfig:
         return self.cache == "raw" or not self.type_k.endswith("_ch")
 
 
+class Matcher(Protocol):
+    """A grammar and the text of one request so far. Its errors end the request."""
+
+    def mask(self, logits: np.ndarray) -> None:
+        """Set the logits (float [n_vocab], in place) of all tokens that may not come to -inf. Ends
+        of generation may come where the text may end."""
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that came; not one that ends the text."""
+
+    def forced(self) -> list[int]:
+        """Tokens that come next whatever the logits are, as far as that is known."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing may come any more."""
+
+
+class Grammar(Protocol):
+    """What a text must follow. Requests may share one."""
+
+    def start(self) -> Matcher:
+        """Begin a text."""
+
+
+LogitsProcessor = Callable[[list[int], "np.ndarray"], "np.ndarray"]
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen. Names and defaults are llama.cpp's.
@@ -238,7 +269,13 @@ class SamplingParams:
     `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1 and `repeat_penalty` 1 switch their stages off, 0
     the other penalties. Penalties look at the last `repeat_last_n` tokens: 0 is none, -1 the whole
     context. `logit_bias` is added to the logits of the tokens that it names, -inf forbids them.
-    `stop` are texts that end generation; they are not part of it. None for these two is none.
+    `stop` are texts and `stop_token_ids` tokens that end generation; they are not part of it. None
+    for these three is none. Nothing ends the text before it has `min_tokens`: end tokens and stop
+    tokens are forbidden until then, and stop texts are looked for behind them.
+
+    `logits_processors` are functions that get all token ids so far, the prompt's too, and logits
+    (float32 [n_vocab], with biases and penalties), and return logits; they must not use the model.
+    A `grammar` is what the text must follow, whatever the processors do, see `Grammar`.
 
     With `context_shift` a full context loses its oldest 32 tokens behind the first `n_keep`, and
     the tokens behind them move up (StreamingLLM, arXiv 2309.17453). `n_keep` -1 keeps the prompt
@@ -261,6 +298,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     context_shift: bool = False
     n_keep: int = 4
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    logits_processors: tuple[LogitsProcessor, ...] = ()
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, (whole_min, whole_max) in _WHOLE.items():
@@ -273,6 +314,14 @@ class SamplingParams:
             _set(self, "seed", check_whole("seed", self.seed, 0, _MAX_SEED))
         _set(self, "logit_bias", _checked_bias(self.logit_bias))
         _set(self, "stop", _checked_stop(self.stop))
+        _set(self, "stop_token_ids", _checked_stop_ids(self.stop_token_ids))
+        _set(self, "logits_processors", _checked_processors(self.logits_processors))
+        if 0 <= self.max_tokens < self.min_tokens:
+            raise ValueError(
+                f"min_tokens is {self.min_tokens}, more than max_tokens, which is {self.max_tokens}"
+            )
+        if self.grammar is not None and not callable(getattr(self.grammar, "start", None)):
+            raise ValueError(f"grammar is {self.grammar!r}, expected a grammar")
 
 
 _WHOLE = {
@@ -280,6 +329,7 @@ _WHOLE = {
     "top_k": (0, 1 << 31),
     "repeat_last_n": (-1, 1 << 31),
     "n_keep": (-1, 1 << 31),
+    "min_tokens": (0, 1 << 31),
 }
 _REAL = {
     "temperature": (0.0, 1e6),
@@ -321,3 +371,30 @@ def _checked_stop(given: Any) -> tuple[str, ...]:
         if not isinstance(text, str) or not text:
             raise ValueError(f"a stop text is {text!r}, which is empty or not a string")
     return texts
+
+
+def _checked_stop_ids(given: Any) -> tuple[int, ...]:
+    """The stop tokens, () for None."""
+    ids = _checked_list("stop_token_ids", given, "token ids")
+    return tuple(check_whole("a token of stop_token_ids", token, 0, 1 << 31) for token in ids)
+
+
+def _checked_processors(given: Any) -> tuple[LogitsProcessor, ...]:
+    """The logits processors, () for None."""
+    processors = _checked_list("logits_processors", given, "functions")
+    for processor in processors:
+        if not callable(processor):
+            raise ValueError(f"a logits processor is {processor!r}, expected a function")
+    return processors
+
+
+def _checked_list(name: str, given: Any, things: str) -> tuple[Any, ...]:
+    """The values of a list, () for None."""
+    if given is None:
+        return ()
+    try:
+        if not isinstance(given, (str, bytes)):
+            return tuple(given)
+    except TypeError:
+        pass
+    raise ValueError(f"{name} is {given!r}, expected a list of {things}")

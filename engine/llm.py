@@ -365,6 +365,11 @@ class LLM:
         for token in params.logit_bias:
             if token >= self.n_vocab:
                 raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
+        for token in params.stop_token_ids:
+            if token >= self.n_vocab:
+                raise ValueError(
+                    f"stop token {token} is not in the vocabulary of {self.n_vocab} tokens"
+                )
         seed = params.seed if params.seed is not None else self.settings.seed
         return Request(
             ids,

@@ -62,7 +62,7 @@ def script(monkeypatch):
     """Make the model say given ids: script(prompt, ids)."""
     answers: dict[tuple[int, ...], list[int]] = {}
 
-    def sample(logits, params, previous, rng) -> int:
+    def sample(logits, params, previous, rng, change) -> int:
         n, ids = next((len(p), a) for p, a in answers.items() if tuple(previous[: len(p)]) == p)
         return ids[len(previous) - n]
 

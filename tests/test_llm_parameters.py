@@ -96,6 +96,8 @@ def test_every_field_takes_a_value_or_refuses_it(config: type, odd: Any) -> None
         # Threads are checked with what the machine has, see the next test.
         if taken and field.name not in (
             "stop",
+            "stop_token_ids",
+            "logits_processors",
             "logit_bias",
             "rope",
             "n_threads",
@@ -240,7 +242,7 @@ def test_what_overflows_together_is_blamed_and_not_the_file(
     llm: LLM, params: dict[str, Any], temperature: float
 ) -> None:
     wanted = SamplingParams(temperature=temperature, max_tokens=3, **params)
-    with pytest.raises(LariatError, match="biases and penalties make a logit inf"):
+    with pytest.raises(LariatError, match="biases, penalties or processors make a logit inf"):
         llm.generate([5, 6], wanted)
 
 

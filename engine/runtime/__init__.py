@@ -5,6 +5,7 @@ scheduler  decides each step: what to compute, to evict, to preempt
 request    the state of one request, and the text that comes of it
 batch      parts of requests, laid out as the flat arrays of a forward pass
 sampler    chooses the next token from logits
+stages     those of one request: processors, grammar, ends that are held back
 rope_choice  which RoPE a question is read with
 context    tokens in the cache that a user edits
 edits      what was edited, and the tokens behind it that recall it

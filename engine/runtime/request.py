@@ -11,7 +11,9 @@ import numpy as np
 from lariat.cache.blocks import SLOTS, BlockTable
 from lariat.config import RopeConfig, SamplingParams
 from lariat.errors import ContextError
+from lariat.runtime import sampler
 from lariat.runtime.rope_choice import RopeRead
+from lariat.runtime.stages import Stages
 
 _NO_MORE_KEYS = 1 << 31  # as `n_keyed`: above every number of blocks
 
@@ -124,7 +126,7 @@ class Request:
     ids        all tokens: the prompt's and the generated ones
     table      where the computed ones are in the cache: the first of `ids`
     decoder    turns token ids into text
-    eog_ids    tokens that end it
+    eog_ids    tokens with which the model ends its text
     n_ctx      max tokens that it may have
     replaced   the last tokens of the context that it continues, if its own come instead
     read       with which RoPE its question and its text are read; None: as all is computed
@@ -152,7 +154,7 @@ class Request:
         self.table = table
         self.rng = rng
         self.completion = completion
-        self.eog_ids = eog_ids
+        self.stages = Stages(params, eog_ids)
         self.pieces: deque[str] = deque()  # text that nobody has taken yet
         self.closed = False  # given up: nothing more will be computed
         self.error: BaseException | None = None  # why, unless the user gave it up
@@ -306,21 +308,38 @@ class Request:
         if self._on_prompt and not self.completion.token_ids:
             self._on_prompt(self.n_prompt_done, len(self.completion.prompt_ids))
 
+    def take(self, logits: np.ndarray) -> None:
+        """Choose the next token from the logits behind the last one, float32 [n_vocab].
+
+        LariatError if it cannot be chosen: this request's own error.
+        """
+        sampler.check_finite(logits)
+        change = self.stages.change if self.stages.are_needed else None
+        self.append(sampler.sample(logits, self.params, self.ids, self.rng, change))
+        for token in () if self.finished else self.stages.forced():
+            if not self.finished:
+                self.append(token)
+
     def append(self, token: int) -> None:
-        """Take a sampled token: its text, and whether it ends the request."""
+        """Take a token that was chosen: its text, and whether it ends the request."""
         done = self.completion
-        if token in self.eog_ids and not self.params.ignore_eos:
+        if token in self.stages.end_ids:
             self._finish("stop")
             return
+        self.stages.accept(token)
         self.ids.append(token)
         done.token_ids.append(token)
         n_before = len(done.text)
-        text, stopped = self._stop.feed(self._decoder.feed(token))
+        text, stopped = self._decoder.feed(token), False
+        if not self.stages.holds_ends:
+            text, stopped = self._stop.feed(text)
         self._show(text)
         if self.is_endless:
             self._forget(len(done.text) - n_before)
         if stopped:
             done.finish_reason = "stop"
+        elif self.stages.is_done:
+            self._finish("stop")
         elif len(done.token_ids) == self.params.max_tokens:
             self._finish("length")
         elif len(self.ids) >= self._n_ctx and not self.params.context_shift:

@@ -419,7 +419,7 @@ class Runner:
             )
             request.chosen(chosen.rope, chosen.n_tried)
             request.report_prompt()
-            request.append(_sample(chosen.logits, request))
+            request.take(chosen.logits)
         except LariatError as error:  # this request's own; the others go on
             request.fail(error)
 
@@ -446,7 +446,7 @@ def _deal_out(logits: np.ndarray, group: Sequence[Part]) -> None:
         if part.logits == "last":
             row = next(rows)
             try:
-                request.append(_sample(row, request))
+                request.take(row)
             except LariatError as error:  # this request's own; the others go on
                 request.fail(error)
 
@@ -460,11 +460,3 @@ def is_list(value: object) -> bool:
         and hasattr(value, "__getitem__")
         and not isinstance(value, Mapping)
     )
-
-
-def _sample(logits: np.ndarray, request: Request) -> int:
-    """Choose the next token of a request from its logits, float32 [n_vocab]."""
-    sampler.check_finite(logits)
-    if request.params.ignore_eos:
-        logits[list(request.eog_ids)] = -np.inf
-    return sampler.sample(logits, request.params, request.ids, request.rng)

@@ -4,6 +4,8 @@ The order of the stages, and what each of them means, is llama.cpp's default cha
 
     logits -> bias -> penalties -> top-k -> typical -> top-p -> min-p -> temperature -> draw
 
+Stages that a request has for itself (`lariat.runtime.stages`) come between penalties and top-k.
+
 Until top-k the logits cover the vocabulary. From there on a stage sees **candidates**: token ids,
 and their logits in falling order, the lower id first where logits are equal. Each stage says which
 candidates stay; order and values do not change, so every stage is a function that can be tested
@@ -20,7 +22,7 @@ Cost: greedy 0.005 ms and the default chain 0.04 ms for 32,000 tokens on one cor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +42,14 @@ def sample(
     params: SamplingParams,
     previous: Sequence[int],
     rng: np.random.Generator,
+    change: Callable[[Floats, Sequence[int]], Floats] | None = None,
 ) -> int:
     """The id of the next token.
 
     - `logits` [n_vocab]: not changed. -inf forbids a token.
     - `previous`: all ids so far, prompt included, for the penalties.
     - `rng`: one number is drawn from it; none when `params.temperature` is 0.
+    - `change`: the stages of the request, called with logits that they may change, and `previous`.
 
     With temperature 0 this is the largest logit after bias and penalties, the lowest id where
     several are equal, whatever the other stages are set to.
@@ -60,6 +64,8 @@ def sample(
     with np.errstate(over="ignore", invalid="ignore"):
         logits = add_bias(logits, params.logit_bias)
         logits = penalize(logits, params, previous)
+    if change is not None:
+        logits = change(logits.copy() if logits is of_model else logits, previous)
     best = int(logits.argmax())  # the first of the largest; a NaN counts as larger than all
     _check_largest(float(logits[best]), of_model)
     if params.temperature == 0:
@@ -234,11 +240,13 @@ def draw(values: Floats, temperature: float, rng: np.random.Generator) -> int:
 
 
 def _check_largest(largest: float, of_model: Floats) -> None:
-    """Check the largest logit. `of_model` [n_vocab]: those before biases and penalties, which say
-    whose fault it is."""
+    """Check the largest logit. `of_model` [n_vocab]: as they came, which say whose fault it
+    is."""
     if math.isnan(largest) or largest == math.inf:
         if float(of_model.max()) < math.inf:  # false for NaN too
-            raise LariatError(f"biases and penalties make a logit {largest}: choose smaller ones")
+            raise LariatError(
+                f"biases, penalties or processors make a logit {largest}: choose smaller ones"
+            )
         raise LariatError(f"the logits hold {largest}: the model or its file is damaged")
     if largest == -math.inf:
         raise LariatError("every token is forbidden: all logits are -inf")
