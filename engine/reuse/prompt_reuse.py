@@ -18,14 +18,14 @@ def fit(context: Context, ids: Sequence[int], n_least: int = 0) -> int:
     """
     cached = context.tokens
     n = common_prefix(cached, ids)
-    runs = list(_runs(cached[n:], ids[n:], n_least)) if n_least else []
-    if not runs:
+    found = list(runs(cached[n:], ids[n:], n_least)) if n_least else []
+    if not found:
         context.truncate(n)
         return n
     try:
         with context.fork() as old:
             context.truncate(n)
-            for at, start, length in runs:
+            for at, start, length in found:
                 if len(context) < n + at:
                     context.append(list(ids[len(context) : n + at]))
                 with old.fork() as run:
@@ -35,7 +35,7 @@ def fit(context: Context, ids: Sequence[int], n_least: int = 0) -> int:
     except ContextError:  # no room for both: the prefix then has to do
         context.truncate(n)
         return n
-    return n + sum(length for _, _, length in runs)
+    return n + sum(length for _, _, length in found)
 
 
 def shift(context: Context, ids: Sequence[int], start: int, n_least: int = 16) -> None:
@@ -50,7 +50,7 @@ def shift(context: Context, ids: Sequence[int], start: int, n_least: int = 16) -
     cached = context.tokens
     n = done = taken = common_prefix(cached, ids)  # of `ids`, and of `cached`
     start = max(start, n)
-    for at, found, length in _runs(cached[start:], ids[n:], n_least):
+    for at, found, length in runs(cached[start:], ids[n:], n_least):
         if start + found < taken:
             continue
         context.delete(done, done + start + found - taken)
@@ -67,10 +67,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     )
 
 
-def _runs(
+def runs(
     cached: Sequence[int], wanted: Sequence[int], n_least: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Runs of `wanted` that stand in `cached` too: place in `wanted`, in `cached`, and length."""
+    """Runs of at least `n_least` tokens of `wanted` that stand in `cached` too: place in `wanted`,
+    in `cached`, and length."""
     places: dict[tuple[int, ...], int] = {}
     for i in range(len(cached) - n_least + 1):
         places.setdefault(tuple(cached[i : i + n_least]), i)
