@@ -3,6 +3,7 @@
 chat             `Chat` and `Reply`: say something, read the answer, save and load
 conversation     messages, and which of their tokens the cache has; forgets old turns
 rendering        messages as tokens
+segments         which tokens of a prompt are a message's, and which a document's
 message_checks   whether messages of a program or a file are some, and all a conversation
 message_forms    the form in which a template takes messages: found out by trying
 thoughts         tells thoughts and answers apart
