@@ -8,6 +8,7 @@ sampler    chooses the next token from logits
 stages     those of one request: processors, grammar, ends that are held back
 rope_choice  which RoPE a question is read with
 context    tokens in the cache that a user edits
+order      where tokens went in an edit
 edits      what was edited, and the tokens behind it that recall it
 placed     documents in a context: plans to place them, and which tokens are recomputed when
 threads    how many threads, and on which processors

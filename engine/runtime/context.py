@@ -14,7 +14,8 @@ from lariat.checks import as_index, check_path, check_type
 from lariat.errors import ContextError
 from lariat.formats import context_file
 from lariat.runtime.edits import Edits
-from lariat.runtime.placed import Chooser, Order, Placeable, Placed, choose, rearranged
+from lariat.runtime.order import Order
+from lariat.runtime.placed import Chooser, Placeable, Placed, choose, rearranged
 from lariat.runtime.request import Request
 from lariat.runtime.runner import NO_ROOM, Runner
 from lariat.tokenizers.tokenizer import Tokenizer

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
+from lariat.runtime.order import Order, runs
 
 _MAX_EDITS = 32  # older ones are forgotten
 _SENTENCE = 24  # tokens on each side of an edit that are looked at for the rest of its sentence
@@ -64,20 +65,12 @@ class Edits:
     def insert(self, at: int, new: Sequence[int], ids: Sequence[int]) -> None:
         """Tokens `new` were put before token `at`."""
         n = len(new)
-        self._edits = [
-            replace(e, start=e.start + n * (at <= e.start), stop=e.stop + n * (at < e.stop))
-            for e in self._edits
-        ]
+        self._follow([(0, at), n, (at, len(ids))])
         self._add(at + n, len(ids) + n, new, ids[:at], ids[at:])
 
     def delete(self, start: int, stop: int, ids: Sequence[int]) -> None:
         """Tokens from `start` to before `stop` were taken out."""
-
-        def moved(place: int) -> int:
-            return place - max(0, min(place, stop) - start)
-
-        edits = [replace(e, start=moved(e.start), stop=moved(e.stop)) for e in self._edits]
-        self._edits = [e for e in edits if e.start < e.stop]
+        self._follow([(0, start), (stop, len(ids))])
         self._add(start, len(ids) - (stop - start), ids[start:stop], ids[:start], ids[stop:])
 
     def move(self, start: int, stop: int, to: int, ids: Sequence[int]) -> None:
@@ -85,6 +78,15 @@ class Edits:
         new = ids[start:stop]
         self.delete(start, stop, ids)
         self.insert(to, new, [*ids[:start], *ids[stop:]])
+
+    def _follow(self, order: Order) -> None:
+        """Move places with their tokens. Tokens put between those behind an edit come to them."""
+        moved = []
+        for edit in self._edits:
+            if found := runs(order, edit.start, edit.stop):
+                last = found[-1]
+                moved.append(replace(edit, start=found[0].at, stop=last.at + last.n))
+        self._edits = moved
 
     def _add(
         self, start: int, stop: int, ids: Sequence[int], left: Sequence[int], right: Sequence[int]

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from lariat.cache.blocks import BlockTable
 from lariat.cache.kv_cache import FileBlocks
+from lariat.runtime.order import Order, runs
 from lariat.runtime.runner import Runner
-
-Order: TypeAlias = "Sequence[int | tuple[int, int]]"
-"""The tokens of a context after an edit, in order: (start, stop) of tokens that it had before, or a
-number of new ones."""
 
 
 @dataclass(frozen=True)
@@ -120,21 +117,11 @@ def rearranged(placed: Sequence[Placed], order: Order) -> list[Placed]:
 
     Of a document that is cut, the part up to the cut counts as the document from now on.
     """
-    pieces: list[tuple[int, int, int]] = []  # (start, stop) as it was, and where it begins now
-    at = 0
-    for each in order:
-        start, stop = each if isinstance(each, tuple) else (-each, 0)
-        if isinstance(each, tuple) and start < stop:
-            if pieces and pieces[-1][1] == start and start - pieces[-1][0] == at - pieces[-1][2]:
-                pieces[-1] = (pieces[-1][0], stop, pieces[-1][2])
-            else:
-                pieces.append((start, stop, at))
-        at += stop - start
     moved = [
-        replace(one, start=at + one.start - start, stop=at + min(one.stop, stop) - start)
+        replace(one, start=run.at, stop=run.at + run.n)
         for one in placed
-        for start, stop, at in pieces
-        if start <= one.start < stop
+        for run in runs(order, one.start, one.stop)
+        if run.before == one.start
     ]
     return sorted(moved, key=lambda one: one.start)
 
