@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from lariat.reuse.library import ChunkLibrary
     from lariat.reuse.recompute import Recompute
     from lariat.runtime.context import Context
-    from lariat.runtime.request import Completion
+    from lariat.runtime.logprobs import TokenLogprob
+    from lariat.runtime.request import Completion, Delta
     from lariat.tokenizers.tokenizer import Tokenizer
 
 # Public names are loaded when asked for, so that `lariat --help` is quick and a bad LARIAT_ISA
@@ -57,6 +58,7 @@ _HOMES = {
     "Completion": "runtime.request",
     "Context": "runtime.context",
     "ContextError": "errors",
+    "Delta": "runtime.request",
     "GGUFError": "errors",
     "GGUFFile": "formats.gguf",
     "HubError": "errors",
@@ -65,6 +67,7 @@ _HOMES = {
     "Recompute": "reuse.recompute",
     "RopeConfig": "config",
     "SamplingParams": "config",
+    "TokenLogprob": "runtime.logprobs",
     "Tokenizer": "tokenizers.tokenizer",
 }
 __all__ = [
@@ -76,6 +79,7 @@ __all__ = [
     "Completion",
     "Context",
     "ContextError",
+    "Delta",
     "GGUFError",
     "GGUFFile",
     "HubError",
@@ -84,6 +88,7 @@ __all__ = [
     "Recompute",
     "RopeConfig",
     "SamplingParams",
+    "TokenLogprob",
     "Tokenizer",
 ]
 

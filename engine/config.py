@@ -277,6 +277,13 @@ class SamplingParams:
     (float32 [n_vocab], with biases and penalties), and return logits; they must not use the model.
     A `grammar` is what the text must follow, whatever the processors do, see `Grammar`.
 
+    `logprobs` is how many of the likeliest tokens come with each token of the text beside its own
+    log-probability, `prompt_logprobs` the same for the prompt's tokens; None: no log-probabilities.
+    They are those of the model itself, before bias, penalties, temperature and all the rest. Beyond
+    its first token such a prompt shares no prefix, whose logits are gone.
+
+    `n` completions come of one prompt; `each` says with which seeds.
+
     With `context_shift` a full context loses its oldest 32 tokens behind the first `n_keep`, and
     the tokens behind them move up (StreamingLLM, arXiv 2309.17453). `n_keep` -1 keeps the prompt
     and what the context held before it.
@@ -302,6 +309,9 @@ class SamplingParams:
     min_tokens: int = 0
     logits_processors: tuple[LogitsProcessor, ...] = ()
     grammar: Grammar | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
         for name, (whole_min, whole_max) in _WHOLE.items():
@@ -312,6 +322,9 @@ class SamplingParams:
             _set(self, name, check_switch(name, getattr(self, name)))
         if self.seed is not None:
             _set(self, "seed", check_whole("seed", self.seed, 0, _MAX_SEED))
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _set(self, name, check_whole(name, getattr(self, name), 0, 1 << 31))
         _set(self, "logit_bias", _checked_bias(self.logit_bias))
         _set(self, "stop", _checked_stop(self.stop))
         _set(self, "stop_token_ids", _checked_stop_ids(self.stop_token_ids))
@@ -322,6 +335,26 @@ class SamplingParams:
             )
         if self.grammar is not None and not callable(getattr(self.grammar, "start", None)):
             raise ValueError(f"grammar is {self.grammar!r}, expected a grammar")
+        if self.context_shift and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs need the whole prompt, and context_shift evicts some")
+
+    def each(self, seed: int | None = None) -> list[SamplingParams]:
+        """Params for each of the `n` completions, whose own `n` is 1.
+
+        Completion 0 has the seed of these params, or else `seed`; the seeds of the others are drawn
+        from the sequence (seed, i) of `numpy.random.SeedSequence`. Without any seed all are the
+        system's. The prompt is the same for all, so the first alone has `prompt_logprobs`.
+        """
+        import numpy as np
+
+        seed = self.seed if self.seed is not None else seed
+        params = [replace(self, n=1)]
+        for i in range(1, self.n):
+            own = None
+            if seed is not None:
+                own = int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0])
+            params.append(replace(self, n=1, seed=own, prompt_logprobs=None))
+        return params
 
 
 _WHOLE = {
@@ -330,6 +363,7 @@ _WHOLE = {
     "repeat_last_n": (-1, 1 << 31),
     "n_keep": (-1, 1 << 31),
     "min_tokens": (0, 1 << 31),
+    "n": (1, 1024),
 }
 _REAL = {
     "temperature": (0.0, 1e6),

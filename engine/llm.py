@@ -15,14 +15,15 @@ from lariat.architectures.loading import check_weights, load_weights, read_confi
 from lariat.cache.kv_cache import check_types
 from lariat.checks import check_callable, check_overrides, check_path, check_switch, check_type
 from lariat.config import EngineConfig, RopeConfig, SamplingParams
-from lariat.errors import ContextError
+from lariat.errors import ContextError, LariatError
 from lariat.formats import context_file
 from lariat.formats.finite import check_tensors as check
 from lariat.formats.gguf_sampling import FileSampling
 from lariat.formats.gguf_split import GGUFModel
 from lariat.runtime import rope_choice, threads
 from lariat.runtime.context import Context
-from lariat.runtime.request import Completion, Request, Timings
+from lariat.runtime.logprobs import PromptLogprobs, check_n_top
+from lariat.runtime.request import Completion, Delta, Request, Timings
 from lariat.runtime.runner import build_runner, is_list
 from lariat.tokenizers.tokenizer import Tokenizer
 
@@ -277,34 +278,51 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Complete a prompt (text or token ids), or a list of prompts in one batch.
 
-        `context` is for a single prompt; this, `parse_special` and `rope_read` as for `stream`.
+        Returns one `Completion` for a prompt, or a list for several prompts, in their order. With
+        `SamplingParams.n` above 1 it is a list of n completions for each prompt, see
+        `SamplingParams.each`. In a list of prompts a bad one fails alone: its completions have
+        `error`, and the finish reason "error"; for a single prompt errors are raised.
+
+        `context` is for a single completion; this, `parse_special` and `rope_read` as for `stream`.
         """
-        if not _is_list_of_prompts(prompt) or (context is not None and len(prompt) == 0):
-            with self.stream(
-                prompt,  # type: ignore[arg-type]
-                params,
-                context=context,
-                parse_special=parse_special,
-                rope_read=rope_read,
-            ) as stream:
-                for _ in stream:
-                    pass
-            return stream.completion
-        if context is not None:
-            raise ValueError("a context goes on with one prompt, not with a list of them")
+        params = self._checked_params(params)
+        self.check_rope_read(rope_read)
+        is_one = not _is_list_of_prompts(prompt) or (context is not None and len(prompt) == 0)
+        if context is not None and (params.n > 1 or not is_one):
+            raise ValueError("a context goes on with one completion, not with several")
+        completions: list[Completion] = []
         streams: list[Stream] = []
         try:
-            streams.extend(
-                self.stream(one, params, parse_special=parse_special, rope_read=rope_read)  # type: ignore[arg-type]
-                for one in prompt
-            )
+            for one in [prompt] if is_one else prompt:
+                for own in params.each(self.settings.seed):
+                    try:
+                        stream = self.stream(
+                            one,  # type: ignore[arg-type]
+                            own,
+                            context=context,
+                            parse_special=parse_special,
+                            rope_read=rope_read,
+                        )
+                    except (LariatError, ValueError) as error:
+                        if is_one:
+                            raise
+                        completions.append(Completion([], finish_reason="error", error=error))
+                    else:
+                        streams.append(stream)
+                        completions.append(stream.completion)
             for stream in streams:
-                for _ in stream:
-                    pass
+                try:
+                    for _ in stream:
+                        pass
+                except Exception as error:
+                    if is_one or stream.completion.error is not error:
+                        raise
         finally:
             for stream in streams:
                 stream.close()
-        return [stream.completion for stream in streams]
+        for i, completion in enumerate(completions):
+            completion.prompt_logprobs = completions[i - i % params.n].prompt_logprobs
+        return completions[0] if is_one and params.n == 1 else completions
 
     def context(self) -> Context:
         """Make an empty context: tokens in the cache that can be edited and continued."""
@@ -345,31 +363,28 @@ class LLM:
         parse_special: bool,
         rope_read: rope_choice.Asked,
     ) -> Request:
-        self.runner.check_open()
-        params = self.sampling.params if params is None else params
-        check_type("params", params, SamplingParams)
+        params = self._checked_params(params)
+        if params.n > 1:
+            raise ValueError(
+                f"a stream has one completion, not {params.n}: see SamplingParams.each"
+            )
         check_callable("prompt_progress", on_prompt)
         before: list[int] = []
         if context is not None:
             check_type("context", context, Context)
             context.check_runner(self.runner)
             before = context.tokens
-        if params.context_shift:
-            self.runner.check_can_shift()
         if isinstance(prompt, str):
             n_kept, ids = self.tokenizer.encode_behind(before, prompt, parse_special=parse_special)
         else:
             n_kept, ids = len(before), self.runner.token_ids(prompt)
         if ids or not before:
             ids = self.check_ids(ids)
-        for token in params.logit_bias:
-            if token >= self.n_vocab:
-                raise ValueError(f"logit bias for token {token}, of {self.n_vocab} in all")
-        for token in params.stop_token_ids:
-            if token >= self.n_vocab:
-                raise ValueError(
-                    f"stop token {token} is not in the vocabulary of {self.n_vocab} tokens"
-                )
+        scores = None
+        if params.prompt_logprobs is not None:
+            if rope_read is not None:
+                raise ValueError("prompt_logprobs and rope_read do not go together")
+            scores = PromptLogprobs(ids, params.prompt_logprobs)
         seed = params.seed if params.seed is not None else self.settings.seed
         return Request(
             ids,
@@ -383,7 +398,26 @@ class LLM:
             replaced=before[n_kept:],
             read=self._read(rope_read, ids, n_kept + len(ids)),
             on_prompt=on_prompt,
+            scores=scores,
         )
+
+    def _checked_params(self, params: SamplingParams | None) -> SamplingParams:
+        """Params, or those of the model's file for None. ValueError where the model has no such
+        token, or the cache cannot do it."""
+        self.runner.check_open()
+        params = self.sampling.params if params is None else params
+        check_type("params", params, SamplingParams)
+        if params.context_shift:
+            self.runner.check_can_shift()
+        for name, ids in (("logit bias for", params.logit_bias), ("stop", params.stop_token_ids)):
+            for token in ids:
+                if token >= self.n_vocab:
+                    raise ValueError(
+                        f"{name} token {token} is not in the vocabulary of {self.n_vocab} tokens"
+                    )
+        check_n_top("logprobs", params.logprobs, self.n_vocab)
+        check_n_top("prompt_logprobs", params.prompt_logprobs, self.n_vocab)
+        return params
 
     def _read(
         self, given: rope_choice.Asked, ids: list[int], n_known: int
@@ -413,7 +447,7 @@ class Stream:
         """Use `LLM.stream`."""
         self._runner = llm.runner
         self._request = request
-        if request.params.max_tokens == 0:
+        if request.params.max_tokens == 0 and not request.n_to_score:
             if context is not None:
                 context.read(request)
             request.completion.finish_reason = "length"
@@ -434,11 +468,27 @@ class Stream:
         return self
 
     def __next__(self) -> str:
+        while (delta := self._next()) is not None:
+            if delta.text:
+                return delta.text
+        raise StopIteration
+
+    def deltas(self) -> Iterator[Delta]:
+        """Iterate over what each step brings: text, tokens and log-probabilities.
+
+        The texts together are those of the stream itself. What one iterator has given out, another
+        does not.
+        """
+        while (delta := self._next()) is not None:
+            yield delta
+
+    def _next(self) -> Delta | None:
+        """What comes next; None at the end."""
         while True:
             with contextlib.suppress(IndexError):  # another thread may take the last one
-                return self._request.pieces.popleft()
+                return self._request.deltas.popleft()
             if not self._runner.advance(self._request):
-                raise StopIteration
+                return None
 
     def close(self) -> None:
         """Stop generating and free the blocks of the cache. Closing twice does nothing."""

@@ -275,7 +275,7 @@ def test_the_public_names():
     asked_for = {"LLM", "SamplingParams", "Tokenizer", "GGUFFile", "GGUFError"}
     errors = {"LariatError", "ModelError", "ChatError", "ContextError", "HubError"}
     others = {"Chat", "ChunkLibrary", "Completion", "Context", "DEMO_MODEL", "Recompute"}
-    others |= {"RopeConfig"}
+    others |= {"Delta", "RopeConfig", "TokenLogprob"}
     assert set(lariat.__all__) == asked_for | errors | others
     for name in set(lariat.__all__) - {"DEMO_MODEL"}:
         assert inspect.isclass(getattr(lariat, name))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lariat import LLM, Completion, ContextError, GGUFError, SamplingParams
+from lariat import LLM, Completion, ContextError, GGUFError, LariatError, SamplingParams
 from lariat.runtime import sampler
 from lariat.runtime.request import StopText
 
@@ -186,7 +187,7 @@ def test_files_that_are_no_models(tmp_path):
         LLM(str(tmp_path / "text"))
 
 
-@pytest.mark.parametrize("call", ["logits", "stream", "generate", "generate list"])
+@pytest.mark.parametrize("call", ["logits", "stream", "generate"])
 @pytest.mark.parametrize(
     ("ids", "error", "words"),
     [
@@ -204,10 +205,95 @@ def test_bad_token_ids(llm, call, ids, error, words):
     if call == "generate" and not ids:
         ids = ""  # an empty list would be no prompts at all
         llm.tokenizer.add_bos = False
-    prompt = [[5, 6], ids, [7]] if call == "generate list" else ids
     with pytest.raises(error, match=words):
-        getattr(llm, call.split()[0])(prompt)
+        getattr(llm, call)(ids)
     assert_idle(llm)
+    if ids:
+        fine, bad, also_fine = llm.generate([[5, 6], ids, [7]], GREEDY)
+        assert fine.token_ids == llm.generate([5, 6], GREEDY).token_ids
+        assert also_fine.token_ids == llm.generate([7], GREEDY).token_ids
+        assert (fine.error, also_fine.error) == (None, None)
+        assert (bad.text, bad.finish_reason) == ("", "error")
+        with pytest.raises(error, match=words):
+            raise bad.error
+
+
+def test_a_request_of_a_list_that_fails_later_fails_alone(llm):
+    prompts = [ids_of(20, i) for i in range(3)]
+
+    def fail(ids, logits):
+        if ids[:20] == prompts[1] and len(ids) == 25:
+            raise OSError("no such thing")
+        return logits
+
+    params = replace(GREEDY, logits_processors=[fail])
+    together = llm.generate(prompts, params)
+    assert [done.finish_reason for done in together] == ["length", "error", "length"]
+    assert len(together[1].token_ids) == 5
+    assert "fail raised OSError: no such thing" in str(together[1].error)
+    for i in (0, 2):
+        assert together[i].token_ids == llm.generate(prompts[i], GREEDY).token_ids
+    with pytest.raises(LariatError, match="no such thing"):
+        llm.generate(prompts[1], params)
+
+
+def test_what_is_wrong_with_all_of_a_list_is_raised(llm):
+    for params, words in (
+        (SamplingParams(logit_bias={N_VOCAB: 1.0}), "logit bias for token 288"),
+        (SamplingParams(logprobs=N_VOCAB + 1), "logprobs is 289"),
+        ("greedy", "params is of type str"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            llm.generate([[5], [6]], params)
+    with pytest.raises(ValueError, match="rope_read needs the raw cache"):
+        llm.generate([[5], [6]], GREEDY, rope_read="plain")
+
+
+# ---- several completions of a prompt ----
+
+
+def test_n_completions_are_those_of_their_own_seeds(llm):
+    params = replace(DRAWN, n=3, logprobs=1, prompt_logprobs=1)
+    together = llm.generate(ids_of(70), params)
+    assert len({tuple(done.token_ids) for done in together}) == 3
+    own = params.each()
+    assert own[0] == replace(params, n=1)
+    assert [one.seed for one in own[1:]] == [
+        np.random.SeedSequence((3, i)).generate_state(1, np.uint64)[0] for i in (1, 2)
+    ]
+    for done, one in zip(together, own, strict=True):
+        alone = llm.generate(ids_of(70), one)
+        assert (alone.token_ids, alone.logprobs) == (done.token_ids, done.logprobs)
+        assert len(done.prompt_logprobs) == 70
+    assert [done.timings.n_prompt for done in together] == [70, 6, 6], "the prompt is computed once"
+
+
+def test_n_completions_of_each_prompt_of_a_list(llm):
+    params = replace(DRAWN, n=2)
+    prompts = [ids_of(9), [N_VOCAB], ids_of(9, 1)]
+    together = llm.generate(prompts, params)
+    assert [done.finish_reason for done in together] == [*["length"] * 2, *["error"] * 2] + [
+        "length"
+    ] * 2
+    for i in (0, 2):
+        alone = [done.token_ids for done in llm.generate(prompts[i], params)]
+        assert [done.token_ids for done in together[2 * i : 2 * i + 2]] == alone
+
+
+def test_n_completions_without_a_seed_differ(path):
+    params = replace(DRAWN, n=3, seed=None)
+    with load(path) as llm:
+        assert len({tuple(done.token_ids) for done in llm.generate([5, 6], params)}) == 3
+    with load(path, seed=3) as llm:  # the model's own seed
+        done = llm.generate([5, 6], params)
+        assert [d.token_ids for d in done] == [
+            d.token_ids for d in llm.generate([5, 6], replace(params, seed=3))
+        ]
+
+
+def test_a_context_has_one_completion(llm):
+    with llm.context() as context, pytest.raises(ValueError, match="one completion, not with"):
+        llm.generate([5, 6], replace(GREEDY, n=2), context=context)
 
 
 def test_a_text_longer_than_the_context_says_both_numbers(llm):
@@ -424,10 +510,10 @@ def test_stop_texts_follow_a_plain_search(pieces, stops):
         total += piece
         text, met = stop.feed(piece)
         shown += text
-        found = [total.find(s) for s in stops if s in total]
-        assert met == bool(found)
+        found = [(total.find(s), i, s) for i, s in enumerate(stops) if s in total]
+        assert met == (min(found)[2] if found else "")
         if met:
-            assert shown == total[: min(found)]
+            assert shown == total[: min(found)[0]]
             return
         assert total.startswith(shown)
         held = total[len(shown) :]

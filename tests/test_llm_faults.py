@@ -236,8 +236,9 @@ def test_an_error_in_the_sampler_or_a_callback_leaves_the_model_usable(llm, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(sampler, "sample", fail)
+        assert all("NaN" in str(done.error) for done in llm.generate(PROMPTS, PARAMS))
         with pytest.raises(LariatError, match="NaN"):
-            llm.generate(PROMPTS, PARAMS)
+            llm.generate(PROMPTS[0], PARAMS)
     assert_idle(llm)
     with pytest.raises(LariatError, match="NaN"):
         list(llm.stream(PROMPTS[1], PARAMS, prompt_progress=fail))

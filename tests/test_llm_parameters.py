@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lariat import LLM, ChunkLibrary, LariatError, RopeConfig, SamplingParams
+from lariat import LLM, ChunkLibrary, Completion, LariatError, RopeConfig, SamplingParams
 from lariat.config import EngineConfig
 from lariat.runtime import sampler
 
@@ -88,6 +88,13 @@ def is_refused(act: Callable[[], object], *others: type[Exception]) -> bool:
     return True
 
 
+def errors_of(completions: list[Completion]) -> None:
+    """Raise the first error of a list of prompts."""
+    for completion in completions:
+        if completion.error is not None:
+            raise completion.error
+
+
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("config", [SamplingParams, RopeConfig, EngineConfig])
 def test_every_field_takes_a_value_or_refuses_it(config: type, odd: Any) -> None:
@@ -134,7 +141,7 @@ def test_every_entrance_of_a_prompt(llm: LLM, odd: Any, tmp_path: Path) -> None:
             "Context.logits": lambda: context.logits(odd),
             "stream a context": lambda: list(llm.stream(odd, GREEDY, context=context)),
             "generate with a context": lambda: llm.generate(odd, GREEDY, context=context),
-            "generate a list": lambda: llm.generate([[5], odd], GREEDY),
+            "generate a list": lambda: errors_of(llm.generate([[5], odd], GREEDY)),
             "add": lambda: library.add(llm, "a", odd),
         }.items():
             assert is_refused(act) is not is_prompt, name
@@ -150,7 +157,7 @@ def test_bytes_are_nowhere_taken_for_ids(llm: LLM, odd: Any, tmp_path: Path) -> 
         for act in (
             lambda: llm.detokenize(odd),
             lambda: llm.tokenize(odd),
-            lambda: llm.generate([[5], odd], GREEDY),
+            lambda: errors_of(llm.generate([[5], odd], GREEDY)),
             lambda: llm.check_ids(odd),
             lambda: list(llm.stream(odd, GREEDY, context=context)),
         ):
@@ -290,7 +297,7 @@ def test_bytes_are_no_token_ids(loaded, bytes_of, tmp_path):
         for act in (
             lambda: loaded.generate(what),
             lambda: loaded.stream(what),
-            lambda: loaded.generate([what]),
+            lambda: errors_of(loaded.generate([what])),
             lambda: loaded.logits(what),
             lambda: context.append(what),
             lambda: context.insert(0, what),

@@ -79,7 +79,9 @@ class Model:
     def _record(self, n: int, n_rows: int) -> _Recorded:
         """Write the program for `n` tokens, of which `n_rows` want logits."""
         if len(self._logits) < n_rows:
-            self._logits = np.zeros((n_rows, self._config.n_vocab), np.float32)
+            self._recorded.clear()  # they hold the smaller array
+            n_rows_more = max(n_rows, 2 * len(self._logits))
+            self._logits = np.zeros((n_rows_more, self._config.n_vocab), np.float32)
         program, logits = Program(), self._logits[:n_rows]
         recorder = Recorder(self._config, self._cache, self._buffers, program, n, logits)
         ARCHITECTURES[self._config.architecture].forward(recorder, self._weights)

@@ -32,6 +32,10 @@ class Tokens(Protocol):
         """How many of the first tokens are computed as every request computes them."""
 
     @property
+    def n_reusable(self) -> int:
+        """How many of the first tokens need not be computed for this request."""
+
+    @property
     def is_lent(self) -> bool:
         """Whether the table is a context's, which may have been edited."""
 
@@ -78,7 +82,8 @@ class PrefixCache:
         )
 
     def _wanted(self, request: Tokens) -> list[bytes]:
-        return _keys(request)[: max(0, len(request.ids) - _N_COMPUTED) // SLOTS]
+        n = min(len(request.ids) - _N_COMPUTED, request.n_reusable)
+        return _keys(request)[: max(0, n) // SLOTS]
 
 
 def _keys(request: Tokens) -> list[bytes]:

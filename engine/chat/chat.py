@@ -284,18 +284,23 @@ class _Streams:
         self,
         ids: list[int],
         params: SamplingParams,
-        n_left: int,
+        n_written: int,
         on_prompt: Progress | None,
         rope: RopeConfig | None,
     ) -> Stream:
-        """Compute the tokens of `ids` that are not in the context, and write at most `n_left`;
-        `rope` has read the beginning of the answer."""
+        """Compute the tokens of `ids` that are not in the context, and write on; `n_written` tokens
+        of the answer are there already, and `rope` has read its beginning."""
         seed = None if params.seed is None else (params.seed + self._n) % (1 << 64)
         self._n += 1
         context = self.conversation.context
         return self.llm.stream(
             ids[len(context) :],
-            replace(params, max_tokens=n_left, seed=seed),
+            replace(
+                params,
+                max_tokens=params.max_tokens - n_written if params.max_tokens >= 0 else -1,
+                min_tokens=max(0, params.min_tokens - n_written),
+                seed=seed,
+            ),
             context=context,
             prompt_progress=on_prompt,
             rope_read=rope or self._rope_read,
@@ -325,9 +330,8 @@ class _Writing:
         conversation = self._streams.conversation
         n_full = self._streams.llm.n_ctx - N_RESERVED
         while True:
-            n_left = params.max_tokens - len(self.token_ids) if params.max_tokens >= 0 else -1
             ids = self.prompt.ids + self.token_ids
-            stream = self._streams.start(ids, params, n_left, on_prompt, self.rope)
+            stream = self._streams.start(ids, params, len(self.token_ids), on_prompt, self.rope)
             done = stream.completion
             try:
                 for piece in stream:

@@ -6,6 +6,7 @@ request    the state of one request, and the text that comes of it
 batch      parts of requests, laid out as the flat arrays of a forward pass
 sampler    chooses the next token from logits
 stages     those of one request: processors, grammar, ends that are held back
+logprobs   log-probabilities of tokens, reduced from logits at once
 rope_choice  which RoPE a question is read with
 context    tokens in the cache that a user edits
 order      where tokens went in an edit

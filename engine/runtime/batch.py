@@ -31,6 +31,11 @@ class Part:
         """Tokens of the table that stand before these."""
         return self.table.n_tokens if self.start is None else self.start
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of logits that are wanted."""
+        return {"none": 0, "last": 1, "all": len(self.token_ids)}[self.logits]
+
     def place(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Slots and positions (int32 [n]) of the tokens, appended to the table unless they are in
         it, and the segments of all tokens up to the last of them (int32 [n_segments, 4])."""
@@ -72,31 +77,33 @@ def make_batch(parts: List[Part]) -> Batch:
     )
 
 
-def split(parts: List[Part], n_ubatch: int) -> list[list[Part]]:
+def split(parts: List[Part], n_ubatch: int, n_rows: int | None = None) -> list[list[Part]]:
     """Cut parts into groups of at most `n_ubatch` tokens, in order.
 
     Of a part that is cut, only the last piece keeps a wish for the "last" logits. Parts of one
-    group have the same reading.
+    group have the same reading, and want at most `n_rows` rows of logits beside those "last" ones.
     """
     groups: list[list[Part]] = [[]]
-    room = n_ubatch
+    n_rows = n_ubatch if n_rows is None else n_rows
+    room, row_room = n_ubatch, n_rows
     readings = list(dict.fromkeys(part.reading for part in parts))
     for part in sorted(parts, key=lambda part: readings.index(part.reading)):
         if groups[-1] and groups[-1][-1].reading != part.reading:
             groups.append([])
-            room = n_ubatch
-        at, n = 0, len(part.token_ids)
+            room, row_room = n_ubatch, n_rows
+        at, n, wants_all = 0, len(part.token_ids), part.logits == "all"
         while at < n:
-            if room == 0:
+            if room == 0 or (wants_all and row_room == 0):
                 groups.append([])
-                room = n_ubatch
-            take = min(room, n - at)
+                room, row_room = n_ubatch, n_rows
+            take = min(room, n - at, row_room if wants_all else n)
             wish = part.logits if part.logits != "last" or at + take == n else "none"
             start = None if part.start is None else part.start + at
             ids = part.token_ids[at : at + take]
             groups[-1].append(replace(part, token_ids=ids, logits=wish, start=start))
             at += take
             room -= take
+            row_room -= take if wants_all else 0
     return [group for group in groups if group]
 
 

@@ -12,6 +12,7 @@ from lariat.cache.blocks import SLOTS, BlockTable
 from lariat.config import RopeConfig, SamplingParams
 from lariat.errors import ContextError
 from lariat.runtime import sampler
+from lariat.runtime.logprobs import Prediction, PromptLogprobs, TokenLogprob
 from lariat.runtime.rope_choice import RopeRead
 from lariat.runtime.stages import Stages
 
@@ -58,14 +59,18 @@ class Completion:
     """The text that a model generated for one prompt.
 
     `prompt_ids` are those that the prompt brought: behind a context, with the tokens of the last
-    word there that it changes. `token_ids` are the generated ones, without the end-of-generation
-    token. `finish_reason` is "stop" (the model ended, or a stop text came), "length"
-    (`max_tokens`), "context" (no room left) or None while it is not finished.
+    word there that it changes. `token_ids` are the generated ones, without the token that ends the
+    text. `finish_reason` is "stop" (the model ended, or a stop text or token came: `stop_reason`
+    has which), "length" (`max_tokens`), "context" (no room left), "error" (`error` has it) or None
+    while it is not finished.
+
+    `logprobs` has log-probabilities for each of `token_ids`, and `prompt_logprobs` for each of
+    `prompt_ids`, None for the first. Both are None unless `SamplingParams` ask for them.
     `rope` has the complete settings with which the question and the text were read, if the request
     asked for them or for a choice.
 
-    Endless text (`context_shift` with `max_tokens` -1) would fill the memory: `token_ids` and
-    `text` then hold the last `n_ctx` tokens only. The stream has given out the rest.
+    Endless text (`context_shift` with `max_tokens` -1) would fill the memory: `token_ids`,
+    `logprobs` and `text` then hold the last `n_ctx` tokens only. The stream has given out the rest.
     """
 
     prompt_ids: list[int]
@@ -74,6 +79,24 @@ class Completion:
     finish_reason: str | None = None
     rope: RopeConfig | None = None
     timings: Timings = field(default_factory=Timings)
+    stop_reason: str | int | None = None
+    error: Exception | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: Sequence[TokenLogprob | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to a completion.
+
+    `text` may be empty: text that a stop text may begin, and bytes of a character that is not
+    complete, are held back, and come with the delta that completes them. `logprobs` has one value
+    for each of `token_ids`, or is None.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class StopText:
@@ -83,19 +106,20 @@ class StopText:
         self._stops = stops
         self._held = ""
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Return the text to show now, and whether a stop text was met."""
+    def feed(self, text: str) -> tuple[str, str]:
+        """Return the text to show now, and the stop text that was met, "" for none."""
         if not self._stops:
-            return text, False
+            return text, ""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            shown, self._held = self._held[: min(found)], ""
-            return shown, True
+            at, stop = min(found, key=lambda one: one[0])
+            shown, self._held = self._held[:at], ""
+            return shown, stop
         keep = max(self._overlap(stop) for stop in self._stops)
         shown = self._held[: len(self._held) - keep]
         self._held = self._held[len(self._held) - keep :]
-        return shown, False
+        return shown, ""
 
     def flush(self) -> str:
         """Return the text that is held back: no stop text came."""
@@ -131,6 +155,7 @@ class Request:
     replaced   the last tokens of the context that it continues, if its own come instead
     read       with which RoPE its question and its text are read; None: as all is computed
     on_prompt  is called with prompt tokens done and their total
+    scores     is filled with log-probabilities of the prompt's tokens
     """
 
     def __init__(
@@ -147,6 +172,7 @@ class Request:
         replaced: Sequence[int] = (),
         read: RopeRead | None = None,
         on_prompt: Callable[[int, int], None] | None = None,
+        scores: PromptLogprobs | None = None,
     ) -> None:
         self.ids = list(prompt_ids)
         self.replaced = list(replaced)
@@ -155,7 +181,7 @@ class Request:
         self.rng = rng
         self.completion = completion
         self.stages = Stages(params, eog_ids)
-        self.pieces: deque[str] = deque()  # text that nobody has taken yet
+        self.deltas: deque[Delta] = deque()  # those that nobody has taken yet
         self.closed = False  # given up: nothing more will be computed
         self.error: BaseException | None = None  # why, unless the user gave it up
         self.block_keys: list[bytes] = []  # of its full blocks, see `lariat.cache.prefix_cache`
@@ -169,6 +195,13 @@ class Request:
         self._stop = StopText(params.stop)
         self._n_shown: deque[int] = deque()  # characters of each of the last tokens
         completion.rope = read.rope if read else None
+        if params.logprobs is not None:
+            completion.logprobs = []
+        self._scores = scores
+        completion.prompt_logprobs = scores
+        self._fresh = ""  # text of the next delta
+        self._fresh_ids: list[int] = []
+        self._fresh_logprobs: list[TokenLogprob] = []
         self._keep_first()
 
     def lend(self, table: BlockTable, ids: list[int], take_back: Callable[[Request], None]) -> None:
@@ -260,15 +293,27 @@ class Request:
 
     @property
     def n_ready(self) -> int:
-        """Pending tokens that one pass may compute, because they have the same RoPE."""
-        if self.read is None or self.table.n_tokens >= self.read.n_before:
-            return self.n_pending
-        return self.read.n_before - self.table.n_tokens
+        """Pending tokens that one pass may compute, because they have the same RoPE and want the
+        same rows of logits."""
+        n_done, n = self.table.n_tokens, self.n_pending
+        if self.n_to_score:
+            if n_done < self._first_row:
+                return self._first_row - n_done  # their logits are not wanted, those behind are
+            if self.params.max_tokens == 0:
+                return n - 1  # nothing behind the last token is wanted
+        if self.read is None or n_done >= self.read.n_before:
+            return n
+        return self.read.n_before - n_done
 
     @property
     def n_shareable(self) -> int:
         """First tokens that others may share: those that are computed with the engine's RoPE."""
         return len(self.ids) if self.read is None else self.read.n_before
+
+    @property
+    def n_reusable(self) -> int:
+        """First tokens that others may have computed: those whose logits are not wanted."""
+        return self._first_row if self.n_to_score else len(self.ids)
 
     def n_new_blocks(self, n: int) -> int:
         """How many blocks `n` more tokens will take from the pool."""
@@ -308,36 +353,80 @@ class Request:
         if self._on_prompt and not self.completion.token_ids:
             self._on_prompt(self.n_prompt_done, len(self.completion.prompt_ids))
 
+    # ---- logits ----
+
+    @property
+    def n_to_score(self) -> int:
+        """Tokens of the prompt whose log-probabilities are wanted, and not known yet."""
+        return self._scores.n_missing if self._scores else 0
+
+    @property
+    def _first_row(self) -> int:
+        """Which of `ids` is the first whose logits are wanted; there is a prompt to score."""
+        assert self._scores
+        return self._n_before + self._scores.n_done - 1
+
+    def logits_of(self, n: int) -> str:
+        """Which logits the next `n` tokens shall give, see `Part.logits`."""
+        if self.n_to_score and self.table.n_tokens >= self._first_row:
+            return "all"
+        return "last" if n == self.n_pending else "none"
+
     def take(self, logits: np.ndarray) -> None:
-        """Choose the next token from the logits behind the last one, float32 [n_vocab].
+        """Take the logits that were asked for, float32 [n_rows, n_vocab], in the order of tokens.
 
-        LariatError if it cannot be chosen: this request's own error.
+        Those behind the last token give the next one, and it may end the request. LariatError if
+        none can be chosen, or if logits are not finite: this request's own error.
         """
-        sampler.check_finite(logits)
-        change = self.stages.change if self.stages.are_needed else None
-        self.append(sampler.sample(logits, self.params, self.ids, self.rng, change))
-        for token in () if self.finished else self.stages.forced():
-            if not self.finished:
-                self.append(token)
+        n = min(self.n_to_score, len(logits))
+        if n:
+            assert self._scores
+            self._scores.take(logits[:n])
+        if self.params.max_tokens == 0:
+            if not self.n_to_score:
+                self._finish("length")
+        elif n < len(logits):
+            try:
+                self._choose(logits[-1])
+            finally:
+                self._emit()
 
-    def append(self, token: int) -> None:
+    def _choose(self, logits: np.ndarray) -> None:
+        """Choose the next token by its logits [n_vocab], and take those that must follow."""
+        sampler.check_finite(logits)
+        n_top = self.params.logprobs
+        prediction = None if n_top is None else Prediction(logits, n_top)
+        change = self.stages.change if self.stages.are_needed else None
+        token = sampler.sample(logits, self.params, self.ids, self.rng, change)
+        self.append(token, prediction)
+        if prediction is None:  # tokens without a forward pass have no log-probability
+            for token in () if self.finished else self.stages.forced():
+                if not self.finished:
+                    self.append(token)
+
+    def append(self, token: int, prediction: Prediction | None = None) -> None:
         """Take a token that was chosen: its text, and whether it ends the request."""
         done = self.completion
         if token in self.stages.end_ids:
+            done.stop_reason = token
             self._finish("stop")
             return
         self.stages.accept(token)
         self.ids.append(token)
         done.token_ids.append(token)
+        self._fresh_ids.append(token)
+        if prediction and done.logprobs is not None:
+            self._fresh_logprobs.append(prediction.of(token))
+            done.logprobs.append(self._fresh_logprobs[-1])
         n_before = len(done.text)
-        text, stopped = self._decoder.feed(token), False
+        text, stop = self._decoder.feed(token), ""
         if not self.stages.holds_ends:
-            text, stopped = self._stop.feed(text)
+            text, stop = self._stop.feed(text)
         self._show(text)
         if self.is_endless:
             self._forget(len(done.text) - n_before)
-        if stopped:
-            done.finish_reason = "stop"
+        if stop:
+            done.stop_reason, done.finish_reason = stop, "stop"
         elif self.stages.is_done:
             self._finish("stop")
         elif len(done.token_ids) == self.params.max_tokens:
@@ -345,8 +434,21 @@ class Request:
         elif len(self.ids) >= self._n_ctx and not self.params.context_shift:
             self._finish("context")
 
-    def fail(self, error: BaseException) -> None:
-        """Give up because of `error`."""
+    def _emit(self) -> None:
+        """Hand out what came since the last time."""
+        if not self._fresh_ids and not self._fresh:
+            return
+        logprobs = None if self.params.logprobs is None else tuple(self._fresh_logprobs)
+        self.deltas.append(Delta(self._fresh, tuple(self._fresh_ids), logprobs))
+        self._fresh, self._fresh_ids, self._fresh_logprobs = "", [], []
+
+    def fail(self, error: Exception) -> None:
+        """End because of an error of its own."""
+        self.give_up(error)
+        self.completion.error, self.completion.finish_reason = error, "error"
+
+    def give_up(self, error: BaseException) -> None:
+        """End because of an error that is not its own: it struck a whole step."""
         self.error = error
         self.closed = True
 
@@ -386,19 +488,20 @@ class Request:
         self._n_shown.append(n_shown)
         if len(self._n_shown) > self._n_ctx:
             del done.token_ids[0]
+            if done.logprobs:
+                del done.logprobs[0]
             done.text = done.text[self._n_shown.popleft() :]
 
     def _finish(self, reason: str) -> None:
         """End, and show the text that the decoder and the stop texts still hold back."""
-        text, stopped = self._stop.feed(self._decoder.flush())
+        text, stop = self._stop.feed(self._decoder.flush())
         self._show(text)
-        if stopped:
-            reason = "stop"
+        if stop:
+            reason, self.completion.stop_reason = "stop", stop
         else:
             self._show(self._stop.flush())
         self.completion.finish_reason = reason
 
     def _show(self, text: str) -> None:
-        if text:
-            self.pieces.append(text)
-            self.completion.text += text
+        self._fresh += text
+        self.completion.text += text

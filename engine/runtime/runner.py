@@ -28,6 +28,7 @@ from lariat.runtime.request import Request
 from lariat.runtime.rope_choice import RopeRead
 from lariat.runtime.scheduler import Scheduler, Step
 
+_LOGITS = 64 << 20  # bytes of logits of the tokens of one forward pass
 NO_ROOM = "the KV cache has too few free blocks: close or compact contexts, or load with more n_ctx"
 
 
@@ -99,6 +100,7 @@ class Runner:
             "n_threads_batch",
         )
         self.scheduler = Scheduler(cache.pool, settings.n_batch)
+        self._n_rows = max(1, _LOGITS // (4 * config.n_vocab))
         self._rope = rope
         self._make_fingerprint, self._fingerprint = fingerprint, ""
         self._closed = False
@@ -312,11 +314,11 @@ class Runner:
         self._sweep_if_idle()
 
     def advance(self, request: Request) -> bool:
-        """Take a step if `request` has no text yet; False when none will come any more."""
+        """Take a step if `request` has no delta yet; False when none will come any more."""
         with self.exclusive:  # another thread's step may have brought some meanwhile
-            if not request.pieces and not request.closed:
+            if not request.deltas and not request.closed:
                 self.step()
-            if request.pieces:
+            if request.deltas:
                 return True
             if isinstance(request.error, Exception):
                 raise request.error
@@ -333,7 +335,7 @@ class Runner:
         n_cached = [request.table.n_tokens for request, _ in step.compute]
         choosing = [request for request, _ in step.compute if request.is_choosing]
         try:
-            for group in split(self._parts(step), self.n_ubatch):
+            for group in split(self._parts(step), self.n_ubatch, self._n_rows):
                 _deal_out(self.forward(group), group)
             for request in choosing:  # last: the blocks that are free now are promised to nobody
                 self._choose_rope(request)
@@ -341,7 +343,7 @@ class Runner:
             # The step may have written half of its tokens: forget them and give these requests up.
             for (request, _), n in zip(step.compute, n_cached, strict=True):
                 request.table.truncate(n)
-                request.fail(error)
+                request.give_up(error)
             raise
         finally:
             self.sweep()
@@ -401,7 +403,7 @@ class Runner:
             self.part(
                 request.table,
                 request.ids[request.table.n_tokens : request.table.n_tokens + n],
-                "last" if n == request.n_pending else "none",
+                request.logits_of(n),
                 request,
                 request.rope,
             )
@@ -419,7 +421,7 @@ class Runner:
             )
             request.chosen(chosen.rope, chosen.n_tried)
             request.report_prompt()
-            request.take(chosen.logits)
+            request.take(chosen.logits[None])
         except LariatError as error:  # this request's own; the others go on
             request.fail(error)
 
@@ -437,16 +439,17 @@ class Runner:
 
 
 def _deal_out(logits: np.ndarray, group: Sequence[Part]) -> None:
-    """Sample a token for each request whose part wants logits, float32 [n_rows, n_vocab]."""
-    rows = iter(logits)
+    """Give each request the logits that its part wants, of float32 [n_rows, n_vocab]."""
+    at = 0
     for part in group:
         request = part.request
         assert request is not None
         request.report_prompt()
-        if part.logits == "last":
-            row = next(rows)
+        rows = logits[at : at + part.n_rows]
+        at += len(rows)
+        if len(rows) and not request.closed:
             try:
-                request.take(row)
+                request.take(rows)
             except LariatError as error:  # this request's own; the others go on
                 request.fail(error)
 

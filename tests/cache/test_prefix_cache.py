@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lariat import LLM, ContextError, SamplingParams
 from lariat.cache.blocks import SLOTS, BlockPool, BlockTable
-from lariat.runtime import runner
+from lariat.runtime.request import Request
 
 from tests.support.contexts import CACHES, GREEDY, ids_of, n_held
 from tests.support.model_files import write_llama
@@ -30,13 +30,13 @@ def load(path: Path, cache: str = "raw", **options) -> LLM:
 def first_logits(llm: LLM, prompts: list[list[int]], monkeypatch) -> list[np.ndarray]:
     """The logits that the first token of each prompt was drawn from."""
     found: dict[int, np.ndarray] = {}
-    sample = runner._sample
+    take = Request.take
 
-    def kept(logits, request):
-        found.setdefault(id(request.completion), logits.copy())
-        return sample(logits, request)
+    def kept(request, logits):
+        found.setdefault(id(request.completion), logits[-1].copy())
+        take(request, logits)
 
-    monkeypatch.setattr(runner, "_sample", kept)
+    monkeypatch.setattr(Request, "take", kept)
     done = llm.generate(prompts, ONE)
     monkeypatch.undo()
     return [found[id(completion)] for completion in done]
