@@ -16,7 +16,8 @@ edit    a context: append, delete a span, go on, with several tokens and with on
 Each runs with one thread and with two, which must agree. F32 weights, which hide least, also run
 with heads of other shapes (a sixth part of the key names them), with the other types of keys and
 values, and with other angles of RoPE. The scalar level is so slow that other weights run there with
-a roped cache of f16 only.
+a roped cache of f16 only. Three architectures run with every type of weights; the others, which
+share the kernels, with the types of `MORE_ARCHS`.
 
 Models are random and made anew each time. The file has digests of them too, so that another model
 is told apart from another result. Angles of RoPE are NumPy's cosines, which may end in another bit
@@ -37,8 +38,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,11 +50,17 @@ from lariat import LLM, RopeConfig, SamplingParams
 from lariat._kernels import core, isa, supported_isas
 from lariat.formats.block_formats import SUPPORTED
 
+from tests.support.family_files import FAMILIES, write_family
 from tests.support.model_files import write_llama
 
 ROOT = Path(__file__).parents[1]
-ARCHS = ("llama", "qwen2", "qwen3")
 TYPES = tuple(type.name for type in sorted(SUPPORTED))
+# Where matrices of experts are multiplied, MXFP4 is the type of gpt-oss.
+EXPERTS = ("mixtral", "qwen2moe", "qwen3moe", "gpt-oss")
+MORE_ARCHS = dict.fromkeys(FAMILIES, ("F32", "Q4_K")) | dict.fromkeys(
+    EXPERTS, ("F32", "Q4_K", "MXFP4")
+)
+ARCHS = ("llama", "qwen2", "qwen3", *MORE_ARCHS)
 CORES = ("other", "intel")
 CACHES = ("roped", "raw")
 KV_TYPES = ("f16", "q8_0", "q4_ch")
@@ -75,10 +83,24 @@ class Way:
     rope: RopeConfig | None = None
 
 
+_EXPERTS = {"n_layers": 2, "n_experts": 16, "n_used": 4}
+_WINDOW = {"gpt-oss.attention.sliding_window": 20}
+# Writes a random model to a path; the shapes that all have are given too.
+WRITERS: dict[str, Callable[..., Path]] = {
+    **{arch: partial(write_llama, arch=arch) for arch in ("llama", "qwen2", "qwen3")},
+    **{arch: partial(write_family, arch=arch, n_layers=4) for arch in FAMILIES},
+    "mixtral": partial(write_llama, arch="llama", **_EXPERTS),
+    "qwen2moe": partial(write_llama, arch="qwen2moe", **_EXPERTS),
+    "qwen3moe": partial(write_llama, arch="qwen3moe", **_EXPERTS),
+    "gpt-oss": partial(write_llama, arch="gpt-oss", biases=True, metadata=_WINDOW, **_EXPERTS),
+}
+
 USUAL = Way()
+OF_MORE_ARCHS = Way(kv_types=("f16", "q8_0"))
 # Of weights that are not F32, at the scalar level
 USUAL_OF_SCALAR = Way(caches=("roped",), kv_types=("f16",))
-# Only of F32 weights
+MORE_ARCHS_OF_SCALAR = Way(kv_types=("f16",))
+# Only of F32 weights, and of the architectures that run with every type
 OTHERS = (
     Way(kv_types=("f32", "q4_0", "q8_ch")),
     Way("group8", "group8", {"n_heads": 8, "n_kv_heads": 1}),
@@ -92,10 +114,17 @@ OTHERS = (
 )
 
 
-def ways(level: str, weight_type: str) -> tuple[Way, ...]:
+def ways(level: str, arch: str, weight_type: str) -> tuple[Way, ...]:
+    if arch in MORE_ARCHS:
+        return (MORE_ARCHS_OF_SCALAR if level == "scalar" else OF_MORE_ARCHS,)
     if weight_type == "F32":
         return (USUAL, *OTHERS)
     return (USUAL_OF_SCALAR,) if level == "scalar" else (USUAL,)
+
+
+def types_of(arch: str, types: list[str]) -> list[str]:
+    """Those of `types` with which `arch` runs."""
+    return [type for type in types if type in MORE_ARCHS.get(arch, TYPES)]
 
 
 def levels() -> tuple[str, ...]:
@@ -115,14 +144,14 @@ def write_models(folder: Path, archs: list[str], types: list[str]) -> dict[str, 
     """The SHA-256 of each model, by name; a file that is there already is left as it is."""
     digests = {}
     for arch in archs:
-        for type in types:
-            for way in ways("", type):
+        for type in types_of(arch, types):
+            for way in ways("", arch, type):
                 path = folder / file_name(arch, type, way)
                 if not path.exists():
                     unfinished = path.with_suffix(".part")
-                    write_llama(
-                        unfinished, arch=arch, weight_type=type, dim=256, n_ff=512,
-                        n_vocab=N_VOCAB, **way.heads,
+                    WRITERS[arch](
+                        unfinished, weight_type=type, dim=256, n_ff=512, n_vocab=N_VOCAB,
+                        **way.heads,
                     )  # fmt: skip
                     unfinished.rename(path)
                 name = joined(arch, type, way.model)
@@ -197,9 +226,9 @@ def work() -> None:
     digests: dict[str, str] = {}
     differ: list[str] = []
     for arch in job["archs"]:
-        for type in job["types"]:
+        for type in types_of(arch, job["types"]):
             began, n = time.perf_counter(), len(digests)
-            for way in ways(level, type):
+            for way in ways(level, arch, type):
                 path = folder / file_name(arch, type, way)
                 for cache in way.caches:
                     for kv_type in way.kv_types:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lariat.architectures import ARCHITECTURES
 
 from bench import digests
 
@@ -35,6 +36,20 @@ def test_a_run_agrees_with_itself_and_a_changed_digest_is_found(
     assert len(lines) == 2
     assert lines[0].startswith(f"{other}: {'0' * 32} became ")
     assert lines[1].startswith("1 equal, 1 changed, 0 gone, 0 new, 0 left out; 1 deviations")
+
+
+def test_every_architecture_has_digests_with_its_own_types(tmp_path: Path) -> None:
+    assert ARCHITECTURES.keys() <= set(digests.ARCHS) == digests.WRITERS.keys()
+    path = tmp_path / "digests.json"
+    asked = ["--archs", "gemma2,mixtral", "--types", "F32,BF16"]
+    assert digests.main(["--levels", "scalar", *asked, "-o", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert found["models"].keys() == {"gemma2/F32", "mixtral/F32"}
+    caches = ("roped", "raw")
+    assert list(found["digests"]) == [
+        f"scalar/{arch}/F32/{cache}/f16" for arch in ("gemma2", "mixtral") for cache in caches
+    ]
+    assert len(set(found["digests"].values())) == 4
 
 
 def test_what_is_compared() -> None:
