@@ -13,7 +13,12 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy
 
+import collections.abc
+
 import numpy as np
+
+cdef enum:
+    MAX_TRIES = 1000  # the longest run of taken slots that is walked; of half a million hashes: 40
 
 
 cdef inline uint64_t length_at(const uint8_t *p) noexcept nogil:
@@ -72,54 +77,141 @@ def split(const uint8_t[::1] blob, const int64_t[::1] bounds):
     return strings
 
 
-def split_pairs(const uint8_t[::1] blob, const int64_t[::1] bounds):
-    """The two texts around the first space of each string, list[tuple[str, str]].
+def ids_of(const uint8_t[::1] blob, const int64_t[::1] bounds):
+    """The place of each string by its text, dict[str, int], and the texts that are not UTF-8.
 
-    A space at the very beginning is part of the first text. Strings that are not two texts, or not
-    UTF-8, are left out. blob, bounds  # IN. ValueError for bounds that are not of `blob`.
+    A text that is there twice has its last place. Bytes that are not UTF-8 become lone surrogates
+    ("surrogateescape"). blob, bounds  # IN. ValueError for bounds that are not of `blob`.
     """
     check(blob, bounds)
-    cdef const char *p
-    cdef const char *space
-    cdef Py_ssize_t i, n, at
-    pairs = []
+    cdef const char *p = <const char *>&blob[0] if blob.shape[0] else NULL
+    cdef Py_ssize_t i, n
+    cdef dict ids = {}
+    broken = set()
     for i in range(bounds.shape[0] - 1):
         n = bounds[i + 1] - bounds[i] - 8
-        if n < 3:
-            continue
-        p = <const char *>&blob[bounds[i] + 8]
-        space = <const char *>memchr(p + 1, c" ", n - 1)
-        if space == NULL:
-            continue
-        at = space - p
-        if at == n - 1:
-            continue
         try:
-            pair = (PyUnicode_DecodeUTF8(p, at, NULL),
-                    PyUnicode_DecodeUTF8(space + 1, n - at - 1, NULL))
+            text = PyUnicode_DecodeUTF8(p + bounds[i] + 8, n, NULL)
         except UnicodeDecodeError:
-            continue
-        PyList_Append(pairs, pair)
-    return pairs
+            text = PyUnicode_DecodeUTF8(p + bounds[i] + 8, n, "surrogateescape")
+            broken.add(text)
+        ids[text] = i
+    return ids, broken
 
 
-def hashes(const uint8_t[::1] blob, const int64_t[::1] bounds):
-    """A number of 64 bits for each string, the same for the same string (FNV-1a): uint64 [n].
+cdef class Pairs:
+    """The two texts around the first space of each string: a sequence of tuple[str, str].
 
-    blob, bounds  # IN. ValueError for bounds that are not of `blob`. Source: G. Fowler, L. C. Noll,
-    K.-P. Vo, D. Eastlake, "The FNV Non-Cryptographic Hash Algorithm", IETF draft.
+    A space at the very beginning is part of the first text. Strings that are not two texts, or not
+    UTF-8, are left out. A pair is made when it is asked for: a million small strings that live at
+    once would take longer to make and to free than all else here.
+
+    blob, bounds  # IN. ValueError for bounds that are not of `blob`.
+    """
+
+    cdef const uint8_t[::1] _blob
+    cdef const int64_t[::1] _bounds
+    cdef int64_t[::1] _spaces  # [n]: where in `blob` the space of each pair is
+    cdef int64_t[::1] _strings  # [n]: which string each pair is made of
+
+    def __init__(self, const uint8_t[::1] blob, const int64_t[::1] bounds):
+        check(blob, bounds)
+        cdef Py_ssize_t i, j, n, n_pairs = 0
+        cdef const char *p
+        cdef const char *space
+        cdef uint8_t all_bytes
+        spaces, strings = np.empty((2, bounds.shape[0] - 1), np.int64)
+        self._blob, self._bounds, self._spaces, self._strings = blob, bounds, spaces, strings
+        for i in range(bounds.shape[0] - 1):
+            n = bounds[i + 1] - bounds[i] - 8
+            if n < 3:
+                continue
+            p = <const char *>&blob[bounds[i] + 8]
+            space = <const char *>memchr(p + 1, c" ", n - 1)
+            if space == NULL or space - p == n - 1:
+                continue
+            all_bytes = 0
+            for j in range(n):
+                all_bytes |= <uint8_t>p[j]
+            if all_bytes >= 0x80:
+                try:
+                    PyUnicode_DecodeUTF8(p, n, NULL)
+                except UnicodeDecodeError:
+                    continue
+            self._spaces[n_pairs] = bounds[i] + 8 + (space - p)
+            self._strings[n_pairs] = i
+            n_pairs += 1
+        self._spaces, self._strings = spaces[:n_pairs], strings[:n_pairs]
+
+    def __len__(self):
+        return self._spaces.shape[0]
+
+    def __getitem__(self, Py_ssize_t index):
+        """One pair. IndexError outside the sequence."""
+        cdef Py_ssize_t n = self._spaces.shape[0]
+        if not -n <= index < n:
+            raise IndexError(f"index {index} of {n} pairs")
+        return self.pair(index + n if index < 0 else index)
+
+    def __iter__(self):
+        return _PairIterator(self)
+
+    cdef pair(self, Py_ssize_t i):
+        cdef Py_ssize_t start = self._bounds[self._strings[i]] + 8
+        cdef Py_ssize_t end = self._bounds[self._strings[i] + 1], space = self._spaces[i]
+        cdef const char *p = <const char *>&self._blob[0]
+        return (PyUnicode_DecodeUTF8(p + start, space - start, NULL),
+                PyUnicode_DecodeUTF8(p + space + 1, end - space - 1, NULL))
+
+
+cdef class _PairIterator:
+    cdef Pairs _pairs
+    cdef Py_ssize_t _next
+
+    def __init__(self, Pairs pairs):
+        self._pairs = pairs
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._next == self._pairs._spaces.shape[0]:
+            raise StopIteration
+        self._next += 1
+        return self._pairs.pair(self._next - 1)
+
+
+collections.abc.Sequence.register(Pairs)
+
+
+def may_repeat(const uint8_t[::1] blob, const int64_t[::1] bounds):
+    """False if no two strings are the same.
+
+    True says that two are, or have the same hash of 64 bits (FNV-1a), or that the hashes are not
+    spread evenly, as those of a forged file. blob, bounds  # IN. ValueError for bounds that are not
+    of `blob`. Source: G. Fowler, L. C. Noll, K.-P. Vo, D. Eastlake, "The FNV Non-Cryptographic Hash
+    Algorithm", IETF draft.
     """
     check(blob, bounds)
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, n = bounds.shape[0] - 1, n_slots = 16, slot, n_tries
     cdef uint64_t h
-    numbers = np.empty(bounds.shape[0] - 1, np.uint64)
-    cdef uint64_t[::1] out = numbers
-    for i in range(bounds.shape[0] - 1):
+    while n_slots < 2 * n:
+        n_slots *= 2
+    cdef uint64_t[::1] slots = np.zeros(n_slots, np.uint64)  # a hash each, 0: free
+    for i in range(n):
         h = 0xcbf29ce484222325ULL
         for j in range(bounds[i] + 8, bounds[i + 1]):
             h = (h ^ blob[j]) * 0x100000001b3ULL
-        out[i] = h
-    return numbers
+        h += h == 0
+        slot = (h ^ (h >> 32)) & (n_slots - 1)
+        n_tries = 0
+        while slots[slot]:
+            n_tries += 1
+            if slots[slot] == h or n_tries == MAX_TRIES:
+                return True
+            slot = (slot + 1) & (n_slots - 1)
+        slots[slot] = h
+    return False
 
 
 cdef inline Py_ssize_t varint_size(uint64_t n) noexcept nogil:

@@ -57,7 +57,13 @@ def test_pairs_are_parted_at_the_first_space_behind_the_first_byte() -> None:
             expected.append((text[:at], text[at + 1 :]))
     run = run_of([text.encode() for text in TEXTS])
     bounds, _ = _strings.find_bounds(run, 0, len(TEXTS))
-    assert _strings.split_pairs(run, bounds) == expected
+    pairs = _strings.Pairs(run, bounds)
+    assert list(pairs) == expected
+    assert len(pairs) == len(expected)
+    assert [pairs[i] for i in range(-7, 7)] == expected * 2
+    for index in (7, -8):
+        with pytest.raises(IndexError):
+            pairs[index]
     assert {(" a", "b"), ("a", "b c")} < set(expected)
     assert len(expected) == 7
 
@@ -66,26 +72,46 @@ def test_pairs_are_parted_at_the_first_space_behind_the_first_byte() -> None:
 def test_pairs_that_are_not_text_are_left_out(broken: bytes) -> None:
     run = run_of([b"a b", broken, b"c d"])
     bounds, _ = _strings.find_bounds(run, 0, 3)
-    assert _strings.split_pairs(run, bounds) == [("a", "b"), ("c", "d")]
+    pairs = _strings.Pairs(run, bounds)
+    assert list(pairs) == [pairs[0], pairs[1]] == [("a", "b"), ("c", "d")]
 
 
-def test_hashes_are_those_of_the_draft() -> None:
-    """Its test vectors for 64 bits, FNV-1a."""
-    strings = [b"", b"a", b"b", b"foobar", b"a"]
-    run = run_of(strings)
-    bounds, _ = _strings.find_bounds(run, 0, len(strings))
-    hashes = _strings.hashes(run, bounds)
-    assert hashes.tolist() == [
-        0xCBF29CE484222325,
-        0xAF63DC4C8601EC8C,
-        0xAF63DF4C8601F1A5,
-        0x85944171F73967E8,
-        0xAF63DC4C8601EC8C,
-    ]
+@pytest.mark.parametrize("n", [0, 1, 8, 9, 5000])
+def test_strings_that_repeat_are_noticed(n: int) -> None:
+    strings = [b"%d" % i for i in range(n)]
+    bounds, _ = _strings.find_bounds(run_of(strings), 0, n)
+    assert not _strings.may_repeat(run_of(strings), bounds)
+    for i in {0, n // 2, n - 1} & set(range(n)):
+        again = [*strings, strings[i]]
+        bounds, _ = _strings.find_bounds(run_of(again), 0, n + 1)
+        assert _strings.may_repeat(run_of(again), bounds)
+
+
+def test_strings_whose_hashes_crowd_may_repeat() -> None:
+    """A forged file must not make the search walk over all strings for each."""
+    texts = np.random.default_rng(0).integers(0, 256, (700_000, 8), np.uint8)
+    hashes = np.full(len(texts), 0xCBF29CE484222325, np.uint64)
+    for column in texts.T:
+        hashes = (hashes ^ column) * np.uint64(0x100000001B3)
+    crowd = texts[(hashes ^ hashes >> np.uint64(32)) & np.uint64(4095) < 8][:1100]
+    assert len(crowd) == 1100
+    run = run_of([row.tobytes() for row in crowd])
+    bounds, _ = _strings.find_bounds(run, 0, len(crowd))
+    assert _strings.may_repeat(run, bounds)
+
+
+def test_ids_are_places_of_the_last_of_equal_texts() -> None:
+    strings = [b"a", b"", b"\xff", "日é".encode(), b"a", b"x\xe6\x97", b"\xff"]
+    bounds, _ = _strings.find_bounds(run_of(strings), 0, len(strings))
+    ids, broken = _strings.ids_of(run_of(strings), bounds)
+    assert ids == {"a": 4, "": 1, "\udcff": 6, "日é": 3, "x\udce6\udc97": 5}
+    assert broken == {"\udcff", "x\udce6\udc97"}
 
 
 @pytest.mark.parametrize("bounds", [[], [-1, 9], [0, 10, 9], [0, 7], [0, 99], [0, 1 << 62]])
-@pytest.mark.parametrize("work", [_strings.split, _strings.split_pairs, _strings.hashes])
+@pytest.mark.parametrize(
+    "work", [_strings.split, _strings.Pairs, _strings.may_repeat, _strings.ids_of]
+)
 def test_bounds_of_another_run_are_refused(work, bounds: list[int]) -> None:
     with pytest.raises(ValueError, match=r"do not lie within|its length alone takes 8"):
         work(run_of([b"ab"]), np.array(bounds, np.int64))

@@ -19,8 +19,10 @@ N_TOKENS = {
     "sentencepiece": synthetic.N_VOCAB,
     "sentencepiece of Gemma 3's size": 262_144,
     "BPE": 128_256,
+    "BPE of Gemma 4's size": 262_144,
 }
-N_MERGES = 280_147  # of Llama 3, as are its tokens
+N_MERGES = {"BPE": 280_147, "BPE of Gemma 4's size": 514_906}  # the first are Llama 3's
+LETTERS = "etaoinshrdlu"
 TEXT = "one two three"
 OPENING = "load: how long to open a file of 32,000 to 262,144 tokens, and to encode?"
 
@@ -39,20 +41,29 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     vocabularies.write(folder / "pieces.gguf", beginning + pieces)
     words = _words(N_TOKENS["BPE"] - len(BYTE_CHARACTERS), "Ġ")
-    # All words of a length come before longer ones, so both halves of any split are tokens.
-    splits = [f"{word[:at]} {word[at:]}" for at in range(1, 5) for word in words if at < len(word)]
     vocabularies.write(
         folder / "bpe.gguf",
         [(token, 0.0, vocabularies.NORMAL) for token in BYTE_CHARACTERS + words],
         "gpt2",
         pre="llama-bpe",
         add_bos_token=False,
-        merges=splits[:N_MERGES],
+        merges=_merges(words, N_MERGES["BPE"]),
+    )
+    spaced = "BPE of Gemma 4's size"
+    beginning += [(letter, 0.0, vocabularies.NORMAL) for letter in "\u2581" + LETTERS]
+    words = _words(N_TOKENS[spaced] - len(beginning), "\u2581")
+    vocabularies.write(
+        folder / "spaced.gguf",
+        beginning + [(word, 0.0, vocabularies.NORMAL) for word in words],
+        "gemma4",
+        add_bos_token=False,
+        merges=_merges(words, N_MERGES[spaced]),
     )
     return {
         "sentencepiece": synthetic.model_path("15m"),
         largest: folder / "pieces.gguf",
         "BPE": folder / "bpe.gguf",
+        spaced: folder / "spaced.gguf",
     }
 
 
@@ -60,10 +71,16 @@ def _words(n: int, blank: str) -> list[str]:
     """All words of two letters, of three, and so on, until they are `n`."""
     words: list[str] = []
     for length in itertools.count(2):
-        words += map("".join, itertools.product(f"{blank}etaoinshrdlu", repeat=length))
+        words += map("".join, itertools.product(blank + LETTERS, repeat=length))
         if len(words) >= n:
             break
     return words[:n]
+
+
+def _merges(words: list[str], n: int) -> list[str]:
+    """All words of a length come before longer ones, so both halves of any split are tokens."""
+    splits = (f"{word[:at]} {word[at:]}" for at in range(1, 6) for word in words if at < len(word))
+    return list(itertools.islice(splits, n))
 
 
 @pytest.mark.benchmark(group=OPENING)

@@ -54,17 +54,24 @@ class StringArray(Sequence[str]):
         """The bytes of each string; much faster than to call `raw` for each index."""
         return iter(_strings.split(self._blob, self._bounds))
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def ids(self) -> tuple[dict[str, int], set[str]]:
+        """The place of each string, by its text; and those texts that are not UTF-8.
+
+        A text that is there twice has its last place. Bytes that are not UTF-8 become lone
+        surrogates, as `bytes.decode` makes them with "surrogateescape".
+        """
+        return _strings.ids_of(self._blob, self._bounds)
+
+    def pairs(self) -> Sequence[tuple[str, str]]:
         """The two texts around the first space of each string, in order, each pair once.
 
         A space at the very beginning belongs to the first text. Strings that are not two texts, or
         not UTF-8, are left out.
         """
-        pairs = _strings.split_pairs(self._blob, self._bounds)
-        hashes = _strings.hashes(self._blob, self._bounds)  # faster than hashing the texts
-        hashes.sort()
-        has_repeats = bool((hashes[1:] == hashes[:-1]).any())
-        return list(dict.fromkeys(pairs)) if has_repeats else pairs
+        pairs = _strings.Pairs(self._blob, self._bounds)
+        if _strings.may_repeat(self._blob, self._bounds):  # faster than hashing all pairs
+            return list(dict.fromkeys(pairs))
+        return pairs
 
     @property
     def longest(self) -> int:
@@ -78,3 +85,31 @@ class StringArray(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"<StringArray of {len(self)}>"
+
+
+class RawStrings(Sequence[bytes]):
+    """The bytes of the strings of an array, made when they are asked for.
+
+    To go through them is much faster than to ask for each index.
+    """
+
+    __slots__ = ("_strings",)
+
+    def __init__(self, strings: StringArray) -> None:
+        """Shares the memory of `strings`."""
+        self._strings = strings
+
+    def __len__(self) -> int:
+        return len(self._strings)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self._strings.raw(i) for i in range(*index.indices(len(self)))]
+        return self._strings.raw(index)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._strings.iter_raw()

@@ -153,23 +153,20 @@ class PairMerger(ABC):
         """The merging model. Sets `_stand_ins`: the tokens that replace ids past the vocabulary."""
         pairs = merges.pairs()
         tokens = self.vocabulary.tokens
-        try:
-            texts = list(map(bytes.decode, tokens))
-        except UnicodeDecodeError:
-            texts = [decode_or_empty(token) for token in tokens]
-        ids = dict(zip(texts, range(len(texts)), strict=True))
+        ids = self.vocabulary.id_of.of_utf8()
         hidden = set()
         for i in of_types(self.vocabulary.types, self.hidden_types):
-            text = texts[i]
+            text = decode_or_empty(tokens[i])
             if ids.get(text) == i:
                 hidden.add(text)
                 del ids[text]
         self._stand_ins: dict[int, tuple[int, ...]] = {}
         # `tokenizers` fails on a merge that gives or uses a text that is not a token. In some
         # versions it even panics if the text is longer than every token.
-        longest = max(map(len, map(tokens.__getitem__, ids.values())), default=0)
         of_merges = merges.longest - 1  # without the space between the two texts
-        if of_merges <= longest and all(text in ids for text in self.alphabet):
+        as_long = (i for i, token in enumerate(tokens) if len(token) >= of_merges)
+        is_long_enough = any(ids.get(decode_or_empty(tokens[i])) == i for i in as_long)
+        if is_long_enough and all(text in ids for text in self.alphabet):
             # `tokenizers` raises plain Exceptions.
             with contextlib.suppress(Exception):
                 return BPE(ids, pairs, **options)
@@ -179,7 +176,7 @@ class PairMerger(ABC):
         self,
         ids: dict[str, int],
         hidden: set[str],
-        merges: list[tuple[str, str]],
+        merges: Sequence[tuple[str, str]],
         options: Mapping[str, bool],
     ) -> BPE:
         """The model of a vocabulary in which some texts of the merges are not tokens.

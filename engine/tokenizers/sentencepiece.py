@@ -110,7 +110,7 @@ def _sentencepiece_model(
     tokens: Sequence[bytes],
     id_of: Mapping[bytes, int],
     scores: NDArray[np.float32],
-    types: Sequence[int],
+    types: bytearray,
 ) -> tuple[bytes, dict[int, int | None]]:
     """A sentencepiece model with the ids of the vocabulary, serialized.
 
@@ -158,7 +158,7 @@ def _sentencepiece_model(
 
 
 def _to_hide(
-    tokens: Sequence[bytes], id_of: Mapping[bytes, int], types: Sequence[int], everything: bytes
+    tokens: Sequence[bytes], id_of: Mapping[bytes, int], types: bytearray, everything: bytes
 ) -> Iterable[int]:
     """The tokens into which text must not be merged, and those that sentencepiece refuses.
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from lariat.errors import GGUFError, quote
 from lariat.formats.gguf import GGUFFile, StringArray
+from lariat.formats.string_array import RawStrings
 from numpy.typing import NDArray
 
 MAX_TOKENS = 1 << 19  # twice the largest in use; bounds the time that a hostile file can take
@@ -79,6 +80,32 @@ class Defaults:
     add_bos: bool
 
 
+class IdsByText(Mapping[bytes, int]):
+    """The id of each text of a vocabulary. Texts are kept decoded, as `tokenizers` takes them: a
+    second table of 262k texts would take longer than reading the file."""
+
+    def __init__(self, ids: dict[str, int], broken: Set[str]) -> None:
+        """ids: bytes that are not UTF-8 are lone surrogates. `broken`: texts with such bytes."""
+        self._ids = ids
+        self._broken = broken
+
+    def __getitem__(self, text: bytes) -> int:
+        return self._ids[text.decode("utf-8", "surrogateescape")]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (text.encode("utf-8", "surrogateescape") for text in self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def of_utf8(self) -> dict[str, int]:
+        """The ids of the texts that are UTF-8, for the caller to change."""
+        ids = self._ids.copy()
+        for text in self._broken:
+            del ids[text]
+        return ids
+
+
 class Vocabulary:
     """Tokens, types and special tokens of a file. Never changes.
 
@@ -91,9 +118,9 @@ class Vocabulary:
     """
 
     def __init__(self, gguf: GGUFFile, defaults: Defaults) -> None:
-        tokens = _read_tokens(gguf)
+        strings = _read_tokens(gguf)
+        tokens = self.tokens = RawStrings(strings)
         n_vocab = len(tokens)
-        self.tokens = tokens
         self.types = _read_types(gguf, n_vocab)
         self.bos_id = _read_id(gguf, "bos", n_vocab, defaults.bos)
         self.eos_id = _read_id(gguf, "eos", n_vocab, defaults.eos)
@@ -109,7 +136,7 @@ class Vocabulary:
                     f"{gguf.path}: tokenizer.ggml.add_{name}_token is true, "
                     f"but the vocabulary of {n_vocab} tokens has no {name} token"
                 )
-        self.id_of = dict(zip(tokens, range(n_vocab), strict=True))
+        self.id_of = IdsByText(*strings.ids())
         self.eog_ids = _mark_control(gguf, self.id_of, self.types, self.eos_id)
         specials = _special_tokens(gguf, tokens, self.id_of, self.types)
         self._specials = _by_beginning(specials)
@@ -145,7 +172,7 @@ class Vocabulary:
         return starts
 
 
-def _read_tokens(gguf: GGUFFile) -> list[bytes]:
+def _read_tokens(gguf: GGUFFile) -> StringArray:
     key = "tokenizer.ggml.tokens"
     tokens = gguf.metadata.get(key)
     if tokens is None:
@@ -154,7 +181,7 @@ def _read_tokens(gguf: GGUFFile) -> list[bytes]:
         raise GGUFError(f"{gguf.path}: {key} is not an array of strings")
     if not 1 <= len(tokens) <= MAX_TOKENS:
         raise GGUFError(f"{gguf.path}: {key} has {len(tokens)} tokens, expected 1 to {MAX_TOKENS}")
-    return list(tokens.iter_raw())
+    return tokens
 
 
 def read_scores(gguf: GGUFFile, n_vocab: int) -> NDArray[np.float32]:
@@ -171,17 +198,17 @@ def read_scores(gguf: GGUFFile, n_vocab: int) -> NDArray[np.float32]:
     return scores
 
 
-def _read_types(gguf: GGUFFile, n_vocab: int) -> list[int]:
+def _read_types(gguf: GGUFFile, n_vocab: int) -> bytearray:
     """The type of each token; NORMAL if the file has none."""
     values = _read_numbers(gguf, "token_type", n_vocab)
     if values is None:
-        return [NORMAL] * n_vocab
+        return bytearray([NORMAL]) * n_vocab
     bad = np.flatnonzero(~np.isin(values, range(BYTE + 1)))
     if bad.size:
         raise GGUFError(
             f"{gguf.path}: token {bad[0]} has type {values[bad[0]]}, expected 0 to {BYTE}"
         )
-    return list(values.astype(int).tolist())
+    return bytearray(values.astype(np.uint8).tobytes())
 
 
 def _read_numbers(gguf: GGUFFile, name: str, n_vocab: int) -> np.ndarray | None:
@@ -208,7 +235,7 @@ def _read_id(gguf: GGUFFile, name: str, n_vocab: int, default: int | None) -> in
 
 
 def _mark_control(
-    gguf: GGUFFile, id_of: Mapping[bytes, int], types: list[int], eos_id: int | None
+    gguf: GGUFFile, id_of: Mapping[bytes, int], types: bytearray, eos_id: int | None
 ) -> frozenset[int]:
     """The ids that end generation. Tokens with the text of a control token become control tokens.
 
@@ -259,9 +286,9 @@ def _mid_texts(id_of: Mapping[bytes, int], found: set[int | None]) -> list[tuple
     return mid
 
 
-def of_types(types: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
+def of_types(types: bytearray, wanted: tuple[int, ...]) -> list[int]:
     """The ids of the tokens of some types."""
-    found: list[int] = np.flatnonzero(np.isin(np.array(types, np.int8), wanted)).tolist()
+    found: list[int] = np.flatnonzero(np.isin(np.frombuffer(types, np.uint8), wanted)).tolist()
     return found
 
 
@@ -283,7 +310,7 @@ def decode_or_empty(raw: bytes) -> str:
 
 
 def _special_tokens(
-    gguf: GGUFFile, tokens: Sequence[bytes], id_of: Mapping[bytes, int], types: Sequence[int]
+    gguf: GGUFFile, tokens: Sequence[bytes], id_of: Mapping[bytes, int], types: bytearray
 ) -> list[_Special]:
     """Tokens to look for in a text, in the order in which they are cut out."""
     # Phi-3 is the only model whose special tokens drop the blanks behind them.

@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from lariat.errors import GGUFError, quote
 from lariat.formats.block_formats import GGMLType
 from lariat.formats.gguf import GGUFFile, TensorInfo
+from lariat.formats.string_array import RawStrings
 
 from tests.support.gguf_bytes import (
     ARRAY,
@@ -144,7 +145,9 @@ def test_string_array(put: Put) -> None:
     assert strings[::-2] == expected[::-2]
     assert [strings.raw(i) for i in range(5)] == raw
     assert strings.raw(-1) == raw[-1]
-    assert list(strings.iter_raw()) == raw
+    as_bytes = RawStrings(strings)
+    assert list(strings.iter_raw()) == list(as_bytes) == as_bytes[:] == raw
+    assert [as_bytes[i] for i in range(-len(raw), len(raw))] == raw * 2
     assert "日本" in strings
     assert strings.index("last") == 3
     assert repr(strings) == "<StringArray of 5>"
