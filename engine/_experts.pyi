@@ -20,6 +20,10 @@ class ExpertMatrix:
     def __init__(
         self, rows: list[Bytes], type_name: str, n_cols: int, out: Bytes, n_threads: int = 1
     ) -> None: ...
+    @staticmethod
+    def of_packed(
+        packed: Bytes, type_name: str, n_experts: int, n_rows: int, n_cols: int
+    ) -> ExpertMatrix: ...
 
 def gate_up(
     routing: Routing,

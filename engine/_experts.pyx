@@ -48,31 +48,50 @@ cdef class ExpertMatrix:
     cdef readonly Py_ssize_t n_experts, n_rows, n_cols
     cdef readonly bint quantized
     cdef experts_t w
-    cdef uint8_t[::1] packed
+    cdef const uint8_t[::1] packed
 
     def __init__(self, list rows, str type_name, Py_ssize_t n_cols, uint8_t[::1] out,
                  int n_threads=1):
-        cdef Matrix one
-        cdef Py_ssize_t i, n_bytes
+        cdef Py_ssize_t i, n_bytes, n_packed
         if not rows:
             raise ValueError("no experts, expected at least one")
-        self.n_experts, self.n_rows, self.n_cols = len(rows), len(rows[0]), n_cols
-        self.type_name, self.packed = type_name, out
-        n_bytes = expert_bytes(type_name, self.n_rows, n_cols)
-        if out.shape[0] != n_bytes * self.n_experts:
-            raise ValueError(
-                f"{out.shape[0]} bytes for the interleaved matrices, expected "
-                f"{n_bytes * self.n_experts}"
-            )
+        self.hold(out, type_name, len(rows), len(rows[0]), n_cols)
+        n_bytes = self.w.expert_bytes
         n_packed = _kernels.packed_bytes(type_name, self.n_rows, n_cols)
         for i in range(self.n_experts):
             if len(rows[i]) != self.n_rows:
                 raise ValueError(f"expert {i} has {len(rows[i])} rows, expected {self.n_rows}")
-            one = Matrix(rows[i], type_name, n_cols, out[i * n_bytes : i * n_bytes + n_packed],
-                         None, n_threads)
-        self.quantized = one.quantized
+            Matrix(rows[i], type_name, n_cols, out[i * n_bytes : i * n_bytes + n_packed], None,
+                   n_threads)
+
+    @staticmethod
+    def of_packed(const uint8_t[::1] packed, str type_name, Py_ssize_t n_experts,
+                  Py_ssize_t n_rows, Py_ssize_t n_cols):
+        """The matrices [n_experts, n_rows, n_cols] that others left in `packed`, their `out`  # IN
+
+        uint8 [n_experts * expert_bytes(...)], 64-byte aligned; kept. Nothing is read or copied.
+        """
+        cdef ExpertMatrix matrix = ExpertMatrix.__new__(ExpertMatrix)
+        matrix.hold(packed, type_name, n_experts, n_rows, n_cols)
+        return matrix
+
+    cdef int hold(self, const uint8_t[::1] packed, str type_name, Py_ssize_t n_experts,
+                  Py_ssize_t n_rows, Py_ssize_t n_cols) except -1:
+        """Take interleaved matrices, or the place for them. ValueError if it has another size."""
+        cdef Matrix one
+        cdef Py_ssize_t n_bytes = expert_bytes(type_name, n_rows, n_cols)
+        if n_experts < 1 or packed.shape[0] != n_bytes * n_experts:
+            raise ValueError(
+                f"{packed.shape[0]} bytes for the interleaved matrices, expected "
+                f"{n_bytes * n_experts}"
+            )
+        n_packed = _kernels.packed_bytes(type_name, n_rows, n_cols)
+        one = Matrix.of_packed(packed[:n_packed], type_name, n_rows, n_cols)
+        self.type_name, self.packed, self.quantized = type_name, packed, one.quantized
+        self.n_experts, self.n_rows, self.n_cols = n_experts, n_rows, n_cols
         self.w.type, self.w.group_bytes, self.w.expert_bytes = one.type, one.group_bytes, n_bytes
-        self.w.n_rows, self.w.n_cols, self.w.weights = self.n_rows, n_cols, &self.packed[0]
+        self.w.n_rows, self.w.n_cols, self.w.weights = n_rows, n_cols, &self.packed[0]
+        return 0
 
 
 cdef void multiply(const experts_t *w, int64_t expert, int64_t row, int64_t n_rows,

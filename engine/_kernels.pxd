@@ -73,7 +73,9 @@ cdef class Matrix:
     cdef readonly bint quantized
     cdef int type
     cdef int64_t group_bytes
-    cdef uint8_t[::1] packed
+    cdef const uint8_t[::1] packed
+    cdef int hold(self, const uint8_t[::1] packed, str type_name, Py_ssize_t n_rows,
+                  Py_ssize_t n_cols) except -1
 
 cdef class Activations:
     cdef int8_t[::1] q

@@ -150,18 +150,12 @@ cdef class Matrix:
                  uint8_t[::1] out, const int64_t[::1] order=None, int n_threads=1):
         cdef int type = _WEIGHT_TYPES[type_name]
         cdef const weight_type_t *t = &WEIGHT_TYPES[type]
-        self.type_name, self.type, self.n_cols, self.packed = type_name, t.loaded_as, n_cols, out
-        self.n_rows = rows.shape[0]
-        self.quantized = t.columns > 1
-        self.group_bytes = GROUP_ROWS * row_bytes(type, n_cols)
         if n_cols % t.columns or rows.shape[1] != n_cols // t.columns * t.bytes:
             raise ValueError(
                 f"rows of {rows.shape[1]} bytes, expected {n_cols // t.columns * t.bytes}: "
                 f"{n_cols} columns of {type_name} in blocks of {t.columns}"
             )
-        n_bytes = packed_bytes(type_name, self.n_rows, n_cols)
-        if out.shape[0] != n_bytes:
-            raise ValueError(f"{out.shape[0]} bytes for the interleaved matrix, expected {n_bytes}")
+        self.hold(out, type_name, rows.shape[0], n_cols)
         if order is not None and (order.shape[0] != self.n_rows or not self.n_rows
                                   or np.min(order) < 0 or np.max(order) >= self.n_rows):
             raise ValueError(
@@ -179,6 +173,31 @@ cdef class Matrix:
         for run in prange(n_runs, nogil=True, schedule="static", num_threads=n_threads):
             pack_run(type, source, n_bytes_row, n_r, n_c, order_p, run * RUN_GROUPS,
                      min(n_groups, (run + 1) * RUN_GROUPS), target)
+
+    @staticmethod
+    def of_packed(const uint8_t[::1] packed, str type_name, Py_ssize_t n_rows, Py_ssize_t n_cols):
+        """The matrix [n_rows, n_cols] that another one left in `packed`, its `out`  # IN
+
+        uint8 [packed_bytes(...)], 64-byte aligned; kept by the matrix. Nothing is read or copied.
+        """
+        cdef Matrix matrix = Matrix.__new__(Matrix)
+        matrix.hold(packed, type_name, n_rows, n_cols)
+        return matrix
+
+    cdef int hold(self, const uint8_t[::1] packed, str type_name, Py_ssize_t n_rows,
+                  Py_ssize_t n_cols) except -1:
+        """Take interleaved rows, or the place for them. ValueError if it has another size."""
+        cdef int type = _WEIGHT_TYPES[type_name]
+        cdef const weight_type_t *t = &WEIGHT_TYPES[type]
+        n_bytes = packed_bytes(type_name, n_rows, n_cols)
+        if packed.shape[0] != n_bytes:
+            raise ValueError(
+                f"{packed.shape[0]} bytes for the interleaved matrix, expected {n_bytes}"
+            )
+        self.type_name, self.type, self.packed = type_name, t.loaded_as, packed
+        self.n_rows, self.n_cols, self.quantized = n_rows, n_cols, t.columns > 1
+        self.group_bytes = GROUP_ROWS * row_bytes(type, n_cols)
+        return 0
 
 
 cdef enum:

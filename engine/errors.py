@@ -17,6 +17,10 @@ class ContextError(LariatError, ValueError):
     """A prompt does not fit into the context, or a saved context or chunk cannot be used."""
 
 
+class PreparedError(LariatError):
+    """A file of prepared weights cannot be used or written."""
+
+
 class HubError(LariatError):
     """A model cannot be found on the Hugging Face Hub or in its cache, or cannot be fetched."""
 

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 from lariat.architectures.loading import check_weights, load_weights, read_config
+from lariat.architectures.prepared import Found, find
 from lariat.cache.kv_cache import check_types
 from lariat.checks import check_callable, check_overrides, check_path, check_switch, check_type
 from lariat.config import EngineConfig, RopeConfig, SamplingParams
@@ -48,8 +49,12 @@ class LLM:
     progress         is called with the share that is checked and loaded, 0 to 1
     overrides        metadata to replace or add: keys to str, int, float or bool
     use_mmap         map the file, or read it: then storage that fails or changes gives an error
+    prepared         use the weights that `lariat prepare` has written, where they are there and
+                     belong to the file; only with `use_mmap`
 
-    The attribute `runner` is what runs the model, for those who work below requests.
+    The attribute `runner` is what runs the model, for those who work below requests. `prepared` is
+    the file of prepared weights in use, or None; `prepared_refused` has a sentence for each file
+    that was found and cannot be used.
 
     Raises `GGUFError` or `ModelError` for files that it cannot run, ValueError for bad parameters,
     OSError for a missing file. Close it, or use it in a `with` statement.
@@ -74,10 +79,12 @@ class LLM:
         progress: Callable[[float], None] | None = None,
         overrides: Mapping[str, str | int | float | bool] | None = None,
         use_mmap: bool = True,
+        prepared: bool = True,
     ) -> None:
         start = time.perf_counter()
         path = check_path("model_path", model_path)
         check_switch("use_mmap", use_mmap)
+        check_switch("prepared", prepared)
         check_callable("progress", progress)
         settings = EngineConfig(
             n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed,
@@ -98,8 +105,12 @@ class LLM:
             self.sampling = FileSampling.from_gguf(self.gguf)  # where a prompt has no params
             if check_tensors:
                 check(self.gguf, n_threads_batch, progress)
+            found = find(self.gguf, self.config) if prepared and use_mmap else Found(None, ())
+            self.prepared, self.prepared_refused = found.path, found.refused
             with threads.forward_pass():
-                weights = load_weights(self.gguf, self.config, n_threads_batch, progress)
+                weights = load_weights(
+                    self.gguf, self.config, n_threads_batch, progress, found.places
+                )
             self.runner = build_runner(
                 self.config,
                 weights,

@@ -7,6 +7,7 @@ from typing import Any
 
 from lariat.architectures import ARCHITECTURES
 from lariat.architectures.metadata import Metadata
+from lariat.architectures.packed import Places
 from lariat.architectures.weights import TensorChecker, TensorLoader, Weights
 from lariat.config import ModelConfig
 from lariat.errors import ModelError, quote
@@ -39,15 +40,18 @@ def load_weights(
     config: ModelConfig,
     n_threads: int,
     progress: Callable[[float], None] | None = None,
+    places: Places | None = None,
 ) -> Weights[Any]:
     """Read all tensors of a model.
 
     Each matrix's pages of the file are released once it is interleaved, so that loading needs no
-    more memory than the model. `progress` gets the share done, 0 to 1. Raises `GGUFError` and
-    `ModelError`, for wrong shapes before anything is read.
+    more memory than the model. `progress` gets the share done, 0 to 1.
+
+    Matrices go into `places`, or are there already (`prepared.find`); None: into memory of this
+    process. Raises `GGUFError` and `ModelError`, for wrong shapes before anything is read.
     """
     check_weights(gguf, config)
-    loader = TensorLoader(gguf, n_threads, progress)
+    loader = TensorLoader(gguf, n_threads, progress, places)
     weights = ARCHITECTURES[config.architecture].read_weights(loader, config)
     if progress:
         progress(1.0)  # the embedding stays in the file, and may be a part of its bytes

@@ -7,17 +7,17 @@ at all shapes and types, then a `TensorLoader` takes the values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from lariat import _experts, _kernels
+from lariat.architectures.packed import ArenaPlaces, Packed, Places
 from lariat.config import ModelConfig
 from lariat.errors import GGUFError, ModelError, quote
 from lariat.formats import block_formats
 from lariat.formats.gguf import GGUFFile, TensorInfo
-from lariat.os_memory import Arena
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,34 @@ class TensorReader(ABC):
                 f"{self.gguf.path}: tensor {quote(name)} has no place in a {quote(arch)} model"
             )
 
+    def _part(self, name: str, shape: tuple[int, int], order: Order) -> Packed:
+        """Tensor `name`, whole, as it is to be interleaved."""
+        info = self._checked(name, shape)
+        return Packed(name, info.type.name, *shape, order=order() if order else None)
+
+    def _parts(self, name: str, n_cols: int, parts: Sequence[tuple[int, Order]]) -> list[Packed]:
+        """The parts of tensor `name` as they are to be interleaved."""
+        assert len(parts) <= _MAX_PARTS
+        info = self._checked(name, (sum(n for n, _ in parts), n_cols))
+        pieces, first = [], 0
+        for n, order in parts:
+            chosen = order() if order else None
+            pieces.append(Packed(name, info.type.name, n, n_cols, first=first, order=chosen))
+            first += n
+        return pieces
+
+    def _experts(self, names: list[str], shape: tuple[int, int, int]) -> Packed:
+        """Tensors `names` as they are to be interleaved."""
+        n_experts, n_rows, n_cols = shape
+        of_one = shape if len(names) == 1 else shape[1:]
+        types = {self._checked(name, of_one).type.name for name in names}
+        if len(types) > 1:
+            raise ModelError(
+                f"{self.gguf.path}: tensor {quote(names[0])} and those of the other experts are of "
+                f"different types: {', '.join(sorted(types))}"
+            )
+        return Packed(names[0], types.pop(), n_rows, n_cols, n_experts)
+
     def _checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.gguf.tensors.get(name)
         self._unread.pop(name, None)
@@ -193,13 +221,7 @@ class TensorChecker(TensorReader):
 
     def expert_matrix(self, names: list[str], shape: tuple[int, int, int]) -> None:
         """Check tensors `names`."""
-        of_one = shape if len(names) == 1 else shape[1:]
-        types = {self._checked(name, of_one).type.name for name in names}
-        if len(types) > 1:
-            raise ModelError(
-                f"{self.gguf.path}: tensor {quote(names[0])} and those of the other experts are of "
-                f"different types: {', '.join(sorted(types))}"
-            )
+        self._experts(names, shape)
 
     def array(self, name: str, shape: tuple[int, ...]) -> None:
         """Check tensor `name`."""
@@ -216,74 +238,101 @@ class TensorChecker(TensorReader):
         return [Linear(None, None)] * len(parts)  # type: ignore[arg-type]
 
 
+class TensorPlanner(TensorChecker):
+    """Checks, and lists in `packed` all matrices that are to be interleaved, in their order."""
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        super().__init__(gguf)
+        self.packed: list[Packed] = []
+
+    def matrix(self, name: str, shape: tuple[int, int], order: Order = None) -> None:
+        """List tensor `name`."""
+        self.packed.append(self._part(name, shape, order))
+
+    def expert_matrix(self, names: list[str], shape: tuple[int, int, int]) -> None:
+        """List tensors `names`."""
+        self.packed.append(self._experts(names, shape))
+
+    def fused(self, name: str, n_cols: int, *parts: tuple[int, Order]) -> list[Linear]:
+        """List the parts of tensor `name`."""
+        self.packed += self._parts(f"{name}.weight", n_cols, parts)
+        if self.has(f"{name}.bias"):
+            self.vector(f"{name}.bias", sum(n for n, _ in parts))
+        return [Linear(None, None)] * len(parts)  # type: ignore[arg-type]
+
+
 class TensorLoader(TensorReader):
     """Takes the values, and releases each tensor's pages of the file as soon as it has them."""
 
     def __init__(
-        self, gguf: GGUFFile, n_threads: int, progress: Callable[[float], None] | None
+        self,
+        gguf: GGUFFile,
+        n_threads: int,
+        progress: Callable[[float], None] | None,
+        places: Places | None = None,
     ) -> None:
-        """`progress` is called with the share of the file's bytes that is done, 0 to 1."""
+        """`progress` is called with the share of the file's bytes that is done, 0 to 1. Matrices
+        are interleaved into `places`; None: into an arena."""
         super().__init__(gguf)
         self._n_threads = n_threads
         self._progress = progress
         self._n_bytes = max(1, sum(info.n_bytes for info in gguf.tensors.values()))
         self._n_done = 0
-        matrices = [t for t in gguf.tensors.values() if _is_matrix(t)]
-        # Each part of a matrix has whole groups of rows; what is not written costs nothing.
-        n_packed = sum(
-            _packed_bytes(t) + _MAX_PARTS * _kernels.packed_bytes(t.type.name, 1, t.shape[-1])
-            for t in matrices
-        )
-        self._arena = Arena(n_packed, _MAX_PARTS * len(matrices))
+        self._places = _arena(gguf) if places is None else places
 
     def matrix(self, name: str, shape: tuple[int, int], order: Order = None) -> _kernels.Matrix:
         """Interleave tensor `name`."""
-        info = self._checked(name, shape)
-        matrix = self._interleaved(self.gguf.data(name), info, order)
+        packed = self._part(name, shape, order)
+        matrix = self._interleaved(packed)
         self._finished(name)
         return matrix
 
     def expert_matrix(self, names: list[str], shape: tuple[int, int, int]) -> _experts.ExpertMatrix:
         """Interleave tensors `names`."""
-        n_experts, n_rows, n_cols = shape
-        of_one = shape if len(names) == 1 else shape[1:]
-        infos = [self._checked(name, of_one) for name in names]
-        type_name = infos[0].type.name
-        n_bytes = n_experts * _experts.expert_bytes(type_name, n_rows, n_cols)
-        if len(names) == 1:
-            data = self.gguf.data(names[0])
-            rows = [data[i * n_rows : (i + 1) * n_rows] for i in range(n_experts)]
+        packed = self._experts(names, shape)
+        memory = self._places.take(packed)
+        if self._places.is_filled:
+            matrix = packed.expert_matrix(memory)
         else:
-            rows = [self.gguf.data(name) for name in names]
-        packed = self._arena.take(n_bytes)
-        matrix = _experts.ExpertMatrix(rows, type_name, n_cols, packed, self._n_threads)
+            n_rows = packed.n_rows
+            if len(names) == 1:
+                data = self.gguf.data(names[0])
+                rows = [data[i * n_rows : (i + 1) * n_rows] for i in range(packed.n_experts)]
+            else:
+                rows = [self.gguf.data(name) for name in names]
+            matrix = _experts.ExpertMatrix(
+                rows, packed.type, packed.n_cols, memory, self._n_threads
+            )
+            self._places.keep(packed, memory)
         for name in names:
             self._finished(name)
         return matrix
 
-    def _interleaved(self, rows: np.ndarray, info: TensorInfo, order: Order) -> _kernels.Matrix:
-        """`rows` uint8 [n_rows, bytes] of a tensor."""
-        type, n_cols = info.type.name, info.shape[1]
-        packed = self._arena.take(_kernels.packed_bytes(type, len(rows), n_cols))
-        chosen = order() if order else None
-        return _kernels.Matrix(rows, type, n_cols, packed, chosen, self._n_threads)
+    def _interleaved(self, packed: Packed) -> _kernels.Matrix:
+        memory = self._places.take(packed)
+        if self._places.is_filled:
+            return packed.matrix(memory)
+        rows = self.gguf.data(packed.name, packed.first, packed.first + packed.n_rows)
+        matrix = _kernels.Matrix(
+            rows, packed.type, packed.n_cols, memory, packed.order, self._n_threads
+        )
+        self._places.keep(packed, memory)
+        return matrix
 
     def fused(self, name: str, n_cols: int, *parts: tuple[int, Order]) -> list[Linear]:
         """Interleave each part of tensor `name`."""
-        assert len(parts) <= _MAX_PARTS
         n_rows = sum(n for n, _ in parts)
-        info = self._checked(f"{name}.weight", (n_rows, n_cols))
-        rows = self.gguf.data(f"{name}.weight")
+        pieces = self._parts(f"{name}.weight", n_cols, parts)
         bias = self.vector(f"{name}.bias", n_rows) if self.has(f"{name}.bias") else None
-        linears, first = [], 0
-        for n, order in parts:
+        linears = []
+        for packed in pieces:
             own_bias = None
             if bias is not None:
-                own_bias = bias[first : first + n]
-                own_bias = np.ascontiguousarray(own_bias[order()] if order else own_bias)
-            matrix = self._interleaved(rows[first : first + n], info, order)
-            linears.append(Linear(matrix, own_bias))
-            first += n
+                own_bias = bias[packed.first : packed.first + packed.n_rows]
+                own_bias = np.ascontiguousarray(
+                    own_bias if packed.order is None else own_bias[packed.order]
+                )
+            linears.append(Linear(self._interleaved(packed), own_bias))
         self._finished(f"{name}.weight")
         return linears
 
@@ -304,6 +353,17 @@ class TensorLoader(TensorReader):
         self._n_done += self.gguf.tensors[name].n_bytes
         if self._progress:
             self._progress(min(1.0, self._n_done / self._n_bytes))
+
+
+def _arena(gguf: GGUFFile) -> ArenaPlaces:
+    """Memory for all matrices of a file. What is not written costs nothing."""
+    matrices = [t for t in gguf.tensors.values() if _is_matrix(t)]
+    # Each part of a matrix has whole groups of rows.
+    n_bytes = sum(
+        _packed_bytes(t) + _MAX_PARTS * _kernels.packed_bytes(t.type.name, 1, t.shape[-1])
+        for t in matrices
+    )
+    return ArenaPlaces(n_bytes, _MAX_PARTS * len(matrices))
 
 
 def _is_matrix(info: TensorInfo) -> bool:

@@ -87,6 +87,12 @@ def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     group.add_argument(
         "--check-tensors", action="store_true", help="look for NaN and Inf in all weights first"
     )
+    group.add_argument(
+        "--no-prepared",
+        dest="prepared",
+        action="store_false",
+        help="build the weights anew, even where `lariat prepare` has written them",
+    )
     add_rope(parser)
 
 
@@ -138,7 +144,16 @@ def load(
     path = model_file.find(args)
     interrupts.begin_work()
     with console.Bar("loading", enabled=not args.quiet) as bar:
-        llm = LLM(path, **vars(config), progress=bar, overrides=overrides, use_mmap=args.use_mmap)
+        llm = LLM(
+            path,
+            **vars(config),
+            progress=bar,
+            overrides=overrides,
+            use_mmap=args.use_mmap,
+            prepared=args.prepared,
+        )
+    for reason in llm.prepared_refused if not args.quiet else ():
+        console.note(f"lariat: warning: prepared weights are not used: {console.brief(reason)}")
     n_trained = llm.config.n_ctx_train
     is_scaled = config.rope != RopeConfig() or getattr(args, "rope_read", None) is not None
     if llm.n_ctx > n_trained and not is_scaled and not args.quiet:

@@ -90,6 +90,18 @@ def _file(found: Inspection) -> Iterator[str]:
         yield f"  splits   {len(splits)}, to {console.printable(splits[-1].name)}"
     yield f"  what     {found.what}"
     yield f"  runs     {console.brief(f'no: {found.reason}') if found.reason else 'yes'}"
+    if found.config is not None and not found.reason:
+        yield f"  prepared {console.brief(_prepared(gguf, found.config))}"
+
+
+def _prepared(gguf: GGUFFile, config: ModelConfig) -> str:
+    """Where the prepared weights are, or why there are none."""
+    from lariat.architectures.prepared import find
+
+    prepared = find(gguf, config)
+    if prepared.path is not None:
+        return str(prepared.path)
+    return f"no: {'; '.join(prepared.refused)}" if prepared.refused else "no"
 
 
 def _metadata(found: Inspection) -> Iterator[str]:

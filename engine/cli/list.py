@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Print the models in the cache of the Hugging Face Hub, which `-hf` fills: the name that -hf takes
-(or the file, where the type does not say which), bytes, and whether the model runs here or the
-reason why not. Nothing is fetched."""
+(or the file, where the type does not say which), bytes, whether the model runs here or the reason
+why not, and whether it is prepared. Nothing is fetched."""
 
 _EPILOG = """\
 HF_HUB_CACHE or HF_HOME name another place of the cache. `hf cache` of huggingface_hub removes
@@ -52,12 +52,15 @@ def _name(model: CachedModel) -> str:
 
 
 def _verdict(model: CachedModel) -> str:
+    from lariat.architectures.prepared import find
     from lariat.tools.inspection import inspect_file
 
     if model.n_missing:
         return f"no: {model.n_missing} of its splits are not in the cache"
     try:
         with inspect_file(model.path) as found:
-            return f"no: {found.reason}" if found.reason else "runs"
+            if found.reason or found.config is None:
+                return f"no: {found.reason}"
+            return "runs, prepared" if find(found.gguf, found.config).path else "runs"
     except (LariatError, OSError) as error:
         return f"no: {str(error).removeprefix(f'{model.path}: ')}"

@@ -27,6 +27,7 @@ _COMMANDS = (
     "info",
     "list",
     "perplexity",
+    "prepare",
     "quantize",
     "tokenize",
 )

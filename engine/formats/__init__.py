@@ -13,5 +13,6 @@ atomic          files that appear whole or not at all
 safetensors_io  header, version, checksum and signature of Lariat's own files
 segments        the tensor that says which slots of which blocks hold the tokens
 context_file    a context: tokens with their keys and values
+prepared_file   interleaved weights, which processes map and share
 chunk_file      a chunk of a library, placed into the cache by mapping its file
 """

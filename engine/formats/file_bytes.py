@@ -33,6 +33,7 @@ class MappedFile:
     def __init__(self, file: int) -> None:
         """Take over the descriptor `file`."""
         try:
+            self.status = os.fstat(file)
             self._mapping = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(file)
@@ -70,7 +71,8 @@ class ReadFile:
         """Take over the descriptor `file`."""
         self._path = path
         self._file = file
-        self.n_bytes = os.fstat(file).st_size
+        self.status = os.fstat(file)
+        self.n_bytes = self.status.st_size
 
     def head(self, n: int) -> bytes:
         """The first `n` bytes; all bytes if there are fewer."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +111,13 @@ class UnknownTensor:
         return REMOVED_TYPES.get(self.type, f"type {self.type}")
 
 
+class Stamp(NamedTuple):
+    """A file of a model, as it was when it was opened."""
+
+    status: os.stat_result
+    header: npt.NDArray[np.uint8]  # uint8 [n_header_bytes], metadata and tensor table
+
+
 class GGUFFile:
     """An open GGUF file.
 
@@ -153,7 +160,7 @@ class GGUFFile:
             metadata, self._entries = _read_metadata(cursor, n_entries)
             self.alignment = _alignment(cursor, metadata)
             tensors, unknown = _read_tensors(cursor, n_tensors, self.alignment, allow_unknown)
-            self.n_header_bytes = cursor.position
+            self.n_header_bytes = self._n_own_header = cursor.position
         except BaseException:
             self.close()
             raise
@@ -178,6 +185,12 @@ class GGUFFile:
         assert self._file is not None
         for key, (start, end) in self._entries.items():
             yield key, self._file.view(start, end - start).tobytes()
+
+    def stamps(self) -> list[Stamp]:
+        """Each file of the model. ValueError after `close`."""
+        if self._file is None:
+            raise ValueError(f"{self.path}: the file is closed")
+        return [Stamp(self._file.status, self._file.view(0, self._n_own_header))]
 
     def release(self, name: str) -> None:
         """Let the system take back the pages that lie wholly inside a tensor.

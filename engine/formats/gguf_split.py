@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 from lariat.errors import GGUFError, quote
-from lariat.formats.gguf import MAX_HEADER_BYTES, GGUFFile
+from lariat.formats.gguf import MAX_HEADER_BYTES, GGUFFile, Stamp
 
 _MAX_SPLITS = 1024
 _MAX_TENSORS = 1 << 16  # of all splits together, as of one file
@@ -58,6 +58,10 @@ class GGUFModel(GGUFFile):
         """The bytes of a tensor, as `GGUFFile.data` gives them."""
         home = self._home.get(name)
         return super().data(name, start, stop) if home is None else home.data(name, start, stop)
+
+    def stamps(self) -> list[Stamp]:
+        """Each file of the model, in order, see `GGUFFile.stamps`."""
+        return [*super().stamps(), *(s for other in self._others for s in other.stamps())]
 
     def release(self, name: str) -> None:
         """Let the system take back the pages of a tensor, see `GGUFFile.release`."""
