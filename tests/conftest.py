@@ -9,6 +9,14 @@ import pytest
 from lariat import ChunkLibrary, _kernels
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_prepared_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and processes that they start, do not look into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LARIAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[[bytes], Path]:
     """Writes bytes to a file, always the same one, and returns its path."""

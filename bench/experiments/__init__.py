@@ -1,5 +1,6 @@
 """Scripts that measure one thing and print a Markdown table.
 
+starts         from the start of a process to its first token, with prepared weights and without
 depths         decoding and prompts with raw and roped keys, in turns, at any depth
 windows        decoding at depth with attention windows, and with windows ignored
 cache_speed    decoding with each type of keys and values

@@ -172,10 +172,11 @@ def check(
     differs from what the model's tensor gives when it is interleaved now.
     """
     file, packed = _fitting(gguf, config, path), _plan(gguf, config)
+    places = FilePlaces(file)
 
     def compare(one: Packed, memory: np.ndarray) -> None:
         file.check_piece(one.key)
-        if not np.array_equal(file.find(one.key, one.n_bytes), memory):
+        if not np.array_equal(places.take(one), memory):
             raise PreparedError(f"{path}: {quote(one.name)} differs from the tensor of the model")
 
     _interleave(gguf, config, n_threads, progress, packed, compare)
