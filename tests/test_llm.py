@@ -81,7 +81,7 @@ def test_the_signatures_are_those_agreed():
 
     # Kinds: P positional or keyword, K keyword only.
     required = inspect.Parameter.empty
-    *arguments, progress, overrides, use_mmap = parameters(LLM)
+    *arguments, progress, overrides, use_mmap, prepared = parameters(LLM)
     assert arguments == [
         ("model_path", "P", required),
         ("n_ctx", "K", 0),
@@ -99,6 +99,7 @@ def test_the_signatures_are_those_agreed():
     ]
     assert (progress, overrides) == (("progress", "K", None), ("overrides", "K", None))
     assert use_mmap == ("use_mmap", "K", True)
+    assert prepared == ("prepared", "K", True)
     tokenize = [("text", "P", required), ("add_bos", "P", True), ("parse_special", "P", False)]
     assert parameters(LLM.tokenize) == tokenize
     assert parameters(LLM.detokenize) == [("ids", "P", required)]
