@@ -5,9 +5,11 @@ A token's way goes down this page, and so do imports:
     cli                          one file a command: flags, streams, exit codes
     tools, measure               quantize, perplexity; what `lariat bench` is made of
     chat                         conversations
+    async_llm                    AsyncLLM: streams for asyncio
     llm                          LLM: load a model, stream, generate
     reuse                        documents and prompts that were computed before
-    runtime                      Runner: schedule, run, sample; Context: tokens to edit
+    runtime                      EngineThread: steps for all; Runner: schedule, run, sample;
+                                 Context: tokens to edit
     architectures                a model family each: tensors, layers, forward pass
     cache                        keys and values in blocks, roped or raw
     _attention, _attention_plan, _cache, _experts, _routing, _rows, _kernels
@@ -27,6 +29,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # type checkers take it for True; importing it would take 5 ms
 if TYPE_CHECKING:
+    from lariat.async_llm import AsyncLLM
     from lariat.chat.chat import Chat
     from lariat.config import RopeConfig, SamplingParams
     from lariat.demo import DEMO_MODEL
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 # reaches the command line as an error that it can report.
 _HOMES = {
     "DEMO_MODEL": "demo",
+    "AsyncLLM": "async_llm",
     "LLM": "llm",
     "Chat": "chat.chat",
     "ChatError": "errors",
@@ -73,6 +77,7 @@ _HOMES = {
 __all__ = [
     "DEMO_MODEL",
     "LLM",
+    "AsyncLLM",
     "Chat",
     "ChatError",
     "ChunkLibrary",

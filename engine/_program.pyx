@@ -15,6 +15,9 @@ Each thread has a share of a phase's tasks, neighbours in memory, and takes thos
 helps with the shares of others. So it reads memory in one run, and the same memory for every token.
 If two threads took tasks in turns, each would skip what the other reads, and the memory would
 deliver less (measured: 30 GB/s instead of 33 to 50).
+
+A run may be stopped between two phases. Threads need not agree where: those that have left had
+finished their tasks, and those that have not take the tasks that are left.
 """
 
 import numpy as np
@@ -79,6 +82,44 @@ cdef struct phase_t:
     int64_t n_tasks      # in this run; -1 if some are counted when the phase begins
 
 
+cdef int never = 0  # of runs that nobody stops
+
+
+cdef class Stop:
+    """Ends runs between two phases, once all whom they are for have given up.
+
+    Between `begin` and `end`, a run is for `requests`, objects with an attribute `closed`. Whoever
+    closes one calls `look`. Each method is one step of Python, so none needs a lock.
+    """
+
+    cdef object requests
+    cdef volatile int flag
+
+    def begin(self, requests):
+        """From now on runs are for these."""
+        self.requests, self.flag = requests, 0
+        self.look()
+
+    def look(self):
+        """Stop if all are closed."""
+        if self.requests is not None:
+            for request in self.requests:
+                if not request.closed:
+                    return
+            self.flag = 1
+
+    def end(self):
+        """From now on runs are for nobody who could give up. Returns whether they were stopped."""
+        cdef bint stopped = self.flag
+        self.requests, self.flag = None, 0
+        return stopped
+
+    @property
+    def is_set(self):
+        """Whether runs are stopped now."""
+        return self.flag != 0
+
+
 cdef class Operation:
     """Something to compute, cut into tasks that any thread may do in any order."""
 
@@ -134,8 +175,12 @@ cdef class Program:
         self.n_phases = n
         return self
 
-    def run(self, int n_threads, Py_ssize_t first=0, Py_ssize_t last=-1):
-        """Do the phases from `first` to before `last` (-1: to the end) with `n_threads` threads."""
+    def run(self, int n_threads, Py_ssize_t first=0, Py_ssize_t last=-1, Stop stop=None):
+        """Do the phases from `first` to before `last` (-1: to the end) with `n_threads` threads.
+
+        With `stop`, the phases behind the one in which it is set may be left out.
+        """
+        cdef const volatile int *flag = &never if stop is None else &stop.flag
         cdef Py_ssize_t n = self.n_phases if last == -1 else last, i, j
         cdef int n_counted_later
         cdef int64_t max_tasks = 0, n_tasks, stride = self.n_work + GUARD_FLOATS
@@ -154,11 +199,11 @@ cdef class Program:
         cdef float *work = &self.work[0]
         if n_threads == 1 or max_tasks <= 1:
             with nogil:
-                work_alone(self.table, self.phases, first, n, work)
+                work_alone(self.table, self.phases, first, n, flag, work)
         else:
             self._count_from_start(n_threads, first, n)
             with nogil, parallel(num_threads=n_threads):
-                work_together(self.table, self.phases, self.counters, first, n, threadid(),
+                work_together(self.table, self.phases, self.counters, first, n, flag, threadid(),
                               n_threads, work + threadid() * stride)
 
     def work_areas(self, int n_threads):
@@ -217,8 +262,8 @@ cdef int64_t count_tasks(const operation_t *operations, const phase_t *phase) no
 
 
 cdef void work_together(const operation_t *operations, const phase_t *phases, int64_t *counters,
-                        Py_ssize_t first, Py_ssize_t last, int thread, int n_threads,
-                        float *work) noexcept nogil:
+                        Py_ssize_t first, Py_ssize_t last, const volatile int *stop, int thread,
+                        int n_threads, float *work) noexcept nogil:
     """Each thread's loop: take tasks while there are any, then wait for the phase to be done."""
     cdef Py_ssize_t i
     cdef int helped, whose
@@ -227,6 +272,8 @@ cdef void work_together(const operation_t *operations, const phase_t *phases, in
     cdef int64_t *next_task
     cdef const operation_t *operation
     for i in range(first, last):
+        if stop[0]:
+            return
         done = counters + i * (1 + n_threads) * LINE
         n_tasks = phases[i].n_tasks
         if n_tasks < 0:
@@ -250,11 +297,13 @@ cdef void work_together(const operation_t *operations, const phase_t *phases, in
 
 
 cdef void work_alone(const operation_t *operations, const phase_t *phases, Py_ssize_t first,
-                     Py_ssize_t last, float *work) noexcept nogil:
+                     Py_ssize_t last, const volatile int *stop, float *work) noexcept nogil:
     """The same for one thread, which needs no counters."""
     cdef Py_ssize_t i, j
     cdef int64_t task
     for i in range(first, last):
+        if stop[0]:
+            return
         for j in range(phases[i].first, phases[i].last):
             for task in range(tasks_of(operations + j)):
                 operations[j].do_task(operations[j].args, task, work)

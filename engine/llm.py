@@ -23,9 +23,10 @@ from lariat.formats.gguf_sampling import FileSampling
 from lariat.formats.gguf_split import GGUFModel
 from lariat.runtime import rope_choice, threads
 from lariat.runtime.context import Context
+from lariat.runtime.engine_thread import EngineThread
 from lariat.runtime.logprobs import PromptLogprobs, check_n_top
 from lariat.runtime.request import Completion, Delta, Request, Timings
-from lariat.runtime.runner import build_runner, is_list
+from lariat.runtime.runner import Health, build_runner, is_list
 from lariat.tokenizers.tokenizer import Tokenizer
 
 
@@ -52,9 +53,9 @@ class LLM:
     prepared         use the weights that `lariat prepare` has written, where they are there and
                      belong to the file; only with `use_mmap`
 
-    The attribute `runner` is what runs the model, for those who work below requests. `prepared` is
-    the file of prepared weights in use, or None; `prepared_refused` has a sentence for each file
-    that was found and cannot be used.
+    The attribute `runner` is what runs the model, for those who work below requests, and `engine`
+    steps it. `prepared` is the file of prepared weights in use, or None; `prepared_refused` has a
+    sentence for each file that was found and cannot be used.
 
     Raises `GGUFError` or `ModelError` for files that it cannot run, ValueError for bad parameters,
     OSError for a missing file. Close it, or use it in a `with` statement.
@@ -117,6 +118,7 @@ class LLM:
                 self.settings,
                 fingerprint=partial(context_file.fingerprint, self.gguf),
             )
+            self.engine = EngineThread(self.runner)
         except BaseException:
             self.gguf.close()
             raise
@@ -190,9 +192,14 @@ class LLM:
         """Tokens of the vocabulary, the width of the logits."""
         return self.config.n_vocab
 
+    def health(self) -> Health:
+        """How the engine is, at once, whatever runs."""
+        return self.runner.health()
+
     def close(self) -> None:
         """Give back memory and the file. Closing twice does nothing."""
         if not self.runner.closed:
+            self.engine.stop()
             self.runner.close()
             if not threads.is_forked():  # the file is the parent's
                 self.gguf.close()
@@ -256,8 +263,15 @@ class LLM:
         taken under which the question is likeliest: it is computed once with each. "auto" takes
         plain for prompts below a quarter of the trained length. `completion.rope` tells.
         """
-        request = self._request(prompt, params, prompt_progress, context, parse_special, rope_read)
-        return Stream(self, request, context)
+        request = self.request(
+            prompt,
+            params,
+            context=context,
+            prompt_progress=prompt_progress,
+            parse_special=parse_special,
+            rope_read=rope_read,
+        )
+        return Stream(self.engine, request, context)
 
     @overload
     def generate(
@@ -296,9 +310,9 @@ class LLM:
 
         `context` is for a single completion; this, `parse_special` and `rope_read` as for `stream`.
         """
-        params = self._checked_params(params)
+        params = self.checked_params(params)
         self.check_rope_read(rope_read)
-        is_one = not _is_list_of_prompts(prompt) or (context is not None and len(prompt) == 0)
+        is_one = not is_list_of_prompts(prompt) or (context is not None and len(prompt) == 0)
         if context is not None and (params.n > 1 or not is_one):
             raise ValueError("a context goes on with one completion, not with several")
         completions: list[Completion] = []
@@ -365,21 +379,23 @@ class LLM:
         in the vocabulary; ContextError for more than `n_ctx`."""
         return self.runner.check_ids(ids)
 
-    def _request(
+    def request(
         self,
         prompt: str | list[int],
-        params: SamplingParams | None,
-        on_prompt: Callable[[int, int], None] | None,
-        context: Context | None,
-        parse_special: bool,
-        rope_read: rope_choice.Asked,
+        params: SamplingParams | None = None,
+        *,
+        context: Context | None = None,
+        prompt_progress: Callable[[int, int], None] | None = None,
+        parse_special: bool = False,
+        rope_read: rope_choice.Asked = None,
     ) -> Request:
-        params = self._checked_params(params)
+        """Make the request of a stream, see `stream`. It is computed once `engine` has it."""
+        params = self.checked_params(params)
         if params.n > 1:
             raise ValueError(
                 f"a stream has one completion, not {params.n}: see SamplingParams.each"
             )
-        check_callable("prompt_progress", on_prompt)
+        check_callable("prompt_progress", prompt_progress)
         before: list[int] = []
         if context is not None:
             check_type("context", context, Context)
@@ -408,11 +424,11 @@ class LLM:
             n_ctx=self.n_ctx,
             replaced=before[n_kept:],
             read=self._read(rope_read, ids, n_kept + len(ids)),
-            on_prompt=on_prompt,
+            on_prompt=prompt_progress,
             scores=scores,
         )
 
-    def _checked_params(self, params: SamplingParams | None) -> SamplingParams:
+    def checked_params(self, params: SamplingParams | None) -> SamplingParams:
         """Params, or those of the model's file for None. ValueError where the model has no such
         token, or the cache cannot do it."""
         self.runner.check_open()
@@ -443,7 +459,7 @@ class LLM:
         return self.runner.rope_read(asked, n_before)
 
 
-def _is_list_of_prompts(prompt: object) -> bool:
+def is_list_of_prompts(prompt: object) -> bool:
     """Whether `generate` got several prompts, or none, and not a text or ids."""
     if isinstance(prompt, (str, bytes, bytearray, memoryview)) or not is_list(prompt):
         return False
@@ -454,21 +470,12 @@ def _is_list_of_prompts(prompt: object) -> bool:
 class Stream:
     """Iterator over the text of one completion, see `LLM.stream`."""
 
-    def __init__(self, llm: LLM, request: Request, context: Context | None = None) -> None:
+    def __init__(
+        self, engine: EngineThread, request: Request, context: Context | None = None
+    ) -> None:
         """Use `LLM.stream`."""
-        self._runner = llm.runner
-        self._request = request
-        if request.params.max_tokens == 0 and not request.n_to_score:
-            if context is not None:
-                context.read(request)
-            request.completion.finish_reason = "length"
-            request.closed = True
-        else:
-            with self._runner.exclusive:
-                if context is not None:
-                    self._runner.sweep()  # a stream on it that is over gives it back
-                    context.lend(request)
-                self._runner.submit(request)
+        self._engine, self._request = engine, request
+        engine.start(request, context)
 
     @property
     def completion(self) -> Completion:
@@ -498,12 +505,12 @@ class Stream:
         while True:
             with contextlib.suppress(IndexError):  # another thread may take the last one
                 return self._request.deltas.popleft()
-            if not self._runner.advance(self._request):
+            if not self._engine.advance(self._request):
                 return None
 
     def close(self) -> None:
         """Stop generating and free the blocks of the cache. Closing twice does nothing."""
-        self._runner.cancel(self._request)
+        self._engine.cancel(self._request)
 
     def __enter__(self) -> Stream:
         return self

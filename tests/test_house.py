@@ -48,6 +48,7 @@ LEVELS = (
     ("runtime",),
     ("reuse",),
     ("llm",),
+    ("async_llm",),
     ("chat",),
     ("tools", "measure"),
     ("cli",),
@@ -272,7 +273,7 @@ def test_this_test_sees_private_accesses():
 
 
 def test_the_public_names():
-    asked_for = {"LLM", "SamplingParams", "Tokenizer", "GGUFFile", "GGUFError"}
+    asked_for = {"LLM", "AsyncLLM", "SamplingParams", "Tokenizer", "GGUFFile", "GGUFError"}
     errors = {"LariatError", "ModelError", "ChatError", "ContextError", "HubError"}
     others = {"Chat", "ChunkLibrary", "Completion", "Context", "DEMO_MODEL", "Recompute"}
     others |= {"Delta", "RopeConfig", "TokenLogprob"}

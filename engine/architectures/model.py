@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from lariat._program import Program
+from lariat._program import Program, Stop
 from lariat.architectures import ARCHITECTURES
 from lariat.architectures.recorder import Buffers, Product, Recorder
 from lariat.architectures.weights import Weights
@@ -20,6 +20,10 @@ from lariat.config import ModelConfig
 
 _MAX_AT_ONCE = 16  # tokens; larger batches are run layer by layer, so that Ctrl-C is heard
 _MAX_PROGRAMS = 32  # batches of a scheduler have few different sizes
+
+
+class Stopped(Exception):
+    """The pass was stopped: keys and values of its tokens are not all there, and no logits."""
 
 
 class _Recorded(NamedTuple):
@@ -36,6 +40,7 @@ class Model:
 
     observer  if it is set, it is called before each product, whose arrays it must not keep: tools
               look at activations so. It takes speed.
+    stop      ends a pass early, see `Stop`; `forward` then raises `Stopped`
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Model:
         self._buffers = Buffers(n_ubatch, max(w.n_cols for w in matrices))
         self._x = self._buffers.rows("x", n_ubatch, config.dim)
         self._logits = np.zeros((1, config.n_vocab), np.float32)
+        self.stop = Stop()
         self.observer: Callable[[Product], None] | None = None
         self._recorded: dict[tuple[int, int], _Recorded] = {}
         self._record(1, 1)  # makes all buffers, so that a lack of memory shows here
@@ -55,7 +61,8 @@ class Model:
     def forward(self, batch: Batch, n_threads: int) -> np.ndarray:
         """Compute the batch, store its keys and values, and return the logits asked for.
 
-        float32 [len(batch.logit_rows), n_vocab], overwritten by the next call.
+        float32 [len(batch.logit_rows), n_vocab], overwritten by the next call. `Stopped` if `stop`
+        ended it.
         """
         b, n, n_rows = self._buffers, batch.n_tokens, len(batch.logit_rows)
         recorded = self._recorded.get((n, n_rows)) or self._record(n, n_rows)
@@ -65,14 +72,16 @@ class Model:
         b.logit_rows[:n_rows] = batch.logit_rows
         done = 0
         for product in recorded.products if self.observer else ():
-            recorded.program.run(n_threads, done, product.phase)
+            recorded.program.run(n_threads, done, product.phase, self.stop)
             done = product.phase
             assert self.observer
             self.observer(product)
         for end in recorded.layer_ends if n > _MAX_AT_ONCE and not self.observer else ():
-            recorded.program.run(n_threads, done, end)
+            recorded.program.run(n_threads, done, end, self.stop)
             done = end
-        recorded.program.run(n_threads, done)
+        recorded.program.run(n_threads, done, -1, self.stop)
+        if self.stop.is_set:
+            raise Stopped
         self._cache.complete(batch, n_threads)
         return recorded.logits
 

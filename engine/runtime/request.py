@@ -184,6 +184,7 @@ class Request:
         self.deltas: deque[Delta] = deque()  # those that nobody has taken yet
         self.closed = False  # given up: nothing more will be computed
         self.error: BaseException | None = None  # why, unless the user gave it up
+        self.reader: int | None = None  # the thread that takes its text, if it waits for it
         self.block_keys: list[bytes] = []  # of its full blocks, see `lariat.cache.prefix_cache`
         self.n_keyed = 0  # blocks in the cache that have got their key
         self.read = read

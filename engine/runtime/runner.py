@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from lariat._lock import Exclusive
-from lariat.architectures.model import Model
+from lariat.architectures.model import Model, Stopped
 from lariat.architectures.weights import Weights
 from lariat.cache.blocks import BlockTable
 from lariat.cache.kv_cache import SPARE_BLOCKS, STRATEGIES, KVCache
@@ -21,9 +24,10 @@ from lariat.cache.prefix_cache import PrefixCache
 from lariat.cache.rope import RopeTables
 from lariat.checks import as_index, check_type
 from lariat.config import EngineConfig, ModelConfig, RopeConfig
-from lariat.errors import ContextError, LariatError
+from lariat.errors import ContextError
 from lariat.runtime import rope_choice, sampler, threads
 from lariat.runtime.batch import Part, make_batch, split
+from lariat.runtime.pace import Pace
 from lariat.runtime.request import Request
 from lariat.runtime.rope_choice import RopeRead
 from lariat.runtime.scheduler import Scheduler, Step
@@ -63,6 +67,24 @@ def build_runner(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Health:
+    """How an engine is.
+
+    n_running, n_waiting  requests that have begun, and requests in the queue
+    n_blocks, n_free      blocks of the KV cache, all and those that nobody holds
+    step_s                seconds since the step that is running began; None: none is running
+    idle_s                seconds since the last step ended; None: there was none
+    """
+
+    n_running: int
+    n_waiting: int
+    n_blocks: int
+    n_free: int
+    step_s: float | None
+    idle_s: float | None
+
+
 class Runner:
     """A model, its cache, and the requests that use them.
 
@@ -74,6 +96,7 @@ class Runner:
     cache      the KV cache; hold the lock to change it
     model      the forward pass
     scheduler  requests that run and wait
+    stop       ends a pass early
     exclusive  the lock of all of them: `with runner.exclusive:` raises RuntimeError from within the
                runner's own callbacks and in a forked process, ValueError when it is closed
     """
@@ -105,7 +128,12 @@ class Runner:
         self._make_fingerprint, self._fingerprint = fingerprint, ""
         self._closed = False
         self.exclusive = Exclusive(self._check_usable)
+        self.stop = model.stop
         self._discarded: list[BlockTable] = []  # of contexts that were closed
+        self._submitted: deque[Request] = deque()  # since the last step
+        self._pace = Pace()
+        self._step_since: float | None = None  # time.monotonic(), of the step that is running
+        self._step_ended: float | None = None  # and of the last one
         self._share_prefixes()
 
     # ---- who may use it ----
@@ -304,59 +332,125 @@ class Runner:
         complete = dict.fromkeys(self._rope.complete(rope) for rope in asked)
         return RopeRead(tuple(complete), n_before)
 
+    @property
+    def requests(self) -> list[Request]:
+        """All requests that run, wait or have just been submitted."""
+        return [*self.scheduler.requests, *self._submitted]
+
     def submit(self, request: Request) -> None:
-        """Queue a request. The lock is held."""
-        self.scheduler.add(request)
+        """Queue a request for the next step, even while one is running."""
+        self._submitted.append(request)
+
+    def give_up(self, request: Request) -> None:
+        """Compute nothing more of a request; its blocks are free after the next `sweep`.
+
+        A pass that is for nobody else ends at once.
+        """
+        request.closed = True
+        self.stop.look()
 
     def cancel(self, request: Request) -> None:
-        """Give a request up; its blocks are free now or after the step that is running."""
-        request.closed = True
+        """Give a request up; its blocks are free now or after the pass that is running."""
+        self.give_up(request)
         self._sweep_if_idle()
 
-    def advance(self, request: Request) -> bool:
-        """Take a step if `request` has no delta yet; False when none will come any more."""
-        with self.exclusive:  # another thread's step may have brought some meanwhile
-            if not request.deltas and not request.closed:
-                self.step()
-            if request.deltas:
-                return True
-            if isinstance(request.error, Exception):
-                raise request.error
-            return not request.closed
+    def health(self) -> Health:
+        """How the engine is, at once, whatever runs."""
+        try:
+            pool, scheduler = self.cache.pool, self.scheduler
+        except AttributeError:  # closed
+            return Health(0, 0, 0, 0, None, None)
+        n_running = scheduler.n_running
+        n_waiting = scheduler.n_unfinished - n_running + len(self._submitted)
+        now, since, ended = time.monotonic(), self._step_since, self._step_ended
+        return Health(
+            n_running,
+            n_waiting,
+            pool.n_blocks,
+            pool.n_free,
+            None if since is None else now - since,
+            None if ended is None else now - ended,
+        )
 
     def step(self) -> None:
-        """Schedule, run, sample: one step for all requests. The lock is held."""
+        """Schedule, run, sample: one step for all requests. The lock is held.
+
+        A step of several passes ends after any of them if a thread waits for the lock, or if a
+        request is new. An exception ends the requests of the pass that it strikes, and is raised.
+        """
         start = time.perf_counter()
-        step = self._schedule()
-        if not step.compute:
-            self.sweep()
-            return
-        in_prompt = [request.in_prompt for request, _ in step.compute]
-        n_cached = [request.table.n_tokens for request, _ in step.compute]
-        choosing = [request for request, _ in step.compute if request.is_choosing]
+        self._step_since = time.monotonic()
         try:
-            for group in split(self._parts(step), self.n_ubatch, self._n_rows):
-                _deal_out(self.forward(group), group)
+            step = self._schedule()
+            groups = split(self._parts(step), self.n_ubatch, self._n_rows) if step.compute else []
+            for group in groups:
+                here = [part for part in group if part.request and not part.request.closed]
+                if here:
+                    self._pass(here, start)
+                    start = time.perf_counter()
+                if self.exclusive.is_wanted or self._submitted:
+                    return
+                self._take_out()
+            choosing = [request for request, _ in step.compute if request.is_choosing]
             for request in choosing:  # last: the blocks that are free now are promised to nobody
-                self._choose_rope(request)
-        except BaseException as error:
-            # The step may have written half of its tokens: forget them and give these requests up.
-            for (request, _), n in zip(step.compute, n_cached, strict=True):
-                request.table.truncate(n)
-                request.give_up(error)
-            raise
+                if not request.closed:
+                    self._compute_for([request], start, partial(self._choose_rope, request))
+                    start = time.perf_counter()
         finally:
-            self.sweep()
+            self._take_out()
+            self._step_since, self._step_ended = None, time.monotonic()
+
+    def _pass(self, group: Sequence[Part], start: float) -> None:
+        """Compute parts of requests, and give each its next token."""
+        requests = [part.request for part in group if part.request]
+        n = sum(len(part.token_ids) for part in group)
+        n_decode = sum(not request.in_prompt for request in requests)
+        if self._compute_for(requests, start, lambda: _deal_out(self.forward(group), group)):
+            self._pace.add(n - n_decode, n_decode, time.perf_counter() - start)
+
+    def _compute_for(self, requests: list[Request], start: float, work: Callable[[], None]) -> bool:
+        """Do work of these requests alone, which stops when all of them are given up.
+
+        The tokens that it computes are counted, and the seconds since `start`. If it does not come
+        to its end, nothing of it stays in the cache. Returns whether it came there.
+        """
+        in_prompt = [request.in_prompt for request in requests]
+        n_cached = [request.table.n_tokens for request in requests]
+        try:
+            self.stop.begin(requests)
+            work()
+        except BaseException as error:
+            is_own = not isinstance(error, Stopped)
+            for request, n in zip(requests, n_cached, strict=True):
+                request.table.truncate(n)
+                if is_own:
+                    request.give_up(error)
+            if is_own:
+                raise
+            return False
+        finally:
+            self.stop.end()
         seconds = time.perf_counter() - start
-        for (request, n), was_prompt in zip(step.compute, in_prompt, strict=True):
-            request.count(n, seconds, was_prompt)
+        for request, n, was_prompt in zip(requests, n_cached, in_prompt, strict=True):
+            request.count(request.table.n_tokens - n, seconds, was_prompt)
+        return True
 
     def sweep(self) -> None:
-        """Take out requests that are finished or given up, and free closed contexts.
+        """Take in requests that are new, take out those that are finished or given up, and free
+        closed contexts.
 
         An exception may have struck between two lines and lost blocks; the pool then counts them
         anew. The lock is held, and no edit is under way.
         """
+        while self._submitted:
+            if self._submitted[0] not in self.scheduler.requests:  # struck between these lines?
+                self.scheduler.add(self._submitted[0])
+            self._submitted.popleft()
+        self._take_out()
+
+    def _take_out(self) -> None:
+        """The rest of `sweep`: within a step no request is taken in, because it may run in the
+        thread of somebody who steps for his own requests alone."""
         if self.exclusive.failed:
             self.cache.pool.doubt()
             self.exclusive.failed = False
@@ -378,8 +472,8 @@ class Runner:
     def _schedule(self) -> Step:
         """Ask for a step, and evict as long as the scheduler wants room first."""
         while True:
-            self.sweep()
-            step = self.scheduler.schedule()
+            self._take_out()
+            step = self.scheduler.schedule(self._pace.budget)
             if not step.evict:
                 return step
             for request, (start, stop) in step.evict:
@@ -422,7 +516,9 @@ class Runner:
             request.chosen(chosen.rope, chosen.n_tried)
             request.report_prompt()
             request.take(chosen.logits[None])
-        except LariatError as error:  # this request's own; the others go on
+        except Stopped:
+            raise
+        except Exception as error:  # this request's own; the others go on
             request.fail(error)
 
     def _share_prefixes(self) -> None:
@@ -432,7 +528,7 @@ class Runner:
         """
         pool = self.cache.pool
         pool.forget_all()
-        for request in self.scheduler.requests:
+        for request in self.requests:
             request.hide_blocks()
         share = self.settings.prefix_sharing and self._rope.rope.scaling != "dynamic"
         self.scheduler.prefixes = PrefixCache(pool) if share else None
@@ -444,14 +540,16 @@ def _deal_out(logits: np.ndarray, group: Sequence[Part]) -> None:
     for part in group:
         request = part.request
         assert request is not None
-        request.report_prompt()
         rows = logits[at : at + part.n_rows]
         at += len(rows)
-        if len(rows) and not request.closed:
-            try:
+        if request.closed:  # given up meanwhile
+            continue
+        try:
+            request.report_prompt()
+            if len(rows):
                 request.take(rows)
-            except LariatError as error:  # this request's own; the others go on
-                request.fail(error)
+        except Exception as error:  # this request's own; the others go on
+            request.fail(error)
 
 
 def is_list(value: object) -> bool:

@@ -83,23 +83,29 @@ class Scheduler:
         return [*self._running, *self._waiting]
 
     @property
+    def n_running(self) -> int:
+        """Requests that have begun and hold blocks."""
+        return len(self._running)
+
+    @property
     def n_unfinished(self) -> int:
         """Requests that run or wait."""
         return len(self._running) + len(self._waiting)
 
-    def schedule(self) -> Step:
+    def schedule(self, budget: int | None = None) -> Step:
         """Choose the next step.
 
         Decoding requests come first, oldest first, one token each; prompts share what is left of
-        `n_batch`. Where a request finds no block, an endless one evicts its oldest tokens; where
-        none can, the youngest is preempted, gives its blocks back and is recomputed later. Never
-        more tokens than `n_batch`, nor more blocks than are free. A step without anything to do
-        means that nothing can run: requests that wait in vain have failed.
+        `n_batch`, but get at most `budget` tokens if any request decodes. Where a request finds no
+        block, an endless one evicts its oldest tokens; where none can, the youngest is preempted,
+        gives its blocks back and is recomputed later. Never more tokens than `n_batch`, nor more
+        blocks than are free. A step without anything to do means that nothing can run: requests
+        that wait in vain have failed.
         """
         step = Step(n_tokens_left=self._n_batch)
         for request in self._running:
             self._key_blocks(request)
-        self._continue_running(step)
+        self._continue_running(step, budget)
         if not step.evict:
             self._admit_waiting(step)
         if step.evict:
@@ -108,27 +114,32 @@ class Scheduler:
 
     # ---- requests that run ----
 
-    def _continue_running(self, step: Step) -> None:
-        """Choose among running requests. They are sorted by age, so decoding ones come first."""
-        for request in list(self._running):
-            if step.n_tokens_left == 0:
+    def _continue_running(self, step: Step, budget: int | None) -> None:
+        """Choose among running requests: those that decode, then prompts, each by age."""
+        prompts = [request for request in self._running if request.in_prompt]
+        self._continue([request for request in self._running if not request.in_prompt], step)
+        if step.compute and budget is not None:
+            step.n_tokens_left = min(step.n_tokens_left, budget)
+        self._continue(prompts, step)
+
+    def _continue(self, requests: list[Request], step: Step) -> None:
+        """Choose among these, oldest first, until the step has all its tokens or evicts some."""
+        for request in requests:
+            if step.n_tokens_left == 0 or step.evict:
                 return
-            if request not in self._running:  # preempted for an older one
+            if request not in self._running:  # preempted for another one
                 continue
             if not self._shorten(request, step):
                 return
             n = request.n_ready if request.is_choosing else min(request.n_ready, step.n_tokens_left)
             if self._find_room(request, n, step):
                 step.add(request, request.n_new_blocks(n))
-            if step.evict:
-                return
 
     def _find_room(self, request: Request, n: int, step: Step) -> bool:
         """Make room for `n` tokens of a running request; False: it must not run in this step."""
         while not self._has_room(request, n, step):
             if self._evict_from_longest(step):
                 return False
-            # Never one that is chosen already: those are older.
             victim = self._youngest(request)
             if victim is None and self._evict_from(request, step):
                 if step.evict:
@@ -137,6 +148,7 @@ class Scheduler:
             if victim is None:
                 request.fail(ContextError(_NO_BLOCK))
                 return False
+            step.drop(victim)  # one that decodes may be younger than a prompt
             self._preempt(victim)
             if victim is request:
                 return False
