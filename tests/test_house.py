@@ -50,7 +50,8 @@ LEVELS = (
     ("llm",),
     ("async_llm",),
     ("chat",),
-    ("tools", "measure"),
+    ("tools", "measure", "protocol"),
+    ("server",),
     ("cli",),
     ("__main__",),
 )

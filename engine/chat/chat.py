@@ -89,9 +89,6 @@ class Chat:
         # A reply that nobody holds any more closes itself, so that the chat goes on.
         self._reply: Callable[[], Reply | None] = lambda: None
         self.params = params or llm.sampling.params
-        end = llm.tokenizer.encode_marked(form.end)
-        # If the model has no token of that text, generation ends at the text.
-        self._stop = () if not end or end[0] in llm.tokenizer.eog_ids else (form.end,)
 
     @property
     def context(self) -> Context:
@@ -150,7 +147,7 @@ class Chat:
             del conversation.messages[-len(said) :]
             raise
         params = params or self.params
-        params = replace(params, stop=(*params.stop, *self._stop))
+        params = replace(params, stop=(*params.stop, *conversation.stop))
         on_end = _Ending(conversation, len(said))
         reply = Reply(self._streams, prompt, params, prompt_progress, on_end)
         self._reply = weakref.ref(reply)

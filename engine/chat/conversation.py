@@ -155,6 +155,11 @@ class Conversation:
             self._moved_from = None
 
     @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an answer, see `Rendering`."""
+        return self._rendering.stop
+
+    @property
     def known(self) -> dict[str, list[int]]:
         """The tokens of answers, see `Rendering`."""
         return self._rendering.known

@@ -35,6 +35,7 @@ class Rendering:
     """A template with a tokenizer: turns whole conversations into prompts.
 
     forms   the form in which the template takes messages
+    stop    texts that end an answer where the model has no token for it
     known   answers as they were sampled, by their text together with the text before it, back to
             the last special token: the same text might be tokenized in another way
     """
@@ -45,6 +46,9 @@ class Rendering:
         self.forms = message_forms.find(template)
         self.known: dict[str, list[int]] = {}
         encode, forms = tokenizer.encode_marked, self.forms
+        end = encode(template.end)
+        is_token = not end or end[0] in tokenizer.eog_ids
+        self.stop: tuple[str, ...] = () if is_token else (template.end,)
         # User-defined tokens that are text in an answer: the template writes them around turns.
         self._around = frozenset(encode(forms.turns))
         # Those that are text in other messages: the template writes them, or looks for them.
@@ -60,6 +64,10 @@ class Rendering:
     def check(self, messages: list[Message]) -> None:
         """Raise `ChatError` if the template refuses a conversation."""
         self._render(messages)
+
+    def text(self, messages: list[Message]) -> str:
+        """A whole conversation as text, ready for the assistant's answer. Raises `ChatError`."""
+        return self._tokenizer.unmark(self._render(messages))
 
     def prompt(self, messages: list[Message]) -> Prompt:
         """A whole conversation, ready for the assistant's answer. Raises `ChatError`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from lariat.cli import (
     report,
     rope_read,
     sampling_flags,
+    template_flags,
 )  # fmt: skip
 from lariat.cli.terminal import Lines, Terminal
 from lariat.cli.usage import Text, UsageError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lariat.runtime.request import Timings
 
 _LONG_PROMPT = 256  # tokens; shorter prompts get no progress bar
-_MAX_BYTES = 1 << 20  # of the file of a template or a system prompt
 
 _DESCRIPTION = """\
 Talk with a model that was trained for it. Answers stream to standard output. If standard input is
@@ -69,21 +68,7 @@ def register(commands: Any) -> None:
     system.add_argument(
         "-sysf", "--system-prompt-file", metavar="FILE", help="the same from a UTF-8 file"
     )
-    template = text.add_mutually_exclusive_group()
-    template.add_argument(
-        "--chat-template",
-        metavar="NAME|JINJA",
-        help="how messages are written as text: a well-known format (an unknown NAME lists them), "
-        "or a template in Jinja (default: the file's own template)",
-    )
-    template.add_argument(
-        "--chat-template-file", metavar="FILE", help="a template in Jinja from a UTF-8 file"
-    )
-    text.add_argument(
-        "--chat-template-kwargs",
-        metavar="JSON",
-        help="more variables of a template in Jinja, such as '{\"enable_thinking\": false}'",
-    )
+    template_flags.add(text)
     sampling_flags.add_length(text)
     text.add_argument(
         "--commands",
@@ -117,19 +102,15 @@ def run(args: argparse.Namespace) -> int:
     message = prompt.read(args) if has_message else None
     system = args.system_prompt or ""
     if args.system_prompt_file is not None:
-        system = _read(args.system_prompt_file).removesuffix("\n")
-    variables = _variables(args.chat_template_kwargs)
-    template = args.chat_template
-    if args.chat_template_file is not None:
-        template = _read(args.chat_template_file)
+        system = template_flags.read(args.system_prompt_file).removesuffix("\n")
+    variables = template_flags.variables(args)
+    template = template_flags.template(args)
 
     from lariat.architectures.loading import read_config
     from lariat.chat import chat_template
     from lariat.chat.chat import Chat
     from lariat.formats.gguf_split import GGUFModel
 
-    if args.chat_template is not None:
-        chat_template.check_known(template)
     path = model_file.find(args)
     with GGUFModel(path, overrides, args.use_mmap) as gguf:  # before the model is loaded
         read_config(gguf)
@@ -352,20 +333,6 @@ _COMMANDS: dict[str, tuple[Callable[[_Session, str], None], str, str]] = {
 }
 
 
-def _variables(text: str | None) -> dict[str, Any]:
-    """Variables of the chat template that are given as JSON."""
-    if text is None:
-        return {}
-    flag = "argument --chat-template-kwargs"
-    try:
-        variables = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{flag}: is not JSON: {error}") from None
-    if not isinstance(variables, dict):
-        raise UsageError(f'{flag}: expected an object such as {{"enable_thinking": false}}')
-    return variables
-
-
 def _path(text: str, command: str) -> Path:
     if not text:
         raise ChatError(f"{command} needs the name of a file")
@@ -375,15 +342,3 @@ def _path(text: str, command: str) -> Path:
 def _cut(text: str) -> str:
     line = console.printable(text)
     return line if len(line) <= 60 else line[:59] + "…"
-
-
-def _read(path: str) -> str:
-    """The text of a file. LariatError if it is too large or not UTF-8, OSError from the file."""
-    with open(path, "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise LariatError(f"{path} is larger than {_MAX_BYTES} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        raise LariatError(f"{path} is not valid UTF-8 at offset {bad.start}") from None

@@ -29,6 +29,7 @@ _COMMANDS = (
     "perplexity",
     "prepare",
     "quantize",
+    "serve",
     "tokenize",
 )
 
@@ -52,6 +53,7 @@ _MISSING_PARTS = (
     "huggingface_hub",
     "jinja2",
     "markupsafe",
+    "msgspec",
     "numpy",
     "safetensors",
     "sentencepiece",

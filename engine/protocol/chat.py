@@ -1,0 +1,311 @@
+"""OpenAI's chat completions: `POST /v1/chat/completions`.
+
+https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+from lariat.chat.rendering import Prompt, Rendering
+from lariat.config import SamplingParams
+from lariat.protocol import errors, logprobs, sampling, usage
+from lariat.protocol.conversation import (
+    Message,
+    Tool,
+    ToolChoice,
+    for_template,
+    tools_for_template,
+)
+from lariat.protocol.logprobs import ChatLogprob, ChatLogprobs
+from lariat.protocol.reading import Piece, Reader
+from lariat.protocol.sampling import SamplingFields
+from lariat.protocol.served import Served
+from lariat.protocol.usage import FinishReason, StreamOptions, Usage
+from lariat.runtime.request import Completion
+from lariat.runtime.request import Delta as Step
+
+
+class JsonSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A schema that the answer must follow."""
+
+    name: str = ""
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
+    """A conversation that asks for an answer."""
+
+    messages: list[Message]
+    model: str | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    modalities: list[Literal["text"]] | None = None
+    prediction: dict[str, Any] | None = None  # without effect: it is about speed
+
+
+class FunctionCall(msgspec.Struct, kw_only=True):
+    """A function and its arguments, an object as JSON."""
+
+    name: str
+    arguments: str
+
+
+class AnswerCall(msgspec.Struct, kw_only=True):
+    """A call in an answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class AnswerMessage(msgspec.Struct, kw_only=True):
+    """An answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[AnswerCall] | msgspec.UnsetType = msgspec.UNSET
+
+
+class AnswerChoice(msgspec.Struct, kw_only=True):
+    """One of the answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct, kw_only=True):
+    """All answers."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[AnswerChoice]
+    usage: Usage
+    system_fingerprint: str | None = None
+
+
+class CallDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A part of a call."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: dict[str, str]
+
+
+class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A part of an answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
+
+
+class ChunkChoice(msgspec.Struct, kw_only=True):
+    """A part of one of the answers."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(msgspec.Struct, kw_only=True):
+    """An event of a stream. The last one may have the usage, and then no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+@dataclass
+class ChatJob:
+    """A request that can be computed.
+
+    prompt     tokens of the conversation
+    params     of each answer
+    rendering  how the conversation became tokens
+    """
+
+    served: Served
+    prompt: Prompt
+    params: list[SamplingParams]
+    rendering: Rendering
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The tokens to continue, one list for each stream."""
+        return [self.prompt.ids] * len(self.params)
+
+
+def prepare(request: ChatRequest, served: Served) -> ChatJob:
+    """Check a request, and render its conversation, which may take a while.
+
+    Raises `ApiError`, `ChatError` and other errors of `errors.of`.
+    """
+    served.check_name(request.model)
+    variables = _variables(request, served)
+    tools = tools_for_template(request.tools)
+    if request.tool_choice == "none":
+        tools = []
+    elif request.tool_choice is not None and not tools:
+        raise errors.bad("tool_choice is given without tools", "tool_choice")
+    limit = max_tokens(request)
+    params = sampling.params(
+        request, served.defaults, served.llm.n_vocab, limit, logprobs=_n_logprobs(request)
+    )
+    rendering = served.rendering(tools, variables)
+    messages = for_template(request.messages, rendering.forms.thought_field)
+    params = dataclasses.replace(params, stop=(*params.stop, *rendering.stop))
+    prompt = served.prompt(rendering, messages)
+    served.check_length(prompt.ids, limit)
+    return ChatJob(served, prompt, params.each(served.llm.settings.seed), rendering)
+
+
+def max_tokens(request: ChatRequest) -> int:
+    """The limit of an answer, -1 for none."""
+    given = [request.max_completion_tokens, request.max_tokens]
+    limits = [limit for limit in given if limit is not None]
+    for limit in limits:
+        if limit < -1:
+            raise errors.bad(f"max_tokens is {limit}, expected -1 or more", "max_tokens")
+    return limits[0] if limits else -1
+
+
+def _n_logprobs(request: ChatRequest) -> int | None:
+    """How many tokens come beside each; None: no log-probabilities."""
+    if request.top_logprobs is not None and not request.logprobs:
+        raise errors.bad("top_logprobs needs logprobs: true", "top_logprobs")
+    if not request.logprobs:
+        return None
+    return logprobs.check_top(request.top_logprobs or 0, "top_logprobs")
+
+
+def _variables(request: ChatRequest, served: Served) -> dict[str, Any]:
+    """Variables of the template. ApiError for an effort of thinking that it does not know."""
+    variables = dict(request.chat_template_kwargs or {})
+    effort = request.reasoning_effort
+    if effort is None:
+        return variables
+    if served.takes("reasoning_effort"):
+        variables.setdefault("reasoning_effort", effort)
+    elif served.takes("enable_thinking"):
+        variables.setdefault("enable_thinking", effort != "none")
+    elif effort != "none":
+        raise errors.bad("the model's chat template knows no reasoning_effort", "reasoning_effort")
+    return variables
+
+
+class Answer:
+    """One answer while it is written: text comes in, parts of the answer go out."""
+
+    def __init__(self, job: ChatJob, index: int) -> None:
+        self.index = index
+        self._job = job
+        self._reader = Reader(job.prompt.begun)
+        self._content: list[str] = []
+        self._thought: list[str] = []
+        self._logprobs: list[ChatLogprob] = []
+        self._reason: FinishReason = "stop"
+
+    def begin(self) -> ChunkChoice:
+        """The first chunk: who speaks."""
+        return ChunkChoice(index=self.index, delta=Delta(role="assistant", content=""))
+
+    def feed(self, new: Step) -> list[ChunkChoice]:
+        """What is known of the answer with the next step."""
+        chunks = self._chunks(self._reader.feed(new.text))
+        if new.logprobs is not None:
+            tokens = logprobs.chat(self._job.served.llm.tokenizer, new.logprobs)
+            self._logprobs += tokens.content
+            if not chunks:
+                chunks = [ChunkChoice(index=self.index, delta=Delta(content=""))]
+            chunks[0].logprobs = tokens
+        return chunks
+
+    def finish(self, done: Completion) -> list[ChunkChoice]:
+        """The rest of the answer, and how it ended."""
+        chunks = self._chunks(self._reader.flush())
+        self._reason = usage.finish_reason(done.finish_reason)
+        last = ChunkChoice(index=self.index, delta=Delta(), finish_reason=self._reason)
+        return [*chunks, last]
+
+    def whole(self) -> AnswerChoice:
+        """The answer, once it is finished."""
+        thought = "".join(self._thought).strip()
+        message = AnswerMessage(
+            content="".join(self._content), reasoning_content=thought or msgspec.UNSET
+        )
+        is_asked = self._job.params[0].logprobs is not None
+        return AnswerChoice(
+            index=self.index,
+            message=message,
+            finish_reason=self._reason,
+            logprobs=ChatLogprobs(content=self._logprobs) if is_asked else None,
+        )
+
+    def _chunks(self, pieces: list[Piece]) -> list[ChunkChoice]:
+        chunks = []
+        for piece in pieces:
+            if piece.is_thought:
+                self._thought.append(piece.text)
+                delta = Delta(reasoning_content=piece.text)
+            else:
+                self._content.append(piece.text)
+                delta = Delta(content=piece.text)
+            chunks.append(ChunkChoice(index=self.index, delta=delta))
+        return chunks
+
+
+def chunk(job: ChatJob, choices: list[ChunkChoice], used: Usage | None = None) -> ChatChunk:
+    """An event of the stream."""
+    return ChatChunk(
+        id=job.id, created=job.created, model=job.served.name, choices=choices, usage=used
+    )
+
+
+def completion(job: ChatJob, answers: list[Answer], done: list[Completion]) -> ChatCompletion:
+    """The body of all answers."""
+    return ChatCompletion(
+        id=job.id,
+        created=job.created,
+        model=job.served.name,
+        choices=[answer.whole() for answer in answers],
+        usage=usage.of([done]),
+    )

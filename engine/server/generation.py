@@ -1,0 +1,98 @@
+"""The streams of one request, merged into one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from lariat.protocol import errors
+from lariat.protocol.errors import ApiError
+from lariat.runtime.request import Completion, Delta
+from lariat.server import log
+from lariat.server.tasks import cancelled
+
+if TYPE_CHECKING:
+    from lariat.config import SamplingParams
+    from lariat.server.service import Service
+
+
+class Step(NamedTuple):
+    """What is new in one of the streams.
+
+    number      of the stream
+    delta       what was written; None at the end
+    completion  all of it so far
+    """
+
+    number: int
+    delta: Delta | None
+    completion: Completion
+
+
+class Generation:
+    """Texts behind prompts, each a stream that waits for a slot of its own.
+
+    Iterate over it for steps, within `async with`, which cancels what is not finished.
+    `completions` has what is known of each stream.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+    ) -> None:
+        """ApiError with the status 429 if too many wait."""
+        service.admission.check(len(prompts), sum(map(len, prompts)))
+        self._service = service
+        self._work = list(zip(prompts, params, strict=True))
+        self._steps: asyncio.Queue[Step | ApiError] = asyncio.Queue()
+        self._tasks: list[asyncio.Future[None]] = []
+        self.completions = [Completion(ids) for ids in prompts]
+
+    async def __aenter__(self) -> Generation:
+        self._tasks = [
+            asyncio.ensure_future(self._run(i, ids, params))
+            for i, (ids, params) in enumerate(self._work)
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            await cancelled(task)
+
+    async def __aiter__(self) -> AsyncIterator[Step]:
+        n_open = len(self._work)
+        while n_open:
+            step = await self._steps.get()
+            if isinstance(step, ApiError):
+                raise step
+            n_open -= step.delta is None
+            yield step
+
+    async def _run(self, index: int, ids: list[int], params: SamplingParams) -> None:
+        watch = self._service.metrics.stream(len(ids))
+        try:
+            async with self._service.admission.slot(len(ids)):
+                watch.begin()
+                stream = self._service.engine.stream(ids, params)
+                try:
+                    async for delta in stream.deltas():
+                        self.completions[index] = stream.completion
+                        watch.tokens(len(delta.token_ids))
+                        self._steps.put_nowait(Step(index, delta, stream.completion))
+                finally:
+                    await stream.aclose()
+                    self.completions[index] = stream.completion
+                    watch.end(stream.completion)
+            self._steps.put_nowait(Step(index, None, stream.completion))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            told = errors.while_running(error)
+            if told.status == 500:
+                log.failure("the engine", error)
+            self._steps.put_nowait(told)
