@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lariat.runtime.context import Context
     from lariat.runtime.logprobs import TokenLogprob
     from lariat.runtime.request import Completion, Delta
+    from lariat.runtime.scoring import Score
     from lariat.tokenizers.tokenizer import Tokenizer
 
 # Public names are loaded when asked for, so that `lariat --help` is quick and a bad LARIAT_ISA
@@ -73,6 +74,7 @@ _HOMES = {
     "Recompute": "reuse.recompute",
     "RopeConfig": "config",
     "SamplingParams": "config",
+    "Score": "runtime.scoring",
     "TokenLogprob": "runtime.logprobs",
     "Tokenizer": "tokenizers.tokenizer",
 }
@@ -95,6 +97,7 @@ __all__ = [
     "Recompute",
     "RopeConfig",
     "SamplingParams",
+    "Score",
     "TokenLogprob",
     "Tokenizer",
 ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -14,19 +13,28 @@ import numpy as np
 from lariat.architectures.loading import check_weights, load_weights, read_config
 from lariat.architectures.prepared import Found, find
 from lariat.cache.kv_cache import check_types
-from lariat.checks import check_callable, check_overrides, check_path, check_switch, check_type
+from lariat.checks import (
+    check_callable,
+    check_overrides,
+    check_path,
+    check_switch,
+    check_type,
+    check_whole,
+)
 from lariat.config import EngineConfig, RopeConfig, SamplingParams
 from lariat.errors import ContextError, LariatError
 from lariat.formats import context_file
 from lariat.formats.finite import check_tensors as check
 from lariat.formats.gguf_sampling import FileSampling
 from lariat.formats.gguf_split import GGUFModel
-from lariat.runtime import rope_choice, threads
+from lariat.runtime import rope_choice, scoring, threads
 from lariat.runtime.context import Context
 from lariat.runtime.engine_thread import EngineThread
 from lariat.runtime.logprobs import PromptLogprobs, check_n_top
-from lariat.runtime.request import Completion, Delta, Request, Timings
+from lariat.runtime.request import Completion, Request, Timings
 from lariat.runtime.runner import Health, build_runner, is_list
+from lariat.runtime.scoring import Score, Text
+from lariat.runtime.stream import Stream
 from lariat.tokenizers.tokenizer import Tokenizer
 
 
@@ -349,6 +357,64 @@ class LLM:
             completion.prompt_logprobs = completions[i - i % params.n].prompt_logprobs
         return completions[0] if is_one and params.n == 1 else completions
 
+    @overload
+    def score(
+        self,
+        prompt: str | list[int],
+        continuation: str | list[int],
+        *,
+        parse_special: bool = False,
+    ) -> Score: ...
+    @overload
+    def score(
+        self, prompt: Iterable[tuple[Text, Text]], *, parse_special: bool = False
+    ) -> list[Score]: ...
+    def score(
+        self,
+        prompt: str | list[int] | Iterable[tuple[Text, Text]],
+        continuation: str | list[int] | None = None,
+        *,
+        parse_special: bool = False,
+    ) -> Score | list[Score]:
+        """How likely a continuation of a prompt is: two texts, or token ids of both.
+
+        Without `continuation`, `prompt` is a list of such pairs, which are computed together; those
+        that begin alike share what they have in common. Texts become tokens as they do in
+        lm-evaluation-harness, see `lariat.runtime.scoring`; `parse_special` as for `stream`. Raises
+        ValueError for a continuation without tokens, before anything is computed.
+        """
+        scored = scoring.encoded(
+            self.tokenizer,
+            self.runner,
+            prompt if continuation is None else [(prompt, continuation)],  # type: ignore[arg-type, list-item]
+            parse_special=parse_special,
+        )
+        scores = list(scoring.scores(self._scoring, scored))
+        return scores if continuation is None else scores[0]
+
+    def score_text(
+        self, text: str | list[int], *, window: int | None = None, parse_special: bool = False
+    ) -> Score:
+        """How likely a whole text is, of any length: each token is scored once.
+
+        Each sees the tokens before it in its window of `window` tokens, None: as many as the cache
+        has room for. The windows are those of lm-evaluation-harness, see `scoring.rolling`.
+        """
+        most = self.n_ctx - 1  # the last token of a window is scored, and not computed
+        window = most if window is None else check_whole("window", window, 1, most)
+        if isinstance(text, str):
+            ids = self.tokenizer.encode_part(text, add_bos=False, parse_special=parse_special)
+        else:
+            ids = self.runner.token_ids(text)
+        begin = scoring.begin_of(self.tokenizer)
+        return scoring.joined([*scoring.scores(self._scoring, scoring.rolling(ids, begin, window))])
+
+    def _scoring(self, ids: list[int], first: int) -> Stream:
+        """Begin to compute a prompt whose tokens are scored from `first` on."""
+        request = self.request(ids, SamplingParams(max_tokens=0, prompt_logprobs=0))
+        request.score_from(first)
+        return Stream(self.engine, request)
+
     def context(self) -> Context:
         """Make an empty context: tokens in the cache that can be edited and continued."""
         return Context(self.runner, self.tokenizer)
@@ -465,59 +531,3 @@ def is_list_of_prompts(prompt: object) -> bool:
         return False
     first = next(iter(prompt), "")  # type: ignore[call-overload]
     return isinstance(first, (str, bytes, bytearray)) or is_list(first)
-
-
-class Stream:
-    """Iterator over the text of one completion, see `LLM.stream`."""
-
-    def __init__(
-        self, engine: EngineThread, request: Request, context: Context | None = None
-    ) -> None:
-        """Use `LLM.stream`."""
-        self._engine, self._request = engine, request
-        engine.start(request, context)
-
-    @property
-    def completion(self) -> Completion:
-        """The completion so far."""
-        return self._request.completion
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        while (delta := self._next()) is not None:
-            if delta.text:
-                return delta.text
-        raise StopIteration
-
-    def deltas(self) -> Iterator[Delta]:
-        """Iterate over what each step brings: text, tokens and log-probabilities.
-
-        The texts together are those of the stream itself. What one iterator has given out, another
-        does not.
-        """
-        while (delta := self._next()) is not None:
-            yield delta
-
-    def _next(self) -> Delta | None:
-        """What comes next; None at the end."""
-        while True:
-            with contextlib.suppress(IndexError):  # another thread may take the last one
-                return self._request.deltas.popleft()
-            if not self._engine.advance(self._request):
-                return None
-
-    def close(self) -> None:
-        """Stop generating and free the blocks of the cache. Closing twice does nothing."""
-        self._engine.cancel(self._request)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_request"):
-            self.close()

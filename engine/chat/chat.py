@@ -24,8 +24,9 @@ from lariat.runtime.request import Completion, Timings
 from lariat.runtime.rope_choice import Asked
 
 if TYPE_CHECKING:
-    from lariat.llm import LLM, Stream
+    from lariat.llm import LLM
     from lariat.runtime.context import Context
+    from lariat.runtime.stream import Stream
 
 _MAX_BYTES = 64 << 20  # of a JSON file
 

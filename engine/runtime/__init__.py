@@ -7,6 +7,8 @@ pace       how long steps take, so that the next one is bounded in time
 request    the state of one request, and the text that comes of it
 batch      parts of requests, laid out as the flat arrays of a forward pass
 sampler    chooses the next token from logits
+scoring    how likely a continuation is
+stream     the text of one completion, piece by piece
 stages     those of one request: processors, grammar, ends that are held back
 logprobs   log-probabilities of tokens, reduced from logits at once
 rope_choice  which RoPE a question is read with

@@ -367,6 +367,11 @@ class Request:
         assert self._scores
         return self._n_before + self._scores.n_done - 1
 
+    def score_from(self, first: int) -> None:
+        """Give the prompt's tokens before `first` no log-probability; they may share a prefix."""
+        assert self._scores
+        self._scores.n_done = first
+
     def logits_of(self, n: int) -> str:
         """Which logits the next `n` tokens shall give, see `Part.logits`."""
         if self.n_to_score and self.table.n_tokens >= self._first_row:
