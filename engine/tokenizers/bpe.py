@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lariat.errors import GGUFError
 from lariat.formats.gguf import GGUFFile, StringArray
+from lariat.tokenizers.short_texts import ShortTexts
 from lariat.tokenizers.vocabulary import (
     BYTE,
     Defaults,
@@ -69,9 +71,14 @@ class PairMerger(ABC):
         tokens, types = self.vocabulary.tokens, self.vocabulary.types
         self._texts = {i: byte_of(gguf.path, i, tokens[i]) for i in of_types(types, (BYTE,))}
         self._seam, self._seam_bytes = re.compile(seam), re.compile(seam.encode())
-        with _no_collection():
-            self._pipeline = Pipeline(self._model(merges, model))
-        self._pipeline.pre_tokenizer = Steps(list(steps))
+        self._merges, self._options, self._steps = merges, model, Steps(list(steps))
+        self._whole: Pipeline | None = None  # made when a text needs it
+        self._making = threading.Lock()
+        self._short = None
+        if not any(model.values()):
+            self._short = ShortTexts(
+                self._steps, merges, self.vocabulary, self.hidden_types, self.spell
+            )
 
     @abstractmethod
     def spell(self, text: str) -> Iterable[str]:
@@ -93,9 +100,14 @@ class PairMerger(ABC):
 
     def merge(self, text: str) -> list[int]:
         """Ids of text without special tokens."""
+        if self._whole is None and self._short is not None:
+            short = self._short.merge(text)
+            if short is not None:
+                return short
+        pipeline = self._pipeline()
         ids: list[int] = []
         for part in parts(text, self._seam):
-            ids += self._pipeline.encode(part, add_special_tokens=False).ids
+            ids += pipeline.encode(part, add_special_tokens=False).ids
         if not self._stand_ins:
             return ids
         stand_ins = self._stand_ins
@@ -148,6 +160,15 @@ class PairMerger(ABC):
     def may_give(self, token_id: int) -> bool:
         """Whether text may become this token."""
         return False
+
+    def _pipeline(self) -> Pipeline:
+        with self._making:
+            if self._whole is None:
+                with _no_collection():
+                    whole = Pipeline(self._model(self._merges, self._options))
+                whole.pre_tokenizer = self._steps
+                self._whole = whole
+            return self._whole
 
     def _model(self, merges: StringArray, options: Mapping[str, bool]) -> BPE:
         """The merging model. Sets `_stand_ins`: the tokens that replace ids past the vocabulary."""
