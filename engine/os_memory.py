@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import mmap
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -90,6 +89,8 @@ def map_pages(parts: Iterable[tuple[np.ndarray, bool]], n_threads: int) -> None:
     """
     madvise = ctypes.CDLL(None).madvise  # unlike the one of mmap, it lets other threads run
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    from concurrent.futures import ThreadPoolExecutor  # takes 5 ms, and few processes need it
 
     def populate(part: np.ndarray, is_written: bool) -> None:
         madvise(part.ctypes.data, part.nbytes, _POPULATE_WRITE if is_written else _POPULATE_READ)

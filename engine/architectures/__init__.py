@@ -3,6 +3,7 @@
 gemma2, gemma3, gpt_oss, granite, llama, mistral3, mixtral, olmo2, phi3, qwen2, qwen2moe, qwen3,
 qwen3moe, smollm3
                      tensor names, config keys, RoPE, windows, the forward pass as one page
+registry             imports such a file when its model is loaded
 architecture         the three functions that such a file consists of
 metadata             checked reading of a file's keys
 weights              checked reading of tensors; interleaving of matrices
@@ -15,35 +16,22 @@ model                runs the recorded forward pass for each batch
 
 from __future__ import annotations
 
-from lariat.architectures import (
-    gemma2,
-    gemma3,
-    gpt_oss,
-    granite,
-    mistral3,
-    mixtral,
-    olmo2,
-    phi3,
-    qwen2,
-    qwen2moe,
-    qwen3,
-    qwen3moe,
-    smollm3,
-)
-from lariat.architectures.architecture import Architecture
+from lariat.architectures.registry import Registry
 
-ARCHITECTURES: dict[str, Architecture] = {  # by `general.architecture`
-    "gemma2": gemma2.ARCHITECTURE,
-    "gemma3": gemma3.ARCHITECTURE,
-    "gpt-oss": gpt_oss.ARCHITECTURE,
-    "granite": granite.ARCHITECTURE,
-    "llama": mixtral.ARCHITECTURE,
-    "mistral3": mistral3.ARCHITECTURE,
-    "olmo2": olmo2.ARCHITECTURE,
-    "phi3": phi3.ARCHITECTURE,
-    "qwen2": qwen2.ARCHITECTURE,
-    "qwen2moe": qwen2moe.ARCHITECTURE,
-    "qwen3": qwen3.ARCHITECTURE,
-    "qwen3moe": qwen3moe.ARCHITECTURE,
-    "smollm3": smollm3.ARCHITECTURE,
-}
+ARCHITECTURES = Registry(  # by `general.architecture`, the file that has it
+    {
+        "gemma2": "gemma2",
+        "gemma3": "gemma3",
+        "gpt-oss": "gpt_oss",
+        "granite": "granite",
+        "llama": "mixtral",
+        "mistral3": "mistral3",
+        "olmo2": "olmo2",
+        "phi3": "phi3",
+        "qwen2": "qwen2",
+        "qwen2moe": "qwen2moe",
+        "qwen3": "qwen3",
+        "qwen3moe": "qwen3moe",
+        "smollm3": "smollm3",
+    }
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         try:
-            args = _parser().parse_args(argv)
+            given = sys.argv[1:] if argv is None else argv
+            args = _parser(given).parse_args(argv)
             code: int = args.run(args)
         except SystemExit as done:  # --help and --version
             code = int(done.code or 0)
@@ -126,11 +128,13 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(f"lariat is not fully installed ({error}): run `make build`", 1)
 
 
-def _parser() -> Parser:
+def _parser(given: Sequence[str]) -> Parser:
+    """The parser for a command line. It knows only the command that is asked for, if there is one:
+    to import all of them would take a tenth of a small model's start."""
     parser = Parser(prog="lariat", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in _COMMANDS:
+    for name in given[:1] if given and given[0] in _COMMANDS else _COMMANDS:
         importlib.import_module(f"lariat.cli.{name}").register(commands)
     return parser
 

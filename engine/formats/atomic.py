@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,9 +115,11 @@ def _beside(target: Path, old: os.stat_result | None) -> Path:
     """A new name in the folder of `target`, so that renaming stays within one file system."""
     folder = target.parent
     if old is not None and not os.access(folder, os.W_OK) and os.access(target, os.W_OK):
+        import tempfile  # which few processes need
+
         folder = Path(tempfile.gettempdir())
     start = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
-    return folder / f".{start}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+    return folder / f".{start}.{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}"
 
 
 def _copy_owner_and_mode(fd: int, old: os.stat_result) -> None:

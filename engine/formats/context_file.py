@@ -14,7 +14,6 @@ and, as metadata, the signature of the cache that wrote them, a checksum and a n
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,6 +59,8 @@ def fingerprint(gguf: GGUFFile) -> str:
     Models that were trained or quantized differently have different fingerprints, and no model has
     to be read whole.
     """
+    import hashlib  # brings OpenSSL, and few processes need it
+
     h = hashlib.blake2b(digest_size=16)
     for key, value in sorted(gguf.metadata.items()):
         h.update(key.encode() + b"\0")

@@ -10,7 +10,6 @@ which is the time to map its pages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +62,8 @@ def check_tensors(
     Types that the engine does not run are left out, because loading refuses them. `progress` is
     called with the share that is done, 0 to 1.
     """
+    from concurrent.futures import ThreadPoolExecutor  # takes 5 ms, and few processes need it
+
     todo = [info for info in gguf.tensors.values() if info.type in NUMBERS]
     total, done = max(1, sum(info.n_bytes for info in todo)), 0
     with ThreadPoolExecutor(n_threads) as pool:

@@ -24,7 +24,6 @@ import contextlib
 import json
 import mmap
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -314,7 +313,7 @@ def writing(
     can read the model, whose `status` is given, and written by its owner alone. Raises
     PreparedError for whatever the system refuses.
     """
-    beside = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+    beside = path.with_name(f".{path.name[:100]}.{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}")
     try:
         _check_room(path.parent, Writer.n_bytes(sizes))
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
