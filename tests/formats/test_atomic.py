@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_overwritten(tmp_path, monk
     path.write_text("old")
     access = os.access
     monkeypatch.setattr(atomic.os, "access", lambda p, mode: p != folder and access(p, mode))
-    monkeypatch.setattr(atomic.tempfile, "gettempdir", lambda: str(other))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(other))
     check_writable(path, ContextError)
     with written_beside(path) as beside:
         assert beside.parent == other
