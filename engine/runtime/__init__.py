@@ -15,6 +15,7 @@ rope_choice  which RoPE a question is read with
 context    tokens in the cache that a user edits
 order      where tokens went in an edit
 edits      what was edited, and the tokens behind it that recall it
+renewal    tokens of a context that are computed anew before a request's own
 placed     documents in a context: plans to place them, and which tokens are recomputed when
 threads    how many threads, and on which processors
 """

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from lariat.cache.blocks import BlockTable
 from lariat.cache.kv_storage import Stored
 from lariat.checks import as_index, check_path, check_type
 from lariat.errors import ContextError
@@ -16,6 +17,7 @@ from lariat.formats import context_file
 from lariat.runtime.edits import Edits
 from lariat.runtime.order import Order
 from lariat.runtime.placed import Chooser, Placeable, Placed, choose, rearranged
+from lariat.runtime.renewal import Renewal
 from lariat.runtime.request import Request
 from lariat.runtime.runner import NO_ROOM, Runner
 from lariat.tokenizers.tokenizer import Tokenizer
@@ -266,7 +268,7 @@ class Context:
             scratch = self._table.fork()
             try:
                 scratch.truncate(n_kept)
-                choose(self._runner, scratch, [*self._ids[:n_kept], *ids], self._placed)
+                self._renew(scratch, [*self._ids[:n_kept], *ids])
                 return self._runner.compute(scratch, ids, "all")
             finally:
                 scratch.clear()
@@ -356,14 +358,23 @@ class Context:
         # Tokens that are known but no longer in the table are computed when they are needed, so
         # the context stays whole if the request is refused here.
         self._table.truncate(min(self._table.n_tokens, n_kept, len(ids) - 1))
+        renewal: Renewal | None = None
         if self._placed:
             start = time.perf_counter()
             chosen = choose(self._runner, self._table, ids, self._placed)
-            self._placed = []
-            seconds = time.perf_counter() - start
-            request.completion.timings.n_recomputed = chosen.n_tokens
-            request.count(chosen.n_tokens + chosen.n_tried, seconds, in_prompt=True)
-        request.lend(self._table, ids, self.take_back)
+            request.count(chosen.n_tried, time.perf_counter() - start, in_prompt=True)
+            if chosen.n_tokens:
+                renewal = self._within_pool(
+                    lambda: Renewal(self._table, chosen.ranges, self._forget_placed)
+                )
+            else:
+                self._forget_placed()
+        try:
+            request.lend(self._table, ids, self.take_back, renewal)
+        except BaseException:
+            if renewal is not None:
+                renewal.clear()
+            raise
         self._writer = request
 
     def read(self, request: Request) -> None:
@@ -376,11 +387,21 @@ class Context:
             try:
                 head.truncate(min(head.n_tokens, n_kept))
                 ids = [*self._ids[:n_kept], *request.ids]
-                choose(self._runner, head, ids, self._placed)
+                self._renew(head, ids)
                 self._runner.compute(head, ids[head.n_tokens :])
                 self._assign(head.segments, ids)
             finally:
                 head.clear()
+
+    def _forget_placed(self) -> None:
+        """The text behind the documents has chosen."""
+        self._placed = []
+
+    def _renew(self, table: BlockTable, ids: list[int]) -> None:
+        """Compute anew in `table`, of the tokens `ids`, what the text behind the documents
+        chooses."""
+        chosen = choose(self._runner, table, ids, self._placed)
+        self._runner.recompute(table, ids, chosen.ranges)
 
     def _kept_by(self, request: Request) -> int:
         """How many tokens stay in front of a request."""

@@ -132,11 +132,10 @@ def choose(
     ids: Sequence[int],
     placed: Sequence[Placed],
 ) -> Choice:
-    """Compute anew, in `table`, what the text behind the documents of a context chooses.
+    """Which tokens of a context are to be computed anew: the text behind its documents chooses.
 
     Text behind them that is computed already has seen them as they were, so it is computed anew
-    too. Returns what was computed, in ascending order. ContextError if blocks are missing; `table`
-    then is as it was.
+    too. The ranges are in ascending order, and none of them touch. The lock is held.
     """
     n_cached = table.n_tokens
     # The text behind may have replaced the last tokens of the last document.
@@ -152,7 +151,6 @@ def choose(
     ]
     wanted = [(start, stop) for choice in choices for start, stop in choice.ranges if start < stop]
     ranges = united([*wanted, (end, n_cached)]) if wanted else []
-    runner.recompute(table, ids, ranges)
     return Choice(ranges, sum(choice.n_tried for choice in choices))
 
 

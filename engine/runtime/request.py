@@ -13,6 +13,7 @@ from lariat.config import RopeConfig, SamplingParams
 from lariat.errors import ContextError
 from lariat.runtime import sampler
 from lariat.runtime.logprobs import Prediction, PromptLogprobs, TokenLogprob
+from lariat.runtime.renewal import Renewal
 from lariat.runtime.rope_choice import RopeRead
 from lariat.runtime.stages import Stages
 
@@ -190,6 +191,7 @@ class Request:
         self.read = read
         self._on_prompt = on_prompt
         self._take_back: Callable[[Request], None] | None = None
+        self._renewal: Renewal | None = None
         self._n_before = 0  # tokens of the context that it continues
         self._decoder = decoder
         self._n_ctx = n_ctx
@@ -205,15 +207,23 @@ class Request:
         self._fresh_logprobs: list[TokenLogprob] = []
         self._keep_first()
 
-    def lend(self, table: BlockTable, ids: list[int], take_back: Callable[[Request], None]) -> None:
+    def lend(
+        self,
+        table: BlockTable,
+        ids: list[int],
+        take_back: Callable[[Request], None],
+        renewal: Renewal | None = None,
+    ) -> None:
         """Continue a context, whose `table` holds the first of all `ids`.
 
-        `take_back` is called once, when the request is over; the table stays the context's.
+        `take_back` is called once, when the request is over; the table stays the context's. A
+        `renewal` of that table comes before the request's own tokens.
         """
         self._n_before = len(ids) - len(self.ids)
         if self.read:
             self.read.n_before = min(self.read.n_before + self._n_before, len(ids) - 1)
         self.table, self.ids, self._take_back = table, ids, take_back
+        self._renewal = renewal
         self._keep_first()
 
     @property
@@ -223,6 +233,9 @@ class Request:
 
     def release(self) -> None:
         """Give its table back: its blocks to the pool, or a lent table to its context."""
+        if self._renewal is not None:
+            self._renewal.clear()
+            self._renewal = None
         if self._take_back is None:
             self.table.clear()
         else:
@@ -263,7 +276,7 @@ class Request:
         """
         start, stop = self._n_keep, self._n_keep + SLOTS
         n = len(self.ids) if self.waits_for_recompute else self.table.n_tokens
-        if not self.params.context_shift or stop >= n or self.closed:
+        if not self.params.context_shift or stop >= n or self.closed or self.n_renewing:
             return None
         return start, stop
 
@@ -283,6 +296,8 @@ class Request:
     @property
     def rope(self) -> RopeConfig | None:
         """Settings with which the next tokens are computed, see `Reading`."""
+        if self.n_renewing:
+            return None
         is_before = self.read is None or self.table.n_tokens < self.read.n_before
         return None if is_before or self.read is None else self.read.rope
 
@@ -290,12 +305,16 @@ class Request:
     def is_choosing(self) -> bool:
         """Whether its question comes next, and is to be read with several settings."""
         read = self.read
+        if self.n_renewing:
+            return False
         return read is not None and read.rope is None and self.table.n_tokens >= read.n_before
 
     @property
     def n_ready(self) -> int:
-        """Pending tokens that one pass may compute, because they have the same RoPE and want the
-        same rows of logits."""
+        """Pending tokens that one pass may compute: those of a context come first, and all have the
+        same RoPE and want the same rows of logits."""
+        if self.n_renewing:
+            return self.n_renewing
         n_done, n = self.table.n_tokens, self.n_pending
         if self.n_to_score:
             if n_done < self._first_row:
@@ -318,6 +337,8 @@ class Request:
 
     def n_new_blocks(self, n: int) -> int:
         """How many blocks `n` more tokens will take from the pool."""
+        # What is renewed has its blocks already.
+        n = max(0, n - self.n_renewing)
         # A question is read in a fork, which copies the block that it writes to.
         return self.table.n_new_blocks(n) + self.is_choosing
 
@@ -331,8 +352,29 @@ class Request:
 
     @property
     def n_pending(self) -> int:
-        """Tokens that are known but not yet in the cache."""
-        return len(self.ids) - self.table.n_tokens
+        """Tokens to compute before the next one can be chosen."""
+        return self.n_renewing + len(self.ids) - self.table.n_tokens
+
+    @property
+    def n_computed(self) -> int:
+        """Tokens in the cache, and once more those that came anew."""
+        return self.table.n_tokens + self.completion.timings.n_recomputed
+
+    @property
+    def n_renewing(self) -> int:
+        """Of the pending tokens, those of a context that are in the cache and come anew."""
+        return self._renewal.n_left if self._renewal else 0
+
+    def renewing(self, n: int) -> tuple[BlockTable, list[tuple[int, int]]]:
+        """The first `n` tokens that come anew, as ranges (start, stop), and their table."""
+        assert self._renewal is not None
+        return self._renewal.table, self._renewal.next(n)
+
+    def renewed(self, n: int) -> None:
+        """The first `n` tokens that come anew are computed."""
+        assert self._renewal is not None
+        self._renewal.computed(n)
+        self.completion.timings.n_recomputed += n
 
     @property
     def n_prompt_done(self) -> int:

@@ -402,7 +402,7 @@ class Runner:
 
     def _pass(self, group: Sequence[Part], start: float) -> None:
         """Compute parts of requests, and give each its next token."""
-        requests = [part.request for part in group if part.request]
+        requests = list(dict.fromkeys(part.request for part in group if part.request))
         n = sum(len(part.token_ids) for part in group)
         n_decode = sum(not request.in_prompt for request in requests)
         if self._compute_for(requests, start, lambda: _deal_out(self.forward(group), group)):
@@ -416,6 +416,7 @@ class Runner:
         """
         in_prompt = [request.in_prompt for request in requests]
         n_cached = [request.table.n_tokens for request in requests]
+        n_computed = [request.n_computed for request in requests]
         try:
             self.stop.begin(requests)
             work()
@@ -431,8 +432,8 @@ class Runner:
         finally:
             self.stop.end()
         seconds = time.perf_counter() - start
-        for request, n, was_prompt in zip(requests, n_cached, in_prompt, strict=True):
-            request.count(request.table.n_tokens - n, seconds, was_prompt)
+        for request, n, was_prompt in zip(requests, n_computed, in_prompt, strict=True):
+            request.count(request.n_computed - n, seconds, was_prompt)
         return True
 
     def sweep(self) -> None:
@@ -493,17 +494,21 @@ class Runner:
 
     def _parts(self, step: Step) -> list[Part]:
         """The tokens of a step. Logits are wanted wherever a request has no more pending."""
-        return [
-            self.part(
-                request.table,
-                request.ids[request.table.n_tokens : request.table.n_tokens + n],
-                request.logits_of(n),
-                request,
-                request.rope,
-            )
-            for request, n in step.compute
-            if not request.is_choosing
-        ]
+        parts: list[Part] = []
+        for request, n in step.compute:
+            if request.n_renewing:
+                table, ranges = request.renewing(n)
+                reading = self._rope.reading(table.n_tokens)
+                parts += [
+                    Part(table, request.ids[start:stop], "none", reading, request, start)
+                    for start, stop in ranges
+                ]
+            elif not request.is_choosing:
+                ids = request.ids[request.table.n_tokens : request.table.n_tokens + n]
+                parts.append(
+                    self.part(request.table, ids, request.logits_of(n), request, request.rope)
+                )
+        return parts
 
     def _choose_rope(self, request: Request) -> None:
         """Read a request's question with each of its settings, and go on with the likeliest."""
@@ -545,6 +550,8 @@ def _deal_out(logits: np.ndarray, group: Sequence[Part]) -> None:
         if request.closed:  # given up meanwhile
             continue
         try:
+            if part.start is not None:
+                request.renewed(len(part.token_ids))
             request.report_prompt()
             if len(rows):
                 request.take(rows)
