@@ -1,10 +1,12 @@
 """Which tokens of placed chunks are computed anew.
 
 A chunk that was computed alone has not seen what stands before it, and its first tokens are sinks
-of attention (arXiv 2309.17453) in the midst of the context. Two remedies cost little: its first
-tokens are computed in their place (EPIC, arXiv 2410.15332), and so is the passage that the question
-is about. The passage is found by the words of the question, which costs no forward pass, or by how
-likely the question is behind each chunk alone. docs/cache-measurements.md has what each is worth.
+of attention (arXiv 2309.17453) in the midst of the context. Two remedies cost little: the passage
+that the question is about is computed in its place, and then so are the chunk's first tokens (EPIC,
+arXiv 2410.15332). In this order the passage still has the sinks that the rest of the chunk had, and
+the question meets none. The passage is found by the words of the question, which costs no forward
+pass, or by how likely the question is behind each chunk alone. docs/cache-measurements.md has what
+each is worth.
 """
 
 from __future__ import annotations
@@ -79,18 +81,20 @@ class Recompute:
             surprise = question_nll(runner, table, [spans[i] for i in tried], last)
             best = [i for _, i in sorted(zip(surprise, tried, strict=True))]
             order, n_tried = best + order[len(tried) :], len(tried) * len(last)
-        ranges = []
+        ranges, firsts = [], []
         for rank, i in enumerate(order):
             start, stop = spans[i]
             sink = documents[i].sink
             if sink is not None and start == len(sink) and tuple(ids[:start]) == sink:
                 continue
-            ranges.append((start, min(stop, start + self.first)))
             if rank < self.passages and self.length is None:
                 ranges.append((start, stop))
-            elif rank < self.passages and self.length:
+                continue
+            firsts.append((start, min(stop, start + self.first)))
+            if rank < self.passages and self.length:
                 ranges.append((begins[i], min(stop, begins[i] + self.length)))
-        return Choice(ranges, n_tried)
+        # Passages first: they have their sinks as long as they are computed.
+        return Choice(ranges, n_tried, firsts)
 
 
 AUTO = Recompute(first=4, passages=3, length=64)

@@ -363,9 +363,9 @@ class Context:
             start = time.perf_counter()
             chosen = choose(self._runner, self._table, ids, self._placed)
             request.count(chosen.n_tried, time.perf_counter() - start, in_prompt=True)
-            if chosen.n_tokens:
+            if chosen.rounds:
                 renewal = self._within_pool(
-                    lambda: Renewal(self._table, chosen.ranges, self._forget_placed)
+                    lambda: Renewal(self._table, chosen.rounds, self._forget_placed)
                 )
             else:
                 self._forget_placed()
@@ -400,8 +400,8 @@ class Context:
     def _renew(self, table: BlockTable, ids: list[int]) -> None:
         """Compute anew in `table`, of the tokens `ids`, what the text behind the documents
         chooses."""
-        chosen = choose(self._runner, table, ids, self._placed)
-        self._runner.recompute(table, ids, chosen.ranges)
+        for ranges in choose(self._runner, table, ids, self._placed).rounds:
+            self._runner.recompute(table, ids, ranges)
 
     def _kept_by(self, request: Request) -> int:
         """How many tokens stay in front of a request."""

@@ -38,15 +38,17 @@ class Choice:
 
     ranges   (start, stop), in any order; they may overlap
     n_tried  tokens that were computed to choose them
+    last     others like `ranges`, which stay what they were until those are computed
     """
 
     ranges: Sequence[tuple[int, int]] = ()
     n_tried: int = 0
+    last: Sequence[tuple[int, int]] = ()
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of the ranges."""
-        return sum(stop - start for start, stop in self.ranges)
+    def rounds(self) -> list[Sequence[tuple[int, int]]]:
+        """`ranges` and `last`, as far as they hold tokens."""
+        return [ranges for ranges in (self.ranges, self.last) if ranges]
 
 
 class Chooser(Protocol):
@@ -135,7 +137,8 @@ def choose(
     """Which tokens of a context are to be computed anew: the text behind its documents chooses.
 
     Text behind them that is computed already has seen them as they were, so it is computed anew
-    too. The ranges are in ascending order, and none of them touch. The lock is held.
+    too, last. The ranges are in ascending order, and none of them touch; no token is in both
+    rounds. The lock is held.
     """
     n_cached = table.n_tokens
     # The text behind may have replaced the last tokens of the last document.
@@ -149,9 +152,28 @@ def choose(
         chooser.choose(runner, table, ids, documents, ids[end:])
         for chooser, documents in groups.items()
     ]
-    wanted = [(start, stop) for choice in choices for start, stop in choice.ranges if start < stop]
-    ranges = united([*wanted, (end, n_cached)]) if wanted else []
-    return Choice(ranges, sum(choice.n_tried for choice in choices))
+    last = united([each for choice in choices for each in choice.last])
+    first = without(united([each for choice in choices for each in choice.ranges]), last)
+    behind = (end, n_cached)
+    if last:
+        last = united([*last, behind])
+    elif first:
+        first = united([*first, behind])
+    return Choice(first, sum(choice.n_tried for choice in choices), last)
+
+
+def without(
+    ranges: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """The tokens of `ranges` that `others` do not hold; both ascending, as `united` gives them."""
+    found: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        for first, end in others:
+            if first < stop and start < end:
+                found.append((start, first))
+                start = end
+        found.append((start, stop))
+    return [(start, stop) for start, stop in found if start < stop]
 
 
 def united(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

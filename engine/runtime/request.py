@@ -313,8 +313,8 @@ class Request:
     def n_ready(self) -> int:
         """Pending tokens that one pass may compute: those of a context come first, and all have the
         same RoPE and want the same rows of logits."""
-        if self.n_renewing:
-            return self.n_renewing
+        if self._renewal and self.n_renewing:
+            return self._renewal.n_ready
         n_done, n = self.table.n_tokens, self.n_pending
         if self.n_to_score:
             if n_done < self._first_row:

@@ -106,6 +106,33 @@ def test_first_tokens_and_passages_are_what_is_computed(llm, tmp_path):
             assert done.timings.n_prompt == n + len(question)
 
 
+def test_a_passage_is_computed_while_its_chunk_has_its_sinks_and_then_the_first_tokens(
+    llm, tmp_path
+):
+    library = ChunkLibrary(tmp_path / "shelf")
+    texts = [ids_of(50), ids_of(70, 1), ids_of(40, 2)]
+    for i, text in enumerate(texts):
+        library.add(llm, str(i), text)
+    question = texts[1][30:36]
+    with llm.context() as context, llm.context() as other, llm.context() as at_once:
+        for i in range(3):
+            context.append(library[str(i)], recompute=Recompute(first=4, passages=1, length=16))
+            for each in (other, at_once):
+                each.append(library[str(i)], recompute="none")
+        _, begins = ranked(context.tokens, [(1, 51), (51, 121), (121, 161)], question, 16)
+        firsts, passage = [(51, 55), (121, 125)], (begins[1], begins[1] + 16)
+        other.recompute([passage])
+        other.recompute(firsts)
+        at_once.recompute([firsts[0], passage, firsts[1]])
+        found, same, different = (each.logits(question) for each in (context, other, at_once))
+        assert np.array_equal(found, same)
+        assert not np.array_equal(found, different)
+        done = llm.generate(question, GREEDY, context=context)
+        assert done.timings.n_recomputed == 24
+        assert llm.generate(question, GREEDY, context=other).token_ids == done.token_ids
+        assert np.array_equal(context.logits([4]), other.logits([4]))
+
+
 def test_a_chunk_behind_nothing_but_what_it_was_computed_behind_is_exact(llm, tmp_path):
     library = ChunkLibrary(tmp_path / "shelf")
     chunk = library.add(llm, "a", ids_of(50))

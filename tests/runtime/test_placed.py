@@ -10,7 +10,7 @@ import pytest
 from lariat import LLM, ChunkLibrary, SamplingParams
 from lariat.errors import ContextError
 from lariat.runtime.context import Context
-from lariat.runtime.placed import Choice, Placed, rearranged, united
+from lariat.runtime.placed import Choice, Placed, rearranged, united, without
 
 from tests.reference import relative_error
 from tests.support.contexts import GREEDY, ids_of, load, n_free, write_mapped
@@ -88,6 +88,20 @@ def test_documents_move_with_their_tokens(order, expected):
 
 def test_united_ranges_hold_each_token_once():
     assert united([(5, 9), (1, 3), (3, 4), (8, 12), (7, 7), (20, 19)]) == [(1, 4), (5, 12)]
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], [(1, 4), (6, 12)]),
+        ([(0, 20)], []),
+        ([(2, 3), (8, 9), (11, 15)], [(1, 2), (3, 4), (6, 8), (9, 11)]),
+        ([(4, 6), (12, 13)], [(1, 4), (6, 12)]),
+        ([(0, 7)], [(7, 12)]),
+    ],
+)
+def test_tokens_of_other_ranges_are_left_out(others, expected):
+    assert without([(1, 4), (6, 12)], others) == expected
 
 
 # ---- when they choose --------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_tokens_come_in_order_and_stand_in_the_table_when_all_are_computed():
     table = BlockTable(pool)
     table.append(3 * SLOTS)
     before, free, ended = table.segments.copy(), pool.n_free, []
-    renewal = Renewal(table, [(3, 10), (40, 45)], lambda: ended.append(True))
+    renewal = Renewal(table, [[(3, 10), (40, 45)]], lambda: ended.append(True))
     assert (renewal.n_left, pool.n_free) == (12, free - 1)
     assert renewal.next(4) == [(3, 7)]
     assert renewal.next(9) == [(3, 10), (40, 42)]
@@ -85,12 +85,42 @@ def test_tokens_come_in_order_and_stand_in_the_table_when_all_are_computed():
     assert pool.n_free == 16
 
 
+def test_a_round_begins_when_the_one_before_is_computed():
+    pool = BlockPool(16)
+    table = BlockTable(pool)
+    table.append(3 * SLOTS)
+    before, free, ended = table.segments.copy(), pool.n_free, []
+    renewal = Renewal(table, [[(40, 45)], [(3, 6), (40, 41)]], lambda: ended.append(True))
+    assert pool.n_free == free - 2
+    first = renewal.table
+    assert np.array_equal(first.cut(0, 40), table.cut(0, 40)), "the next round has not begun"
+    assert (renewal.n_left, renewal.n_ready, renewal.next(9)) == (9, 5, [(40, 45)])
+    renewal.computed(5)
+    assert renewal.table is not first
+    assert np.array_equal(table.segments, before)
+    assert (renewal.n_left, renewal.n_ready, renewal.next(9)) == (4, 4, [(3, 6), (40, 41)])
+    renewal.computed(4)
+    assert (renewal.n_left, renewal.n_ready, ended) == (0, 0, [True])
+    assert not np.array_equal(table.segments, before)
+    table.clear()
+    assert pool.n_free == 16
+
+
+def test_without_room_nothing_is_taken():
+    pool = BlockPool(4)
+    table = BlockTable(pool)
+    table.append(2 * SLOTS)
+    with pytest.raises(IndexError):
+        Renewal(table, [[(0, SLOTS)], [(0, 2 * SLOTS)]], lambda: pytest.fail("it did not end"))
+    assert pool.n_free == 2
+
+
 def test_one_that_is_given_up_leaves_the_table_as_it_was():
     pool = BlockPool(16)
     table = BlockTable(pool)
     table.append(SLOTS)
     before, free = table.segments.copy(), pool.n_free
-    renewal = Renewal(table, [(0, 4)], lambda: pytest.fail("it did not end"))
+    renewal = Renewal(table, [[(0, 4)]], lambda: pytest.fail("it did not end"))
     renewal.computed(2)
     renewal.clear()
     renewal.clear()
