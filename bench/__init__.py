@@ -10,6 +10,7 @@ grids          the grids of IQ types, as a header of the kernels holds them
 refusals       time and memory that costly files take until they are refused
 synthetic      models of real shapes with random weights: `make bench-models`
 reuse_tasks    documents, questions and answers for experiments/reuse
+reuse_readings  ways to reuse documents that the engine does not have, for experiments/reuse
 filled         models whose caches are full of random keys and values, for the experiments
 prose          text that lies on any machine with Python, for the experiments
 results        figures in results/, rendered into docs/results.md: `make results`

@@ -24,46 +24,88 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lariat import DEMO_MODEL, LLM, ChunkLibrary, Recompute, SamplingParams
 from lariat.measure import reuse_quality
 from lariat.reuse.library import ReuseWarning
 from lariat.reuse.recompute import AUTO
+from lariat.runtime.placed import Chooser
 from tqdm import tqdm
 
+from bench.reuse_readings import (
+    AtOnce,
+    ByAttention,
+    ByDeviation,
+    Reading,
+    predict,
+    stored_in,
+)
 from bench.reuse_tasks import TASKS, Task, task
 
 FULL, WITHOUT = "full prefill", "no documents"
 _NEWLINES = "\n\n\n\n"
 _CHUNK = Recompute(first=4, passages=1, length=None)
+_PASSAGES = Recompute(passages=3, length=64)
 _LIKELY = Recompute(first=4, passages=1, length=None, by="likelihood")
 _LIKELY_3 = Recompute(first=4, passages=1, length=None, by="likelihood", candidates=3)
 
-# Name: what the documents are computed behind, and what is recomputed
-METHODS: dict[str, tuple[str, str | Recompute]] = {
-    "none": ("", "none"),
-    "first 4": ("", Recompute(first=4)),
-    "first 16": ("", Recompute(first=16)),
-    "behind newlines": (_NEWLINES, "none"),
-    "behind newlines and first 4": (_NEWLINES, Recompute(first=4)),
-    "auto": ("", "auto"),
-    "1 passage of 32": ("", Recompute(first=4, passages=1, length=32)),
-    "1 passage of 64": ("", Recompute(first=4, passages=1, length=64)),
-    "1 passage of 64 alone": ("", Recompute(passages=1, length=64)),
-    "2 passages of 64": ("", Recompute(first=4, passages=2, length=64)),
-    "2 passages of 64 and first 16": ("", Recompute(first=16, passages=2, length=64)),
-    "3 passages of 32": ("", Recompute(first=4, passages=3, length=32)),
-    "3 passages of 128": ("", Recompute(first=4, passages=3, length=128)),
-    "3 passages of 64 behind newlines": (_NEWLINES, AUTO),
-    "chunk by words": ("", _CHUNK),
-    "chunk by likelihood": ("", _LIKELY),
-    "chunk by likelihood of 3": ("", _LIKELY_3),
-    "2 chunks by words": ("", Recompute(first=16, passages=2, length=None)),
+
+class Method(NamedTuple):
+    """A way to reuse documents.
+
+    recompute  as for `Context.append`, or what makes it of the model's path
+    behind     what the documents but the first one are computed behind
+    reading    how they are read; None: by the engine
+    """
+
+    recompute: str | Recompute | Callable[[str], Chooser]
+    behind: str = ""
+    reading: Reading | None = None
+
+
+METHODS: dict[str, Method] = {
+    "none": Method("none"),
+    "first 1": Method(Recompute(first=1)),
+    "first 4": Method(Recompute(first=4)),
+    "first 16": Method(Recompute(first=16)),
+    "behind newlines": Method("none", _NEWLINES),
+    "behind newlines and first 4": Method(Recompute(first=4), _NEWLINES),
+    "auto": Method("auto"),
+    "auto in one round": Method(lambda _: AtOnce(AUTO)),
+    "1 passage of 32": Method(Recompute(first=4, passages=1, length=32)),
+    "1 passage of 64": Method(Recompute(first=4, passages=1, length=64)),
+    "1 passage of 64 alone": Method(Recompute(passages=1, length=64)),
+    "2 passages of 64": Method(Recompute(first=4, passages=2, length=64)),
+    "2 passages of 64 and first 16": Method(Recompute(first=16, passages=2, length=64)),
+    "3 passages of 32": Method(Recompute(first=4, passages=3, length=32)),
+    "3 passages of 128": Method(Recompute(first=4, passages=3, length=128)),
+    "3 passages of 64 behind newlines": Method(AUTO, _NEWLINES),
+    "chunk by words": Method(_CHUNK),
+    "chunk by likelihood": Method(_LIKELY),
+    "chunk by likelihood of 3": Method(_LIKELY_3),
+    "2 chunks by words": Method(Recompute(first=16, passages=2, length=None)),
+    "tokens by deviation: 7 %": Method(lambda _: ByDeviation(0, 0.07)),
+    "tokens by deviation: 15 %": Method(lambda _: ByDeviation(0, 0.15)),
+    "first 4 and tokens by deviation: 7 %": Method(lambda _: ByDeviation(4, 0.07)),
+    "first 4 and tokens by attention: 3 %": Method(lambda path: ByAttention(path, 4, 0.03)),
+    "first 4 and tokens by attention: 10 %": Method(lambda path: ByAttention(path, 4, 0.1)),
+    "first 4 and tokens by attention: 20 %": Method(lambda path: ByAttention(path, 4, 0.2)),
+    "none in NumPy": Method("none", reading=Reading()),
+    "3 passages of 64": Method(_PASSAGES),
+    "one sink": Method("none", reading=Reading(n_hidden=1)),
+    "one sink of 4": Method("none", reading=Reading(n_hidden=4)),
+    "one sink and 3 passages of 64": Method(_PASSAGES, reading=Reading(n_hidden=1)),
+    "parallel": Method("none", reading=Reading(parallel=True)),
+    "APE 0.9": Method("none", reading=Reading(True, 0.9, 0.9)),
+    "APE 0.8": Method("none", reading=Reading(True, 0.8, 0.8)),
+    "temperature 0.9": Method("none", reading=Reading(temperature=0.9)),
+    "temperature 0.8": Method("none", reading=Reading(temperature=0.8)),
+    "auto at temperature 0.9": Method("auto", reading=Reading(temperature=0.9)),
 }
 _FIRST = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 _N_PARTS = 4
@@ -79,16 +121,29 @@ def measure(
     methods: Sequence[str],
     sets: range,
     n_threads: int | None = None,
+    known: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Scores of each task, question and method."""
+    """Scores of each task, question and method; `known` ones are not measured again."""
+    found = {(row["task"], row["set"], row["question"], row["method"]) for row in known}
     with LLM(model, cache="raw", n_ctx=16384, prefix_sharing=False, n_threads=n_threads) as llm:
         for number, name in tqdm(list(itertools.product(sets, tasks)), "sets", disable=None):
             one = task(name, number, lambda text: len(llm.tokenize(text, add_bos=False)))
-            for row in _asked(llm, one, methods):
-                yield {"task": name, "set": number, **row}
+            left = [
+                method
+                for method in (FULL, *methods)
+                if any((name, number, i, method) not in found for i in range(len(one.asked)))
+            ]
+            if not left:
+                continue
+            methods_left = {m: METHODS[m] for m in left if m != FULL}
+            for row in _asked(llm, model, one, methods_left):
+                if (name, number, row["question"], row["method"]) not in found:
+                    yield {"task": name, "set": number, **row}
 
 
-def _asked(llm: LLM, one: Task, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _asked(
+    llm: LLM, model: str, one: Task, methods: Mapping[str, Method]
+) -> Iterator[dict[str, Any]]:
     documents = [llm.tokenize(text, add_bos=False) for text in one.documents]
     n_documents = sum(map(len, documents))
     facts = {"n_chunks": len(documents), "n_documents": n_documents}
@@ -108,9 +163,11 @@ def _asked(llm: LLM, one: Task, methods: Sequence[str]) -> Iterator[dict[str, An
             yield {"question": i, "method": method, "n_computed": n, **facts, **asdict(score)}
     with tempfile.TemporaryDirectory() as folder:
         library = ChunkLibrary(folder)
-        for method in methods:
-            behind, recompute = METHODS[method]
-            fronts = [(one.behind or behind) if j else "" for j in range(len(documents))]
+        for name, method in methods.items():
+            recompute = method.recompute
+            if callable(recompute):
+                recompute = recompute(model)
+            fronts = [(one.behind or method.behind) if j else "" for j in range(len(documents))]
             chunks = [
                 library.add(llm, f"{j} {front!r}", ids, behind=front)
                 for j, (ids, front) in enumerate(zip(documents, fronts, strict=True))
@@ -123,10 +180,13 @@ def _asked(llm: LLM, one: Task, methods: Sequence[str]) -> Iterator[dict[str, An
                     seconds = time.perf_counter() - start
                     n += done.timings.n_prompt - len(question)
                     context.truncate(len(llm.tokenizer.encode_part("")) + n_documents)
-                    score = reuse_quality.score(
-                        reuse_quality.predict(context, question, answer), full[i], answer
-                    )
-                row = {"question": i, "method": method, "n_computed": n, "seconds": seconds}
+                    if method.reading is None:
+                        rows = reuse_quality.predict(context, question, answer)
+                    else:
+                        stored = stored_in(llm, context)
+                        rows = predict(model, stored, documents, question, answer, method.reading)
+                row = {"question": i, "method": name, "n_computed": n, "seconds": seconds}
+                score = reuse_quality.score(rows, full[i], answer)
                 yield {**row, **facts, **asdict(score)}
 
 
@@ -305,7 +365,11 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--first", type=int, default=0, help="number of the first set of documents")
     one.add_argument("-n", type=int, default=10, help="sets of documents of each task")
     one.add_argument("-t", "--threads", type=int)
-    one.add_argument("-o", "--output", help="a JSON file, written after each question")
+    one.add_argument(
+        "-o",
+        "--output",
+        help="a JSON file, written after each question; what it has already is not measured again",
+    )
     one = actions.add_parser("show")
     one.add_argument("files", nargs="+", metavar="FILE")
     one.add_argument("--least", type=int, default=0, help="only with at least so many documents")
@@ -326,10 +390,13 @@ def _run(args: argparse.Namespace) -> None:
     if args.action == "measure":
         tasks, methods = _list(args.tasks, list(TASKS)), _list(args.methods, list(METHODS))
         sets = range(args.first, args.first + args.n)
-        for row in measure(args.model, tasks, methods, sets, args.threads):
+        output = Path(args.output) if args.output else None
+        if output and output.exists():
+            rows = json.loads(output.read_text())
+        for row in measure(args.model, tasks, methods, sets, args.threads, list(rows)):
             rows.append(row)
-            if args.output:
-                Path(args.output).write_text(json.dumps(rows))
+            if output:
+                output.write_text(json.dumps(rows))
         show(rows)
     elif args.action == "show":
         for file in args.files:
