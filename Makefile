@@ -61,7 +61,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 # The compiled modules. They are compiled again when their sources change.
-$(VENV)/.built: $(VENV)/.installed setup.py $(KERNEL_SOURCES)
+$(VENV)/.built: $(VENV)/.installed setup.py $(KERNEL_SOURCES) | build/package/lariat
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
@@ -140,7 +140,7 @@ bench-models: $(VENV)/.installed
 results: $(VENV)/.installed
 	$(BIN)/python -m bench.results render
 
-# mypy does not follow an editable install: it finds the package through this link, as Cython does.
+# Python, mypy and Cython find the package through this link.
 build/package/lariat:
 	@mkdir -p $(@D)
 	ln -sfn ../../engine $@

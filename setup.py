@@ -113,7 +113,17 @@ def _is_newer(path: str, than: Path) -> bool:
     return than.exists() and os.path.getmtime(path) > than.stat().st_mtime
 
 
+def _package_dir() -> dict[str, str]:
+    """Where `lariat` is.
+    with a path finds it: for a renamed folder setuptools would install a finder, with which every
+    start of Python takes 15 ms longer."""
+    if "editable_wheel" in sys.argv:
+        return {"": _folder_with_package()}
+    return {"lariat": "engine"}
+
+
 setup(
+    package_dir=_package_dir(),
     ext_modules=[
         Extension(
             f"lariat.{Path(pyx).stem}",

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,25 @@ def test_source_distribution_is_complete(copy: Path, tmp_path: Path) -> None:
     assert sources <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "Makefile"} <= names
     assert not any(name.endswith((".so", ".c")) for name in names)
+
+
+def test_editable_install_is_a_line_with_a_path(copy: Path, tmp_path: Path) -> None:
+    """A finder of setuptools would be imported at every start of Python."""
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "editable_wheel", "--dist-dir", str(tmp_path)],
+        cwd=copy,
+        env=os.environ | {"LARIAT_SKIP_KERNELS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (wheel,) = tmp_path.glob("lariat-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if ".dist-info/" not in name)
+        line = archive.read(name).decode()
+    assert name.endswith(".pth")
+    folder = Path(line.rstrip("\n"))
+    assert (folder / "lariat" / "__init__.py").samefile(copy / "engine" / "__init__.py")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the fake compiler is a shell script")
