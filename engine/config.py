@@ -211,13 +211,14 @@ class EngineConfig:
     rope: RopeConfig = RopeConfig()
     prefix_sharing: bool = True
     check_tensors: bool = False
+    swa_window_only: bool = False
 
     def __post_init__(self) -> None:
         for name, (minimum, maximum) in _SIZES.items():
             _set(self, name, check_whole(name, getattr(self, name), minimum, maximum))
         if self.seed is not None:
             _set(self, "seed", check_whole("seed", self.seed, 0, _MAX_SEED))
-        for name in ("prefix_sharing", "check_tensors"):
+        for name in ("prefix_sharing", "check_tensors", "swa_window_only"):
             _set(self, name, check_switch(name, getattr(self, name)))
         check_type("rope", self.rope, RopeConfig)
         check_choice("cache", self.cache, CACHE_STRATEGIES)

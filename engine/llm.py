@@ -55,6 +55,8 @@ class LLM:
     rope             `RopeConfig`: other angles than those of the model's file, see `set_rope`
     seed             of sampling where `SamplingParams` has none; None: from the system
     check_tensors    look at all weights first: NaN or Inf is a `GGUFError`
+    swa_window_only  layers with an attention window keep only the keys in it; see docs/cache.md for
+                     what this forbids
     progress         is called with the share that is checked and loaded, 0 to 1
     overrides        metadata to replace or add: keys to str, int, float or bool
     use_mmap         map the file, or read it: then storage that fails or changes gives an error
@@ -85,6 +87,7 @@ class LLM:
         prefix_sharing: bool = True,
         rope: RopeConfig | None = None,
         check_tensors: bool = False,
+        swa_window_only: bool = False,
         progress: Callable[[float], None] | None = None,
         overrides: Mapping[str, str | int | float | bool] | None = None,
         use_mmap: bool = True,
@@ -98,6 +101,7 @@ class LLM:
         settings = EngineConfig(
             n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed,
             RopeConfig() if rope is None else rope, prefix_sharing, check_tensors,
+            swa_window_only,
         )  # fmt: skip
         n_threads = threads.resolve(n_threads)
         n_threads_batch = threads.resolve(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import mmap
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -16,14 +18,14 @@ _POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_..., for which Python has no na
 _LINE = 64  # bytes of a cache line; a vector of 64 bytes must not lie in two of them
 
 
-def allocate(n_bytes: int) -> np.ndarray:
-    """Zeroed uint8 [n_bytes], page-aligned, in huge pages if the system has them.
+def allocate(n_bytes: int, huge: bool = True) -> np.ndarray:
+    """Zeroed uint8 [n_bytes], page-aligned, with `huge` in huge pages if the system has them.
 
     Pages take memory only when they are written, and go back to the system with the array. Raises
     MemoryError with a sentence.
     """
     # A huge page begins at a multiple of its size, but a mapping may begin at any page.
-    spare = _HUGE_PAGE if n_bytes >= _MIN_HUGE else 0
+    spare = _HUGE_PAGE if huge and n_bytes >= _MIN_HUGE else 0
     try:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         memory = mmap.mmap(-1, max(n_bytes, 1) + spare, flags=flags)
@@ -36,6 +38,33 @@ def allocate(n_bytes: int) -> np.ndarray:
     array = np.frombuffer(memory, np.uint8)
     start = -array.ctypes.data % _HUGE_PAGE if spare else 0
     return array[start : start + n_bytes]
+
+
+def give_back(part: np.ndarray) -> None:
+    """Give the pages that lie whole within `part`, uint8 [n], back to the system.
+
+    Their contents are lost. They take memory again when they are written. Does nothing where the
+    system (other than Linux) has other rules for it.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    page = mmap.PAGESIZE
+    start = -(-part.ctypes.data // page) * page
+    n_bytes = (part.ctypes.data + part.nbytes) // page * page - start
+    if n_bytes > 0:
+        _madvise(start, n_bytes, mmap.MADV_DONTNEED)
+
+
+@functools.cache
+def _libc_madvise() -> Callable[[int, int, int], int]:
+    madvise = ctypes.CDLL(None).madvise  # unlike the one of mmap, it lets other threads run
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    found: Callable[[int, int, int], int] = madvise
+    return found
+
+
+def _madvise(address: int, n_bytes: int, advice: int) -> None:
+    _libc_madvise()(address, n_bytes, advice)
 
 
 class Arena:
@@ -87,13 +116,10 @@ def map_pages(parts: Iterable[tuple[np.ndarray, bool]], n_threads: int) -> None:
     with whether it will be written. If so, its pages are copied now: copying a page that was read
     before stops all threads. Linux before 5.14 cannot do this, and maps pages when they are used.
     """
-    madvise = ctypes.CDLL(None).madvise  # unlike the one of mmap, it lets other threads run
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
     from concurrent.futures import ThreadPoolExecutor  # takes 5 ms, and few processes need it
 
     def populate(part: np.ndarray, is_written: bool) -> None:
-        madvise(part.ctypes.data, part.nbytes, _POPULATE_WRITE if is_written else _POPULATE_READ)
+        _madvise(part.ctypes.data, part.nbytes, _POPULATE_WRITE if is_written else _POPULATE_READ)
 
     with ThreadPoolExecutor(n_threads) as pool:
         list(pool.map(lambda each: populate(*each), parts))

@@ -24,6 +24,9 @@ class BlockPool:
 
     A block may be sealed: its slots are not written any more while anybody holds it or it has a
     key, even those that a shortened list gave up.
+
+    thin  bool [n_blocks]: blocks that have lost a part of their contents, see `window_only`; they
+          have no key
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class BlockPool:
         self._block_of: dict[bytes, int] = {}
         self._n_holders: list[int] = []  # of each block that was handed out
         self._sealed: list[bool] = []
+        self.thin = np.zeros(n_blocks, bool)
         self._tables: weakref.WeakSet[BlockTable] = weakref.WeakSet()  # all that may hold blocks
         self._is_doubtful = False
 
@@ -61,7 +65,7 @@ class BlockPool:
                 self.forget(next(iter(self._kept)))
             block = self._free.pop()
         self._n_holders[block] = 1
-        self._sealed[block] = False
+        self._sealed[block] = self.thin[block] = False
         return block
 
     def is_empty(self, block: int) -> bool:
@@ -76,6 +80,11 @@ class BlockPool:
         """Whether `seal` was called for what the block holds now."""
         return self._sealed[block]
 
+    def make_thin(self, block: int) -> None:
+        """Note that a block loses a part of its contents, until it is handed out anew."""
+        self.forget(block)
+        self.thin[block] = True
+
     def find(self, key: bytes) -> int | None:
         """Hold the block that has this key, if there is one."""
         block = self._block_of.get(key)
@@ -85,9 +94,10 @@ class BlockPool:
         return block
 
     def keep(self, block: int, key: bytes) -> None:
-        """Give a block, which somebody holds, a key, unless another block has it already."""
+        """Give a block, which somebody holds, a key, unless another block has it already or this
+        one is thin."""
         assert self._n_holders[block] > 0
-        if key not in self._block_of:
+        if key not in self._block_of and not self.thin[block]:
             self.forget(block)
             self._key_of[block], self._block_of[key] = key, block
 
@@ -158,6 +168,7 @@ class BlockPool:
     def copied(self, block: int, first: int, length: int) -> int:
         """Take a free block whose slots `first` to `first + length` are those of `block`."""
         target = self.allocate()
+        self.thin[target] = self.thin[block]
         if self._copy is not None:
             self._copy(block, target, first, length)
         return target

@@ -27,6 +27,7 @@ from lariat.cache.blocks import (
 )
 from lariat.cache.kv_storage import CacheMemory, Stored
 from lariat.cache.rope import RopeTable, RopeTables, steps
+from lariat.cache.window_only import WindowOnly
 from lariat.config import ModelConfig
 from lariat.errors import ContextError, ModelError
 from lariat.os_memory import map_file, map_pages
@@ -97,8 +98,10 @@ class KVCache(ABC):
         type_v: str,
         ropes: RopeTables,
         n_spare: int = 0,
+        window_only: bool = False,
     ) -> None:
-        """Room for `n_ctx` positions and `n_spare` blocks. Memory that is not used costs none."""
+        """Room for `n_ctx` positions and `n_spare` blocks. Memory that is not used costs none. With
+        `window_only`, layers with a window keep only what is in it; see `WindowOnly`."""
         n_blocks = _n_blocks(n_ctx) + n_spare
         self.pool = BlockPool(n_blocks, self._copy_slots)
         self._ropes = ropes
@@ -106,7 +109,9 @@ class KVCache(ABC):
         self._soft_cap = config.attention_soft_cap
         # Raw keys are rotated when they are read, and RoPE does not commute with the transform.
         hadamard = (not self._raw, True)
-        self._memory = CacheMemory(config, n_blocks, type_k, type_v, hadamard)
+        self._memory = CacheMemory(config, n_blocks, type_k, type_v, hadamard, window_only)
+        windows = [layer.window if window_only else None for layer in config.layers]
+        self._window_only = WindowOnly(windows, self._memory, self.pool)
         plans = {
             window: AttentionPlan(self._memory.kernel, config.n_heads, window or 0)
             for window in dict.fromkeys(layer.window for layer in config.layers)
@@ -134,12 +139,23 @@ class KVCache(ABC):
         k, v = self._memory.blocks
         return len(k), k.shape[2], v.shape[2]
 
+    def n_continued(self, table: BlockTable, n: int) -> int:
+        """The tokens of a table, n or none, behind which others can be computed: with `window_only`
+        their keys may be gone."""
+        return self._window_only.n_continued(table, n)
+
+    def give_back(self, table: BlockTable) -> None:
+        """With `window_only`, give back what tokens behind those of a table will not see. A pass
+        does so too, but leaves blocks that another table holds then."""
+        self._window_only.thin_out_behind(table.segments, table.n_tokens)
+
     @abstractmethod
     def edit(self, table: BlockTable, rows: np.ndarray, n_threads: int) -> None:
         """Make `rows` (int32 [n, 4], in the order of tokens) the segments of `table`.
 
-        They are segments of this or of other tables, as `BlockTable.cut` gives them. Raises
-        IndexError, with nothing changed, if the pool has too few blocks for copies.
+        They are segments of this or of other tables, as `BlockTable.cut` gives them. With nothing
+        changed, raises IndexError if the pool has too few blocks for copies, and ContextError if
+        tokens behind `rows` would need keys that `window_only` gave back.
         """
 
     def compact(self, table: BlockTable) -> int:
@@ -159,7 +175,7 @@ class KVCache(ABC):
             [self.pool.n_holders(block) == counts[block] for block in rows[:, 0].tolist()], bool
         )
         used = np.bincount(rows[:, 0], weights=rows[:, 2], minlength=self.pool.n_blocks)
-        sparse = alone & (used[rows[:, 0]] < SLOTS)
+        sparse = alone & (used[rows[:, 0]] < SLOTS) & ~self.pool.thin[rows[:, 0]]
         if len(rows):
             sparse[-1] = False  # new tokens go behind it
         n_freed = len(np.unique(rows[sparse, 0])) - _n_blocks(int(rows[sparse, 2].sum()))
@@ -170,7 +186,8 @@ class KVCache(ABC):
         return self.pool.n_free - n_free
 
     def read(self, table: BlockTable) -> Stored:
-        """Copies of keys and values as they are stored."""
+        """Copies of keys and values as they are stored. ContextError if some were given back."""
+        self._window_only.check_whole(table.segments[:, 0])
         return self._memory.read(slots_of(table.segments))
 
     def fits(self, n_tokens: int, n_blocks: int, stored: Stored) -> bool:
@@ -184,8 +201,10 @@ class KVCache(ABC):
     def read_blocks(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies of whole blocks as they lie in memory: uint8 [n_layers, n_blocks, bytes] each.
 
-        With types by channel the blocks are quantized first, full or not.
+        With types by channel the blocks are quantized first, full or not. ContextError if some were
+        given back.
         """
+        self._window_only.check_whole(blocks)
         self._memory.seal(blocks * SLOTS + SLOTS - 1, self.pool, 1)
         k, v = self._memory.blocks
         return k[:, blocks], v[:, blocks]
@@ -283,6 +302,8 @@ class KVCache(ABC):
             old, new = slots_of(rows), slots_of(new_rows)
             moved = old != new
             self._memory.copy_each(old[moved], new[moved])
+            for block in np.unique(new[moved & self.pool.thin[old // SLOTS]] // SLOTS).tolist():
+                self.pool.make_thin(block)
             table.assign(new_rows)
         finally:
             for block in blocks:
@@ -291,15 +312,19 @@ class KVCache(ABC):
     # ---- for the forward pass ----
 
     def prepare(self, batch: Batch) -> None:
-        """Have the operations below compute `batch` when they are run."""
+        """Have the operations below compute `batch` when they are run. ContextError if it needs
+        keys that `window_only` gave back."""
+        self._window_only.check(batch)
         self._ropes.reach(int(batch.positions.max()), batch.reading)
         self._memory.open(batch.slots, self.pool)
         for plan in self._plans:
             plan.fill(batch.token_starts, batch.n_past, batch.segment_starts, batch.segments)
 
     def complete(self, batch: Batch, n_threads: int) -> None:
-        """Quantize the blocks that `batch`, which is computed, has filled."""
+        """Quantize the blocks that `batch`, which is computed, has filled, and give back what no
+        window shows any more."""
         self._memory.seal(batch.slots, self.pool, n_threads)
+        self._window_only.thin_out(batch)
 
     # The rest are operations of a program. Arrays of heads are float32 [n_tokens, n_heads,
     # head_dim], keys and values with n_kv_heads; positions and slots are int32 [n_tokens].
@@ -339,6 +364,7 @@ class RopedCache(KVCache):
         once. Quantized keys are quantized anew; ContextError for types that would have to quantize
         whole blocks anew.
         """
+        self._window_only.check_edit(rows)
         by = numbered(rows) - rows[:, 3]
         if self._memory.keys_by_channel and by.any():
             raise ContextError(
@@ -368,15 +394,20 @@ class RopedCache(KVCache):
 
     def _rotations(self, moved: np.ndarray) -> list[Operation]:
         """Rotate stored keys in the layers of each RoPE table; `moved` as `_cache.shift` takes it.
-        Keys of layers without RoPE stay."""
-        layers_of: dict[RopeTable, list[int]] = {}
+        Keys of layers without RoPE stay, and so do those that were given back."""
+        layers_of: dict[tuple[RopeTable, bool], list[int]] = {}
         for layer, rope in enumerate(self._ropes.of_layer):
             if rope is not None:
-                layers_of.setdefault(rope, []).append(layer)
+                is_thin = layer in self._window_only.layers
+                layers_of.setdefault((rope, is_thin), []).append(layer)
+        whole = moved[~self.pool.thin[moved[:, 0]]]
         return [
-            _cache.shift(self._memory.kernel, rope.kernel, moved, np.array(layers, np.int32))
-            for rope, layers in layers_of.items()
-        ]
+            _cache.shift(
+                self._memory.kernel, rope.kernel, whole if is_thin else moved,
+                np.array(layers, np.int32),
+            )
+            for (rope, is_thin), layers in layers_of.items()
+        ]  # fmt: skip
 
     def _assign_cloned(self, table: BlockTable, rows: np.ndarray, which: np.ndarray) -> None:
         """As `_assign_copied`, but each segment goes to the same slots of a block of its own."""
@@ -406,6 +437,7 @@ class RawCache(KVCache):
 
     def edit(self, table: BlockTable, rows: np.ndarray, n_threads: int) -> None:
         """As for `KVCache`; a position is a number of the list, so no key is touched."""
+        self._window_only.check_edit(rows)
         table.assign(rows)
 
     def store(

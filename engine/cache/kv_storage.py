@@ -7,6 +7,7 @@ f16, in a place of their own. Afterwards it is sealed. Nothing is quantized twic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from lariat import _cache
 from lariat._program import run
 from lariat.cache.blocks import SLOTS, BlockPool
 from lariat.config import ModelConfig
-from lariat.os_memory import allocate
+from lariat.os_memory import allocate, give_back
 
 _ELEMENTS = {"f16": np.float16, "f32": np.float32}
 
@@ -45,13 +46,15 @@ class KVArray:
     open_blocks   f16 [n_blocks, n_layers, n_kv_heads, SLOTS, head_dim], a view of it, by place
     """
 
-    def __init__(self, config: ModelConfig, n_blocks: int, type: str, head_dim: int) -> None:
-        """ValueError for a type that cannot hold this head_dim."""
+    def __init__(
+        self, config: ModelConfig, n_blocks: int, type: str, head_dim: int, huge: bool = True
+    ) -> None:
+        """`huge`: in huge pages. ValueError for a type that cannot hold this head_dim."""
         row, scales, self.by_channel = _cache.layout(type, head_dim)
         self.by_position = bool(scales) and not self.by_channel
         where = (config.n_layers, n_blocks, config.n_kv_heads)
         n_bytes = SLOTS * row + scales
-        self.memory = allocate(int(np.prod(where)) * n_bytes)
+        self.memory = allocate(int(np.prod(where)) * n_bytes, huge)
         self.blocks = self.memory.reshape(*where, n_bytes)
         rows = self.blocks[..., : SLOTS * row].reshape(*where, SLOTS, row)
         # Views by position: [n_layers, n_blocks, n_kv_heads, SLOTS, ...]
@@ -127,11 +130,13 @@ class CacheMemory:
         type_k: str,
         type_v: str,
         hadamard: tuple[bool, bool] = (False, False),
+        gives_back: bool = False,
     ) -> None:
         """Memory that is not used costs none. `hadamard` allows the transform of keys and values,
-        and those types that gain by it get it. ValueError for a type that cannot hold a head."""
-        self.keys = KVArray(config, n_blocks, type_k, config.head_dim_k)
-        self.values = KVArray(config, n_blocks, type_v, config.head_dim_v)
+        and those types that gain by it get it. With `gives_back` there are no huge pages, because
+        the system takes no parts of them. ValueError for a type that cannot hold a head."""
+        self.keys = KVArray(config, n_blocks, type_k, config.head_dim_k, not gives_back)
+        self.values = KVArray(config, n_blocks, type_v, config.head_dim_v, not gives_back)
         self.arrays = (self.keys, self.values)
         # By channel it gains nothing: a large number has its own scale there.
         self.hadamard = (
@@ -169,6 +174,12 @@ class CacheMemory:
         """Keys and values as bytes, views: uint8 [n_layers, n_blocks, bytes] each."""
         k, v = (array.blocks.reshape(*array.blocks.shape[:2], -1) for array in self.arrays)
         return k, v
+
+    def give_back(self, block: int, layers: Sequence[int]) -> None:
+        """Give the memory of a block in some layers back to the system, in whole pages."""
+        for of_array in self.blocks:
+            for layer in layers:
+                give_back(of_array[layer, block])
 
     # ---- open blocks, for types by channel ----
 

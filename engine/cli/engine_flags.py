@@ -93,6 +93,11 @@ def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         action="store_false",
         help="build the weights anew, even where `lariat prepare` has written them",
     )
+    group.add_argument(
+        "--swa-window-only",
+        action="store_true",
+        help="layers with an attention window keep only the keys in it: less memory, fewer edits",
+    )
     add_rope(parser)
 
 
@@ -121,6 +126,7 @@ def config(args: argparse.Namespace) -> EngineConfig:
     values = checked(
         EngineConfig, _FLAGS, args, n_threads=args.n_threads, n_threads_batch=args.n_threads_batch,
         rope=rope(args), check_tensors=args.check_tensors,
+        swa_window_only=args.swa_window_only,
     )  # fmt: skip
     for names, dest, _ in _THREADS:
         try:

@@ -143,6 +143,7 @@ class Context:
                 self._assign(rows, [*before[:n_kept], *ids, *before[at:]], order)
             finally:
                 head.clear()
+            self._runner.cache.give_back(self._table)
             self._edits.delete(n_kept, at, before)
             self._edits.insert(n_kept, ids, [*before[:n_kept], *before[at:]])
         return len(ids)
@@ -160,7 +161,10 @@ class Context:
             if stop < n:
                 self._settle()
             n_cached = self._table.n_tokens  # an uncomputed end may be what is deleted
-            keep = [(0, min(start, n_cached)), (stop, n_cached)]
+            n_head = min(start, n_cached)
+            if stop == n:  # where no token can follow, all are computed anew when one is added
+                n_head = self._runner.cache.n_continued(self._table, n_head)
+            keep = [(0, n_head), (stop, n_cached)]
             rows = np.concatenate([self._table.cut(*piece) for piece in keep])
             before = self._ids
             self._assign(rows, before[:start] + before[stop:], [(0, start), (stop, n)])
@@ -357,7 +361,7 @@ class Context:
             self._check_length(len(ids))
         # Tokens that are known but no longer in the table are computed when they are needed, so
         # the context stays whole if the request is refused here.
-        self._table.truncate(min(self._table.n_tokens, n_kept, len(ids) - 1))
+        self._shorten(self._table, min(n_kept, len(ids) - 1))
         renewal: Renewal | None = None
         if self._placed:
             start = time.perf_counter()
@@ -385,13 +389,14 @@ class Context:
             self._check_length(n_kept + len(request.ids))
             head = self._table.fork()
             try:
-                head.truncate(min(head.n_tokens, n_kept))
+                self._shorten(head, n_kept)
                 ids = [*self._ids[:n_kept], *request.ids]
                 self._renew(head, ids)
                 self._runner.compute(head, ids[head.n_tokens :])
                 self._assign(head.segments, ids)
             finally:
                 head.clear()
+            self._runner.cache.give_back(self._table)
 
     def _forget_placed(self) -> None:
         """The text behind the documents has chosen."""
@@ -514,9 +519,13 @@ class Context:
     def _wait(self, n_kept: int, ids: list[int]) -> None:
         """Put `ids` behind the first `n_kept` tokens, to be computed with the next ones: text that
         stands between documents is not yet the one that chooses in them."""
-        self._table.truncate(min(self._table.n_tokens, n_kept))
+        self._shorten(self._table, n_kept)
         order: Order = [(0, n_kept), len(ids)]
         self._ids, self._placed = [*self._ids[:n_kept], *ids], rearranged(self._placed, order)
+
+    def _shorten(self, table: BlockTable, n: int) -> None:
+        """Keep at most n tokens of a table, or none if nothing could be computed behind them."""
+        table.truncate(self._runner.cache.n_continued(table, min(table.n_tokens, n)))
 
     def _settle(self) -> None:
         """Compute the tokens that are known but not computed."""

@@ -57,7 +57,7 @@ def build_runner(
         factors = weights.long_rope_factors if is_long else factors
     rope = RopeTables(config, n_ctx + 32, factors, settings.rope, factors_of)
     cache = STRATEGIES[settings.cache](
-        config, n_ctx, settings.type_k, settings.type_v, rope, n_spare
+        config, n_ctx, settings.type_k, settings.type_v, rope, n_spare, settings.swa_window_only
     )
     n_ubatch = min(settings.n_ubatch, settings.n_batch, n_ctx)
     model = Model(config, weights, cache, n_ubatch)
@@ -480,6 +480,8 @@ class Runner:
             for request, (start, stop) in step.evict:
                 try:
                     self._delete(request.table, start, stop)
+                except ContextError as error:  # keys that were given back
+                    request.fail(error)
                 except IndexError:  # rotated keys that others hold too would have to be copied
                     request.fail(
                         ContextError("the KV cache has no free blocks to move tokens up in")
