@@ -26,7 +26,21 @@ if TYPE_CHECKING:
 
 _LONG_PROMPT = 256  # tokens; shorter prompts get no progress bar
 
-_KEEP = (
+_TEXT = (
+    Flag(
+        ("--min-tokens",),
+        "min_tokens",
+        int,
+        "N",
+        "tokens that are written before the model or a text of -r can end the text",
+    ),
+    Flag(
+        ("--logprobs",),
+        "logprobs",
+        int,
+        "N",
+        "with -o json, log-probabilities of the tokens, and the N likeliest of each place",
+    ),
     Flag(
         ("--keep",),
         "n_keep",
@@ -58,6 +72,8 @@ environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction set
   ids            its tokens
   finish_reason  stop (the model ended, or wrote a text of -r), length (-n), context (full), or null
                  (Ctrl-C)
+  logprobs       with --logprobs, for each token its id, token, logprob and top_logprobs, the
+                 likeliest ones; they are the model's own, before sampling changes them
   rope           with --rope-read, the settings that the question was read with
   timings        seconds: load_s, prompt_s, decode_s; tokens: n_prompt of the prompt were computed,
                  n_reused were in the cache already, n_decode were written one at a time, n_tried
@@ -77,7 +93,7 @@ def register(commands: Any) -> None:
     prompt.add_arguments(text)
     prompt.add_parse_special(text)
     sampling_flags.add_length(text)
-    add_flags(text, _KEEP, SamplingParams)
+    add_flags(text, _TEXT, SamplingParams)
     text.add_argument(
         "--context-shift",
         action="store_true",
@@ -105,9 +121,11 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the text and return the exit code."""
-    params = sampling_flags.params(args, _KEEP, context_shift=args.context_shift)
+    params = sampling_flags.params(args, _TEXT, context_shift=args.context_shift)
     reuse.check(args)
     rope_read.asked(args)
+    if args.logprobs is not None and args.output != "json":
+        raise UsageError("argument --logprobs: they are shown by -o json alone")
     config = engine_flags.config(args)
     if args.context_shift and not config.can_shift:
         raise UsageError(
@@ -196,9 +214,22 @@ def _object(completion: Completion, llm: LLM) -> dict[str, Any]:
         "text": completion.text,
         "ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
+        **({"logprobs": _logprobs(completion, llm)} if completion.logprobs is not None else {}),
         **({"rope": rope} if rope else {}),
         "timings": dataclasses.asdict(timings) | more,
     }
+
+
+def _logprobs(completion: Completion, llm: LLM) -> list[dict[str, Any]]:
+    """Log-probabilities as -o json prints them; their names are those of llama.cpp's server."""
+
+    def named(token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "token": llm.detokenize([token]), "logprob": logprob}
+
+    return [
+        named(one.token_id, one.logprob) | {"top_logprobs": [named(*top) for top in one.top]}
+        for one in completion.logprobs or ()
+    ]
 
 
 def _statistics(completion: Completion, llm: LLM) -> str:

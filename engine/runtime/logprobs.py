@@ -95,32 +95,36 @@ class PromptLogprobs(Sequence[TokenLogprob | None]):
 
     def _take(self, logits: Floats) -> None:
         sampler.check_finite(logits)
-        log_probs = _log_probs(logits)
-        rows, n_top = np.arange(len(logits)), self.top_ids.shape[1]
+        top, normalizer = sampler.normalizers(logits)
+        rows, n_top = np.arange(len(logits))[:, None], self.top_ids.shape[1]
         places = slice(self.n_done, self.n_done + len(logits))
         tokens = self.token_ids[places]
-        self.logprobs[places] = log_probs[rows, tokens]
+        self.logprobs[places] = _floored(logits[rows, tokens[:, None]] - top - normalizer)[:, 0]
         self.ranks[places] = [rank(*pair) for pair in zip(logits, tokens.tolist(), strict=True)]
         if n_top:
-            top = np.array([sampler.top_k(row, n_top) for row in logits], np.int32)
-            self.top_ids[places] = top
-            self.top_logprobs[places] = log_probs[rows[:, None], top]
+            best = np.array([sampler.top_k(row, n_top) for row in logits], np.int32)
+            self.top_ids[places] = best
+            self.top_logprobs[places] = _floored(logits[rows, best] - top - normalizer)
         self.n_done += len(logits)
 
 
 class Prediction:
-    """Log-probabilities of one row of logits, float32 [n_vocab], which are not kept."""
+    """Log-probabilities of one row of logits, float32 [n_vocab], which the next pass overwrites."""
 
     def __init__(self, logits: Floats, n_top: int) -> None:
         self._logits = logits.copy()
-        self._log_probs = _log_probs(logits[None])[0]
-        top = sampler.top_k(logits, n_top) if n_top else np.zeros(0, np.intp)
-        self._top = tuple(zip(top.tolist(), self._log_probs[top].tolist(), strict=True))
+        top, normalizer = sampler.normalizers(logits[None])
+        self._top, self._normalizer = top[0, 0], normalizer[0, 0]
+        best = sampler.top_k(logits, n_top) if n_top else np.zeros(0, np.intp)
+        self._best = tuple(zip(best.tolist(), self._log_probs(best), strict=True))
 
     def of(self, token: int) -> TokenLogprob:
         """Log-probability of a token."""
-        logprob = float(self._log_probs[token])
-        return TokenLogprob(token, logprob, rank(self._logits, token), self._top)
+        (logprob,) = self._log_probs(np.array([token]))
+        return TokenLogprob(token, logprob, rank(self._logits, token), self._best)
+
+    def _log_probs(self, tokens: npt.NDArray[np.intp]) -> list[float]:
+        return _floored(self._logits[tokens] - self._top - self._normalizer).tolist()
 
 
 def check_n_top(name: str, n_top: int | None, n_vocab: int) -> None:
@@ -132,10 +136,9 @@ def check_n_top(name: str, n_top: int | None, n_vocab: int) -> None:
 def rank(logits: Floats, token: int) -> int:
     """Rank of a token by its logit, of [n_vocab]; where several are equal the lower id is first."""
     own = logits[token]
-    return 1 + int((logits > own).sum()) + int((logits[:token] == own).sum())
+    n_before = np.count_nonzero(logits > own) + np.count_nonzero(logits[:token] == own)
+    return 1 + int(n_before)
 
 
-def _log_probs(logits: Floats) -> Floats:
-    """Of [n, n_vocab]; none is below `FLOOR`."""
-    log_probs = sampler.log_softmax(logits)
-    return np.maximum(log_probs, np.float32(FLOOR), out=log_probs)
+def _floored(log_probs: Floats) -> Floats:
+    return np.maximum(log_probs, np.float32(FLOOR))

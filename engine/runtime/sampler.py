@@ -103,12 +103,21 @@ def check_finite(logits: Floats) -> None:
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Log-probabilities [n, n_vocab], their normalizer summed in float64. LariatError for logits
     that are not finite."""
+    top, normalizer = normalizers(logits)
+    return logits - top - normalizer
+
+
+def normalizers(
+    logits: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Of each row of logits [n, n_vocab] the largest, and the logarithm of the sum of exp(logit -
+    largest), both float32 [n, 1]: a log-probability is its logit less both. LariatError for logits
+    that are not finite."""
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
         raise LariatError("the logits are not finite: the model or its file is damaged")
-    shifted = logits - top
-    normalizer = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
-    return shifted - normalizer.astype(np.float32)
+    sums = np.exp(logits - top).sum(axis=1, keepdims=True, dtype=np.float64)
+    return top, np.log(sums).astype(np.float32)
 
 
 def _leading(logits: Floats, params: SamplingParams) -> tuple[float, float | None]:

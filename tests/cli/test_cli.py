@@ -255,6 +255,36 @@ def test_an_object_of_json(run: Run, model: str) -> None:
     assert json.loads(read[1])["rope"] == "plain"
 
 
+def test_log_probabilities_in_json(run: Run, model: str) -> None:
+    flags = ("-n", "5", "--temp", "0", "--ignore-eos", "-q")
+    code, out, err = run(
+        "generate", "-m", model, "-p", TEXT, *flags, "-o", "json", "--logprobs", "2"
+    )
+    assert (code, err) == (0, "")
+    done = json.loads(out)
+    with LLM(model) as llm:
+        params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=2)
+        expected = llm.generate(TEXT, params)
+        assert [one["id"] for one in done["logprobs"]] == done["ids"] == expected.token_ids
+        for shown, one in zip(done["logprobs"], expected.logprobs, strict=True):
+            assert shown["logprob"] == one.logprob
+            assert shown["token"] == llm.detokenize([one.token_id])
+            assert [(top["id"], top["logprob"]) for top in shown["top_logprobs"]] == [*one.top]
+    refused = run("generate", "-m", model, "-p", TEXT, *flags, "--logprobs", "2")
+    check_refused(refused, 2, "argument --logprobs: they are shown by -o json alone")
+
+
+def test_min_tokens(run: Run, model: str) -> None:
+    flags = ("-n", "9", "--temp", "0", "-q", "-o", "json", "-r", "a", "-r", "e", "-r", " ")
+    n = [
+        len(json.loads(run("generate", "-m", model, "-p", TEXT, *flags, *more)[1])["ids"])
+        for more in ((), ("--min-tokens", "9"))
+    ]
+    assert n[0] <= n[1] == 9
+    refused = run("generate", "-m", model, "-p", TEXT, *flags, "--min-tokens", "10")
+    check_refused(refused, 2, "min_tokens is 10, more than max_tokens, which is 9")
+
+
 def test_unlimited_length_ends_with_the_context(run: Run, model: str) -> None:
     flags = ("-n", "-1", "-c", "40", "--ignore-eos")
     code, _, err = run("generate", "-m", model, "-p", TEXT, *flags)
