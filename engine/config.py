@@ -22,6 +22,7 @@ ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
 EXPERT_GATINGS = ("softmax", "sigmoid", "softmax of the chosen")
 MAX_CTX = 1 << 27  # positions of a context
 _MAX_SEED = (1 << 64) - 1
+_MAX_LOGPROBS = 1000  # for each token of a long prompt too
 _MAX_BIAS = 1e38  # far from the largest float32, so that a logit can be added
 
 
@@ -325,7 +326,7 @@ class SamplingParams:
             _set(self, "seed", check_whole("seed", self.seed, 0, _MAX_SEED))
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _set(self, name, check_whole(name, getattr(self, name), 0, 1 << 31))
+                _set(self, name, check_whole(name, getattr(self, name), 0, _MAX_LOGPROBS))
         _set(self, "logit_bias", _checked_bias(self.logit_bias))
         _set(self, "stop", _checked_stop(self.stop))
         _set(self, "stop_token_ids", _checked_stop_ids(self.stop_token_ids))

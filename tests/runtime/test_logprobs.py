@@ -239,6 +239,7 @@ def test_logits_of_a_damaged_model_end_the_request_alone(llm, monkeypatch, bad):
         ({"logprobs": 289}, "logprobs is 289, and the vocabulary has 288 tokens"),
         ({"prompt_logprobs": 289}, "prompt_logprobs is 289, and the vocabulary has 288 tokens"),
         ({"logprobs": -1}, "logprobs is -1, expected 0"),
+        ({"prompt_logprobs": 1001}, "prompt_logprobs is 1001, expected 0 to 1000"),
         ({"prompt_logprobs": True}, "prompt_logprobs is True, expected a whole number"),
         ({"context_shift": True}, "prompt_logprobs need the whole prompt"),
         ({"n": 0}, "n is 0, expected 1 to"),
