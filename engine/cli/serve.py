@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _KEY_VARIABLE = "LARIAT_API_KEY"
 _LOOPBACK = ("127.", "::1", "localhost")
-_PARTS = ("starlette", "uvicorn", "prometheus_client", "anyio")
+_PARTS = ("starlette", "uvicorn", "prometheus_client", "anyio", "markdown_it", "nh3")
 
 # The bundled model tells stories: it goes on with what is said.
 _STORY = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -116,6 +116,15 @@ def register(commands: Any) -> None:
         metavar="ORIGIN",
         help="an origin whose web pages may use the server, such as https://chat.example",
     )
+    kept = parser.add_argument_group("documents and contexts, see docs/server.md")
+    kept.add_argument(
+        "--library",
+        metavar="DIR",
+        help="a folder of documents, as `lariat chunk` has; for /v1/documents and the page",
+    )
+    kept.add_argument(
+        "--context-dir", metavar="DIR", help="a folder in which clients may save contexts"
+    )
     limits = parser.add_argument_group("limits")
     add_flags(limits, _LIMITS, ServerOptions)
     output = parser.add_argument_group("output")
@@ -126,6 +135,7 @@ def register(commands: Any) -> None:
     )
     output.add_argument("-q", "--quiet", action="store_true", help="no bars, only errors")
     engine_flags.add(parser)
+    parser.set_defaults(cache="raw")  # so that text can move in a context; it costs nothing
     sampling_flags.add(parser)
 
 
@@ -191,6 +201,10 @@ def _options(args: argparse.Namespace) -> ServerOptions:
             raise UsageError("an API key is empty, or has characters that a header cannot have")
     if bool(args.ssl_cert_file) != bool(args.ssl_key_file):
         raise UsageError("--ssl-cert-file and --ssl-key-file belong together: give both")
+    if args.library is not None and args.cache != "raw":
+        raise UsageError("argument --library: needs --cache raw, whose keys have no position")
+    if args.context_dir is not None and not Path(args.context_dir).is_dir():
+        raise UsageError(f"argument --context-dir: {args.context_dir} is not a folder")
     for _, dest, _ in _TLS:
         path = getattr(args, dest)
         if path is not None:
@@ -200,6 +214,7 @@ def _options(args: argparse.Namespace) -> ServerOptions:
         ServerOptions, _ADDRESS + _LIMITS, args,
         api_keys=tuple(keys), allowed_hosts=tuple(args.allowed_host),
         cors_origins=tuple(args.cors_origin), log_requests=args.log_requests,
+        library=args.library, context_dir=args.context_dir,
         ssl_cert_file=args.ssl_cert_file, ssl_key_file=args.ssl_key_file,
     )  # fmt: skip
 

@@ -8,7 +8,8 @@ logprobs      log-probabilities in two shapes
 usage         how an answer ended, and its tokens
 conversation  messages and tools
 reading       answers as they arrive: thoughts and answer
-Routes: chat, completions, models, tokens
+arranged      conversations about documents: which tokens are computed, moved, taken as they are
+Routes: chat, completions, contexts (and documents), models, tokens
 
 For each route `prepare` makes a job of a request (prompts and `SamplingParams`), and the rest makes
 bodies of completions.

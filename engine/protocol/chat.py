@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 from lariat.chat.rendering import Prompt, Rendering
+from lariat.chat.segments import with_documents
 from lariat.config import SamplingParams
 from lariat.protocol import errors, logprobs, sampling, usage
+from lariat.protocol.contexts import DocumentReference, PromptPlan
 from lariat.protocol.conversation import (
     Message,
     Tool,
@@ -66,6 +69,11 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
     prediction: dict[str, Any] | None = None  # without effect: it is about speed
+    # Lariat's own; `lariat.protocol.arranged` reads them.
+    documents: list[DocumentReference] | None = None
+    reuse: Literal["exact", "repaired", "placed"] | None = None
+    return_segments: bool | None = None
+    keep_context: bool | None = None
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):
@@ -112,6 +120,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     choices: list[AnswerChoice]
     usage: Usage
     system_fingerprint: str | None = None
+    lariat: PromptPlan | msgspec.UnsetType = msgspec.UNSET
 
 
 class CallDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -150,18 +159,21 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    lariat: PromptPlan | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass
 class ChatJob:
     """A request that can be computed.
 
-    prompt     tokens of the conversation
+    messages   the conversation as the template takes it
+    prompt     its tokens
     params     of each answer
     rendering  how the conversation became tokens
     """
 
     served: Served
+    messages: list[dict[str, Any]]
     prompt: Prompt
     params: list[SamplingParams]
     rendering: Rendering
@@ -174,8 +186,9 @@ class ChatJob:
         return [self.prompt.ids] * len(self.params)
 
 
-def prepare(request: ChatRequest, served: Served) -> ChatJob:
-    """Check a request, and render its conversation, which may take a while.
+def prepare(request: ChatRequest, served: Served, documents: Sequence[str] = ()) -> ChatJob:
+    """Check a request, and render its conversation, with documents in front of what the user says
+    first. It may take a while.
 
     Raises `ApiError`, `ChatError` and other errors of `errors.of`.
     """
@@ -192,10 +205,11 @@ def prepare(request: ChatRequest, served: Served) -> ChatJob:
     )
     rendering = served.rendering(tools, variables)
     messages = for_template(request.messages, rendering.forms.thought_field)
+    messages = with_documents(messages, documents)
     params = dataclasses.replace(params, stop=(*params.stop, *rendering.stop))
     prompt = served.prompt(rendering, messages)
     served.check_length(prompt.ids, limit)
-    return ChatJob(served, prompt, params.each(served.llm.settings.seed), rendering)
+    return ChatJob(served, messages, prompt, params.each(served.llm.settings.seed), rendering)
 
 
 def max_tokens(request: ChatRequest) -> int:
@@ -293,14 +307,26 @@ class Answer:
         return chunks
 
 
-def chunk(job: ChatJob, choices: list[ChunkChoice], used: Usage | None = None) -> ChatChunk:
+def chunk(
+    job: ChatJob,
+    choices: list[ChunkChoice],
+    used: Usage | None = None,
+    plan: PromptPlan | None = None,
+) -> ChatChunk:
     """An event of the stream."""
     return ChatChunk(
-        id=job.id, created=job.created, model=job.served.name, choices=choices, usage=used
+        id=job.id,
+        created=job.created,
+        model=job.served.name,
+        choices=choices,
+        usage=used,
+        lariat=plan or msgspec.UNSET,
     )
 
 
-def completion(job: ChatJob, answers: list[Answer], done: list[Completion]) -> ChatCompletion:
+def completion(
+    job: ChatJob, answers: list[Answer], done: list[Completion], plan: PromptPlan | None = None
+) -> ChatCompletion:
     """The body of all answers."""
     return ChatCompletion(
         id=job.id,
@@ -308,4 +334,5 @@ def completion(job: ChatJob, answers: list[Answer], done: list[Completion]) -> C
         model=job.served.name,
         choices=[answer.whole() for answer in answers],
         usage=usage.of([done]),
+        lariat=plan or msgspec.UNSET,
     )

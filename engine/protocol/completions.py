@@ -77,9 +77,16 @@ class CompletionJob:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-def prepare(request: CompletionRequest, served: Served) -> CompletionJob:
-    """Check a request, and tokenize its prompts, which may take a while. Raises `ApiError`."""
+def prepare(
+    request: CompletionRequest, served: Served, n_before: int | None = None
+) -> CompletionJob:
+    """Check a request, and tokenize its prompts, which may take a while. Raises `ApiError`.
+
+    n_before: tokens of the context that one continuation goes on with; None: there is no context.
+    """
     served.check_name(request.model)
+    if n_before is not None:
+        _check_one(request)
     if request.suffix:
         raise errors.bad("suffix is not supported", "suffix")
     limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
@@ -99,7 +106,10 @@ def prepare(request: CompletionRequest, served: Served) -> CompletionJob:
     job = CompletionJob(served, first.n, [], [], [])
     for number, text in enumerate(texts):
         ids = prompt_ids(served, text, request.parse_special is not False, f"prompt[{number}]")
-        served.check_length(ids, limit)
+        if n_before is None:
+            served.check_length(ids, limit)
+        elif n_before + len(ids) >= served.llm.n_ctx:
+            raise errors.too_long(n_before + len(ids), served.llm.n_ctx)
         shown = ""
         if request.echo:
             shown = text if isinstance(text, str) else served.llm.detokenize(ids)
@@ -113,6 +123,14 @@ def prepare(request: CompletionRequest, served: Served) -> CompletionJob:
             " at once", "prompt",
         )  # fmt: skip
     return job
+
+
+def _check_one(request: CompletionRequest) -> None:
+    """ApiError for what cannot be asked of a context: it goes on in one way."""
+    if not (isinstance(request.prompt, str) or all(isinstance(i, int) for i in request.prompt)):
+        raise errors.bad("a context goes on with one prompt, a text or token ids", "prompt")
+    if request.echo or (request.n or 1) != 1:
+        raise errors.bad("a context goes on once, without echo", "echo" if request.echo else "n")
 
 
 def given_prompts(given: str | list[Any]) -> list[str | list[int]]:

@@ -68,6 +68,7 @@ class KeptContexts:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
+        """How many there are."""
         return len(self._kept)
 
     def plan(self, ids: Sequence[int], documents: Sequence[Document], way: str) -> Plan:
@@ -138,6 +139,8 @@ class KeptContexts:
             if self._pool.n_free >= n_blocks:
                 return
             self._drop(kept)
+            with self._llm.runner.exclusive:  # its blocks are free once no step runs
+                self._llm.runner.sweep()
 
     def _drop(self, kept: _Kept) -> None:
         self._kept.remove(kept)

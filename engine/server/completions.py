@@ -19,8 +19,16 @@ from lariat.server.generation import Generation
 async def _complete(call: Call) -> TextCompletion | Events:
     request: CompletionRequest = call.body
     job = await call.service.in_thread(completions.prepare, request, call.served)
+    return await answered(request, job, Generation(call.service, job.prompts, job.params))
+
+
+async def answered(
+    request: CompletionRequest,
+    job: CompletionJob,
+    generation: Generation,
+) -> TextCompletion | Events:
+    """The answer to a request, as a whole or as events."""
     texts = [Continuation(job, i) for i in range(len(job.prompts))]
-    generation = Generation(call.service, job.prompts, job.params)
     if request.stream:
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
         return Events(_events(job, texts, generation, with_usage))

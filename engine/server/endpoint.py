@@ -82,6 +82,7 @@ class Endpoint:
     answer    type of the body of the answer; None: no JSON, `media_type` then
     event     type of the events, if it can stream
     is_open   whether it needs no key
+    is_listed whether the OpenAPI document has it
     error     body of an error
     error_type  its type
     """
@@ -95,6 +96,7 @@ class Endpoint:
     event: Any = None
     media_type: str = "application/json"
     is_open: bool = False
+    is_listed: bool = True
     error: Callable[[ApiError], Any] = errors.body
     error_type: Any = errors.ErrorBody
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lariat.protocol import errors
@@ -14,7 +15,14 @@ from lariat.server.tasks import cancelled
 
 if TYPE_CHECKING:
     from lariat.config import SamplingParams
+    from lariat.runtime.context import Context
     from lariat.server.service import Service
+
+
+_N_EXPECTED = 512  # tokens of an answer without a limit
+
+Begin = Callable[[], tuple["Context", str | list[int]]]
+"""Gives a context, and the text or tokens to compute behind it."""
 
 
 class Step(NamedTuple):
@@ -42,10 +50,16 @@ class Generation:
         service: Service,
         prompts: Sequence[list[int]],
         params: Sequence[SamplingParams],
+        begin: Begin | None = None,
+        end: Callable[[], None] | None = None,
     ) -> None:
-        """ApiError with the status 429 if too many wait."""
+        """`begin` is called for each stream once it may run: it puts a context together. `end` is
+        called when a stream that has begun is over, finished or not.
+
+        ApiError with the status 429 if too many wait.
+        """
         service.admission.check(len(prompts), sum(map(len, prompts)))
-        self._service = service
+        self._service, self._begin, self._end = service, begin, end
         self._work = list(zip(prompts, params, strict=True))
         self._steps: asyncio.Queue[Step | ApiError] = asyncio.Queue()
         self._tasks: list[asyncio.Future[None]] = []
@@ -73,21 +87,44 @@ class Generation:
             n_open -= step.delta is None
             yield step
 
+    async def _prompt(self, ids: list[int]) -> tuple[Context | None, str | list[int]]:
+        """The context to continue, if there is one, and what is to be computed."""
+        if self._begin is None:
+            return None, ids
+        beginning = asyncio.ensure_future(self._service.in_thread(self._begin))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # The thread goes on: what it has begun must be ended.
+            with contextlib.suppress(Exception):
+                await beginning
+                if self._end is not None:
+                    self._end()
+            raise
+
     async def _run(self, index: int, ids: list[int], params: SamplingParams) -> None:
         watch = self._service.metrics.stream(len(ids))
         try:
             async with self._service.admission.slot(len(ids)):
                 watch.begin()
-                stream = self._service.engine.stream(ids, params)
+                n_written = params.max_tokens if params.max_tokens >= 0 else _N_EXPECTED
+                await self._service.make_room(len(ids) + n_written)
+                context, prompt = await self._prompt(ids)
                 try:
-                    async for delta in stream.deltas():
+                    stream = self._service.engine.stream(prompt, params, context=context)
+                    try:
+                        async for delta in stream.deltas():
+                            self.completions[index] = stream.completion
+                            watch.tokens(len(delta.token_ids))
+                            self._steps.put_nowait(Step(index, delta, stream.completion))
+                    finally:
+                        await stream.aclose()
                         self.completions[index] = stream.completion
-                        watch.tokens(len(delta.token_ids))
-                        self._steps.put_nowait(Step(index, delta, stream.completion))
+                        watch.end(stream.completion)
+                        self._service.prompt_speed.take(stream.completion.timings)
                 finally:
-                    await stream.aclose()
-                    self.completions[index] = stream.completion
-                    watch.end(stream.completion)
+                    if self._end is not None:
+                        self._end()
             self._steps.put_nowait(Step(index, None, stream.completion))
         except asyncio.CancelledError:
             raise

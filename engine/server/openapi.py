@@ -26,6 +26,7 @@ _ERRORS = {
 
 def document(endpoints: Sequence[Endpoint]) -> bytes:
     """The document as JSON, in version 3.1."""
+    endpoints = [endpoint for endpoint in endpoints if endpoint.is_listed]
     types: list[Any] = []
     for e in endpoints:
         types += [t for t in (e.request, e.answer, e.event, e.error_type) if t is not None]

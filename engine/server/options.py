@@ -42,6 +42,8 @@ class ServerOptions:
     ping_seconds       after which a silent stream gets a comment
     stop_seconds       within which running requests may finish when the server stops
     stall_seconds      without a step while requests run, after which it says that it is ill
+    library            a folder of documents; None: there are none
+    context_dir        a folder for saved contexts; None: they cannot be saved
     log_requests       whether each request is a line on standard error, without what it says
     """
 
@@ -60,6 +62,8 @@ class ServerOptions:
     ping_seconds: float = 15.0
     stop_seconds: float = 30.0
     stall_seconds: float = 120.0
+    library: str | None = None
+    context_dir: str | None = None
     log_requests: bool = False
     ssl_cert_file: str | None = None
     ssl_key_file: str | None = None

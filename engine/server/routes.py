@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from lariat.server import chat, completions, health, models, tokens
+from lariat.server import (
+    arranged,
+    chat,
+    completions,
+    contexts,
+    documents,
+    health,
+    models,
+    page,
+    tokens,
+)
 from lariat.server.endpoint import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *models.ENDPOINTS,
     *chat.ENDPOINTS,
+    *arranged.ENDPOINTS,
     *completions.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *contexts.ENDPOINTS,
+    *documents.ENDPOINTS,
     *health.ENDPOINTS,
+    *page.ENDPOINTS,
 )

@@ -43,6 +43,9 @@ class Running:
     def post(self, path: str, body: object, **more: object) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60, **more)  # type: ignore[arg-type]
 
+    def delete(self, path: str) -> httpx.Response:
+        return httpx.delete(self.url + path, timeout=30)
+
     def lines(self, path: str, body: object) -> list[str]:
         """The lines of a stream, without empty ones."""
         with httpx.stream("POST", self.url + path, json=body, timeout=60) as answer:
