@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import anthropic
-import openai
 import httpx
+import openai
 import pytest
 from lariat import LLM
 from lariat.server.routes import ENDPOINTS
