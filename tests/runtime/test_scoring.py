@@ -12,6 +12,7 @@ from lariat.runtime import scoring
 
 from tests.support.contexts import CACHES, ids_of, load, n_held, write_deep
 from tests.support.real_models import SMOLLM2, needs_smollm2
+from tests.support.together import run_together
 
 CONTEXT = ids_of(90)
 # One token alone and several at once sum keys of f16 in another order.
@@ -155,6 +156,18 @@ def test_a_score_beside_other_requests(llm):
         text = next(stream)
         assert llm.score(CONTEXT, ids_of(20, 1)).logprob == pytest.approx(alone.logprob, abs=1e-4)
         assert text + "".join(stream) == plain.text
+
+
+def test_scores_of_several_threads(llm):
+    pairs = [(ids_of(50, i), ids_of(6, i + 50)) for i in range(4)]
+    alone = [llm.score(*pair) for pair in pairs]
+
+    def work(i: int) -> None:
+        for _ in range(3):
+            score = llm.score(*pairs[i])
+            assert score.token_logprobs == pytest.approx(alone[i].token_logprobs, abs=1e-5)
+
+    run_together(work)
 
 
 @pytest.mark.parametrize(
