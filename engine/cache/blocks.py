@@ -212,10 +212,11 @@ class BlockTable:
         """The segments so far, a view."""
         return self._table[: self._n_segments]
 
-    def n_new_blocks(self, n: int) -> int:
-        """How many blocks `append(n)` will take from the pool."""
+    def n_new_blocks(self, n: int, *, alone: bool = False) -> int:
+        """How many blocks `append(n)` will take from the pool; `alone`: once nobody else holds the
+        last block."""
         room = self._room()
-        copied = n > 0 and room > 0 and self._tail_is_shared()
+        copied = n > 0 and room > 0 and not alone and self._tail_is_shared()
         return copied + max(0, -(-(n - room) // SLOTS))
 
     def append(self, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -266,24 +267,28 @@ class BlockTable:
         other.assign(self.segments)
         return other
 
-    def renewed(self, ranges: Sequence[tuple[int, int]]) -> BlockTable:
-        """Make a second list of the same tokens, in which those of `ranges` have fresh slots.
+    def renewed(self, *rounds: Sequence[tuple[int, int]]) -> list[BlockTable]:
+        """Make a list of the same tokens for each round, in which those of its ranges and of the
+        rounds before have fresh slots.
 
-        ranges: (start, stop) in ascending order, without overlap. They are packed
-        together in blocks that nobody else holds; all other tokens stay where they are, by
-        reference. IndexError, with nothing changed, if the pool has too few blocks.
+        rounds: of each, (start, stop) in ascending order, without overlap. The fresh slots of all
+        rounds are packed together in blocks that nobody else holds; all other tokens stay where
+        they are, by reference. IndexError, with nothing changed, if the pool has too few blocks.
         """
-        fresh, other = BlockTable(self.pool), BlockTable(self.pool)
+        fresh, found = BlockTable(self.pool), [self]
         try:
-            fresh.append(sum(stop - start for start, stop in ranges))
-            rows, at, done = [], 0, 0
-            for start, stop in ranges:
-                rows += [self.cut(at, start), fresh.cut(done, done + stop - start)]
-                at, done = stop, done + stop - start
-            other.assign(np.concatenate([*rows, self.cut(at, self.n_tokens)]))
+            fresh.append(sum(stop - start for ranges in rounds for start, stop in ranges))
+            done = 0
+            for ranges in rounds:
+                rows, at, last = [], 0, found[-1]
+                for start, stop in ranges:
+                    rows += [last.cut(at, start), fresh.cut(done, done + stop - start)]
+                    at, done = stop, done + stop - start
+                found.append(BlockTable(self.pool))
+                found[-1].assign(np.concatenate([*rows, last.cut(at, last.n_tokens)]))
         finally:
             fresh.clear()
-        return other
+        return found[1:]
 
     def delete(self, start: int, stop: int) -> None:
         """Take out the tokens from `start` to before `stop`; those behind move up."""

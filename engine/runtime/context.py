@@ -405,8 +405,8 @@ class Context:
     def _renew(self, table: BlockTable, ids: list[int]) -> None:
         """Compute anew in `table`, of the tokens `ids`, what the text behind the documents
         chooses."""
-        for ranges in choose(self._runner, table, ids, self._placed).rounds:
-            self._runner.recompute(table, ids, ranges)
+        rounds = choose(self._runner, table, ids, self._placed).rounds
+        self._runner.recompute(table, ids, *rounds)
 
     def _kept_by(self, request: Request) -> int:
         """How many tokens stay in front of a request."""

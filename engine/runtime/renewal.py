@@ -32,13 +32,7 @@ class Renewal:
         """
         self._renewed, self._on_end = table, on_end
         self._left = [list(ranges) for ranges in rounds]
-        self._tables: list[BlockTable] = []  # as each of these rounds leaves it
-        try:
-            for ranges in rounds:
-                self._tables.append([table, *self._tables][-1].renewed(ranges))
-        except BaseException:
-            self.clear()
-            raise
+        self._tables = table.renewed(*rounds)
 
     @property
     def n_left(self) -> int:
@@ -55,6 +49,10 @@ class Renewal:
         """The same tokens, in which those of this round have fresh slots; see
         `BlockTable.renewed`."""
         return self._tables[0]
+
+    def n_new_blocks(self, n: int) -> int:
+        """How many blocks `n` tokens behind those of the table will take when all are computed."""
+        return self._tables[-1].n_new_blocks(n, alone=True)
 
     def next(self, n: int) -> list[tuple[int, int]]:
         """The first `n` tokens of this round that are left, as ranges (start, stop)."""

@@ -337,8 +337,8 @@ class Request:
 
     def n_new_blocks(self, n: int) -> int:
         """How many blocks `n` more tokens will take from the pool."""
-        # What is renewed has its blocks already.
-        n = max(0, n - self.n_renewing)
+        if self._renewal and (n_renewing := self.n_renewing):  # those have their blocks already
+            return self._renewal.n_new_blocks(max(0, n - n_renewing))
         # A question is read in a fork, which copies the block that it writes to.
         return self.table.n_new_blocks(n) + self.is_choosing
 

@@ -259,40 +259,43 @@ class Runner:
         return np.concatenate(rows) if rows else np.zeros((0, self.config.n_vocab), np.float32)
 
     def recompute(
-        self, table: BlockTable, ids: Sequence[int], ranges: Sequence[tuple[int, int]]
+        self, table: BlockTable, ids: Sequence[int], *rounds: Sequence[tuple[int, int]]
     ) -> None:
         """Compute tokens of a table anew, in place: they then have seen all that is before them.
 
         ids     all tokens of `table`, which may differ from those that were computed
-        ranges  (start, stop) of those to compute, in ascending order, without overlap
+        rounds  of each, (start, stop) of those to compute, in ascending order, without overlap
 
         Their keys and values go into fresh blocks, because the old ones may be others' too; all
-        tokens keep their positions, so this works with both caches and all types. All ranges are
-        one batch, in which each is a part over the same table that ends behind the range; more than
-        `n_ubatch` tokens go in several passes from left to right. Tokens between the ranges are not
-        computed, and keep what they saw.
+        tokens keep their positions, so this works with both caches and all types. All ranges of a
+        round are one batch, in which each is a part over the same table that ends behind the range;
+        more than `n_ubatch` tokens go in several passes from left to right. Tokens between the
+        ranges are not computed, and keep what they saw.
 
         To repair what stands behind an edit, pass one range that begins behind it. Hold the lock.
         ContextError if blocks are missing; the table is as it was after any exception.
         """
-        ranges = [(start, stop) for start, stop in ranges if start < stop]
-        if not ranges:
+        some = [[(start, stop) for start, stop in each if start < stop] for each in rounds]
+        some = [ranges for ranges in some if ranges]
+        if not some:
             return
         try:
-            renewed = table.renewed(ranges)
+            tables = table.renewed(*some)
         except IndexError:
             raise ContextError(NO_ROOM) from None
         try:
             reading = self._rope.reading(table.n_tokens)
-            parts = [
-                Part(renewed, ids[start:stop], reading=reading, start=start)
-                for start, stop in ranges
-            ]
-            for group in split(parts, self.n_ubatch):
-                self.forward(group, self.n_threads_batch)
-            table.assign(renewed.segments)
+            for renewed, ranges in zip(tables, some, strict=True):
+                parts = [
+                    Part(renewed, ids[start:stop], reading=reading, start=start)
+                    for start, stop in ranges
+                ]
+                for group in split(parts, self.n_ubatch):
+                    self.forward(group, self.n_threads_batch)
+            table.assign(tables[-1].segments)
         finally:
-            renewed.clear()
+            for renewed in tables:
+                renewed.clear()
 
     # ---- contexts and files ----
 

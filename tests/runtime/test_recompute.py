@@ -32,7 +32,7 @@ def test_renewed_tokens_have_slots_of_their_own_and_the_others_stay():
     table = BlockTable(pool)
     table.append(100)
     before = table.segments.copy()
-    other = table.renewed(SCATTERED)
+    (other,) = table.renewed(SCATTERED)
     assert np.array_equal(table.segments, before)
     assert other.n_tokens == 100
     is_new = np.zeros(100, bool)
