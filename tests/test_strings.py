@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 from lariat import _strings
+from lariat.tokenizers.sentencepiece import SETTINGS
 from sentencepiece import sentencepiece_model_pb2
 
 TEXTS = ["", " ", "a", "a b", " a b", "a  b", "a b c", "ab", "a ", "é 日本", "  x", "日 ", " 日 é"]
@@ -128,6 +129,17 @@ def test_pieces_are_those_that_protobuf_writes(longest: int) -> None:
     for name, score, piece_type in zip(names, scores, types, strict=True):
         model.pieces.add(piece=name.decode(), score=score, type=int(piece_type))
     assert _strings.sentencepiece_pieces(names, scores, types) == model.SerializeToString()
+
+
+def test_settings_are_those_that_protobuf_writes() -> None:
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    model.normalizer_spec.escape_whitespaces = True
+    assert model.SerializeToString() == SETTINGS
 
 
 def test_pieces_that_do_not_fit_together_are_refused() -> None:

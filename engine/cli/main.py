@@ -61,7 +61,6 @@ _MISSING_PARTS = (
     "threadpoolctl",
     "tqdm",
     "xxhash",
-    "google",
 )
 
 # Messages of glibc's dynamic linker when there is too little memory.
@@ -85,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: that of the process) and return the exit code."""
     if argv is None:
         interrupts.watch()
+        # The kernels have threads of their own. Those of NumPy's BLAS would take 10 ms to start,
+        # and none of its functions is used for more than small matrices.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         return _run(argv)
     except Exception as error:

@@ -11,7 +11,6 @@ Source: https://github.com/google/sentencepiece (src/bpe_model.cc, src/model_int
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from lariat._strings import sentencepiece_pieces
@@ -31,9 +30,20 @@ from lariat.tokenizers.vocabulary import (
     read_scores,
 )
 from numpy.typing import NDArray
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
 
-_pb2: Any = sentencepiece_model_pb2  # generated at import, so mypy cannot see into it
+# The fields `trainer_spec` (2) and `normalizer_spec` (3) of a `ModelProto`, serialized: to import
+# protobuf would take 15 ms.
+SETTINGS = (
+    b"\x12\x05"  # trainer_spec, 5 bytes
+    b"\x18\x02"  # model_type: BPE
+    b"\x98\x02\x01"  # byte_fallback: true
+    b"\x1a\x10"  # normalizer_spec, 16 bytes
+    b"\x0a\x08identity"  # name
+    b"\x18\x00"  # add_dummy_prefix: false, because `merge` adds the space
+    b"\x20\x00"  # remove_extra_whitespaces: false
+    b"\x28\x01"  # escape_whitespaces: true
+)
 
 _SPACE = "\u2581"  # a space in a piece
 
@@ -117,14 +127,6 @@ def _sentencepiece_model(
     scores: float32 [n_vocab]. Also returns the meaning of ids past the vocabulary: another id, or
     None for a byte that no token has.
     """
-    head = _pb2.ModelProto()
-    head.trainer_spec.model_type = head.trainer_spec.BPE
-    head.trainer_spec.byte_fallback = True
-    head.normalizer_spec.name = "identity"
-    head.normalizer_spec.add_dummy_prefix = False  # `merge` adds the space
-    head.normalizer_spec.remove_extra_whitespaces = False
-    head.normalizer_spec.escape_whitespaces = True
-
     everything = b" ".join(tokens)
     hidden = "\ufffe".encode()  # a name that no text has
     while hidden in everything:
@@ -151,10 +153,7 @@ def _sentencepiece_model(
     all_types = np.concatenate([piece_types, np.array(more_types, np.uint8)])
     all_scores = np.concatenate([scores, np.zeros(len(more_types), np.float32)])
     # Protobuf puts messages together by joining their bytes.
-    return (
-        sentencepiece_pieces(names, all_scores, all_types) + head.SerializeToString(),
-        stand_ins,
-    )
+    return sentencepiece_pieces(names, all_scores, all_types) + SETTINGS, stand_ins
 
 
 def _to_hide(
