@@ -96,6 +96,7 @@ def test_the_signatures_are_those_agreed():
         ("prefix_sharing", "K", True),
         ("rope", "K", None),
         ("check_tensors", "K", False),
+        ("swa_window_only", "K", False),
     ]
     assert (progress, overrides) == (("progress", "K", None), ("overrides", "K", None))
     assert use_mmap == ("use_mmap", "K", True)
