@@ -19,10 +19,10 @@ A token's way goes down this page, and so do imports:
     _program                     all threads take tasks of a recorded program
     simd/                        C: the innermost tiles, an instruction set each
 
-Beside them stand formats (GGUF and other files), tokenizers, hub (models that are fetched), config,
-checks and errors; below them _lock, _machine, _quantize, _strings (compiled helpers), os_memory and
-demo. docs/design.md follows a token from `LLM.stream` to the multiply-add, and tests hold the
-directions.
+Beside them stand formats (GGUF and other files), tokenizers, structured (texts that follow a
+grammar), hub (models that are fetched), config, checks and errors; below them _lock, _machine,
+_masks, _quantize, _strings (compiled helpers), os_memory and demo. docs/design.md follows a token
+from `LLM.stream` to the multiply-add, and tests hold the directions.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lariat.runtime.logprobs import TokenLogprob
     from lariat.runtime.request import Completion, Delta
     from lariat.runtime.scoring import Score
+    from lariat.structured.grammar import Grammar
     from lariat.tokenizers.tokenizer import Tokenizer
 
 # Public names are loaded when asked for, so that `lariat --help` is quick and a bad LARIAT_ISA
@@ -68,6 +69,7 @@ _HOMES = {
     "Delta": "runtime.request",
     "GGUFError": "errors",
     "GGUFFile": "formats.gguf",
+    "Grammar": "structured.grammar",
     "HubError": "errors",
     "LariatError": "errors",
     "ModelError": "errors",
@@ -91,6 +93,7 @@ __all__ = [
     "Delta",
     "GGUFError",
     "GGUFFile",
+    "Grammar",
     "HubError",
     "LariatError",
     "ModelError",

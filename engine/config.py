@@ -253,11 +253,20 @@ class Matcher(Protocol):
         """Whether nothing may come any more."""
 
 
-class Grammar(Protocol):
-    """What a text must follow. Requests may share one."""
+class TokenGrammar(Protocol):
+    """What a text must follow, in the tokens of one vocabulary. Requests may share one."""
 
     def start(self) -> Matcher:
         """Begin a text."""
+
+
+class TextGrammar(Protocol):
+    """What a text must follow, for any model: `lariat.Grammar`. `LLM` makes a `TokenGrammar` of it
+    before a request begins."""
+
+    @property
+    def text(self) -> str:
+        """The grammar itself."""
 
 
 LogitsProcessor = Callable[[list[int], "np.ndarray"], "np.ndarray"]
@@ -277,7 +286,8 @@ class SamplingParams:
 
     `logits_processors` are functions that get all token ids so far, the prompt's too, and logits
     (float32 [n_vocab], with biases and penalties), and return logits; they must not use the model.
-    A `grammar` is what the text must follow, whatever the processors do, see `Grammar`.
+    A `grammar` (`lariat.Grammar`) is what the text must follow, whatever the processors do. Tokens
+    that it leaves no choice about are computed together.
 
     `logprobs` is how many of the likeliest tokens come with each token of the text beside its own
     log-probability, `prompt_logprobs` the same for the prompt's tokens; None: no log-probabilities.
@@ -310,7 +320,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     logits_processors: tuple[LogitsProcessor, ...] = ()
-    grammar: Grammar | None = None
+    grammar: TextGrammar | TokenGrammar | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
@@ -335,8 +345,11 @@ class SamplingParams:
             raise ValueError(
                 f"min_tokens is {self.min_tokens}, more than max_tokens, which is {self.max_tokens}"
             )
-        if self.grammar is not None and not callable(getattr(self.grammar, "start", None)):
-            raise ValueError(f"grammar is {self.grammar!r}, expected a grammar")
+        starts = callable(getattr(self.grammar, "start", None))
+        if not (
+            self.grammar is None or starts or isinstance(getattr(self.grammar, "text", 0), str)
+        ):
+            raise ValueError(f"grammar is {self.grammar!r}, expected a grammar (lariat.Grammar)")
         if self.context_shift and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs need the whole prompt, and context_shift evicts some")
 

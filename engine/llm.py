@@ -35,6 +35,8 @@ from lariat.runtime.request import Completion, Request, Timings
 from lariat.runtime.runner import Health, build_runner, is_list
 from lariat.runtime.scoring import Score, Text
 from lariat.runtime.stream import Stream
+from lariat.structured.grammar import Grammar
+from lariat.structured.matcher import Grammars
 from lariat.tokenizers.tokenizer import Tokenizer
 
 
@@ -115,6 +117,7 @@ class LLM:
             check_types(self.config, type_k, type_v)
             check_weights(self.gguf, self.config)  # before the vocabulary, which takes longer
             self.tokenizer = Tokenizer.from_gguf(self.gguf)
+            self._grammars = Grammars(self.tokenizer)
             self.sampling = FileSampling.from_gguf(self.gguf)  # where a prompt has no params
             if check_tensors:
                 check(self.gguf, n_threads_batch, progress)
@@ -500,7 +503,7 @@ class LLM:
 
     def checked_params(self, params: SamplingParams | None) -> SamplingParams:
         """Params, or those of the model's file for None. ValueError where the model has no such
-        token, or the cache cannot do it."""
+        token, or the cache cannot do it. A grammar is one of this model's tokens afterwards."""
         self.runner.check_open()
         params = self.sampling.params if params is None else params
         check_type("params", params, SamplingParams)
@@ -514,6 +517,8 @@ class LLM:
                     )
         check_n_top("logprobs", params.logprobs, self.n_vocab)
         check_n_top("prompt_logprobs", params.prompt_logprobs, self.n_vocab)
+        if isinstance(params.grammar, Grammar):
+            params = replace(params, grammar=self._grammars.of(params.grammar))
         return params
 
     def _read(

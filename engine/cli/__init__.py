@@ -7,9 +7,8 @@ interrupts  Ctrl-C while modules are imported
 usage       the parser, and flags that fill a configuration class
 llama_cpp_flags  flags of llama.cpp that are missing here, with reasons
 Flags that several commands share:
-    model_file, prompt, text_windows, engine_flags, sampling_flags, template_flags, rope_read, and
-    reuse
-    (--prompt-cache, --library)
+    model_file, prompt, text_windows, engine_flags, sampling_flags, template_flags, grammar_flags,
+    rope_read, and reuse (--prompt-cache, --library)
 console     output, progress bars, what a terminal may show
 terminal    input of chat: lines of a pipe, or typed ones with a history
 report      lines about a run: settings and speed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lariat.cli import (
     console,
     engine_flags,
+    grammar_flags,
     model_file,
     prompt,
     report,
@@ -60,6 +61,7 @@ examples:
   lariat generate -m model.gguf -p "Once upon a time" -n 128
   lariat generate -m model.gguf -f story.txt --temp 0 --cache raw -q
   lariat generate -m model.gguf -e -p "Q: Who?\\nA:" -r "\\nQ:" --seed 7
+  lariat generate -m model.gguf -p "A cat as JSON: " --json-schema-file cat.json
   lariat generate -m model.gguf -e -p "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
 
 The text ends at the model's end token, at a text of -r (which is not printed), after -n tokens, or
@@ -70,8 +72,8 @@ environment variable LARIAT_ISA (scalar, avx2, avx512) forces an instruction set
 -o json prints a line for each completion, an object with
   text           what the model wrote, without the prompt
   ids            its tokens
-  finish_reason  stop (the model ended, or wrote a text of -r), length (-n), context (full), or null
-                 (Ctrl-C)
+  finish_reason  stop (the model ended, or wrote a text of -r, or all that a grammar allows), length
+                 (-n), context (full), or null (Ctrl-C)
   logprobs       with --logprobs, for each token its id, token, logprob and top_logprobs, the
                  likeliest ones; they are the model's own, before sampling changes them
   rope           with --rope-read, the settings that the question was read with
@@ -116,12 +118,15 @@ def register(commands: Any) -> None:
     engine_flags.add(parser)
     rope_read.add(parser)
     reuse.add(parser)
+    grammar_flags.add(parser)
     sampling_flags.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the text and return the exit code."""
-    params = sampling_flags.params(args, _TEXT, context_shift=args.context_shift)
+    params = sampling_flags.params(
+        args, _TEXT, context_shift=args.context_shift, grammar=grammar_flags.asked(args)
+    )
     reuse.check(args)
     rope_read.asked(args)
     if args.logprobs is not None and args.output != "json":

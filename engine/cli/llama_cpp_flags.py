@@ -37,8 +37,6 @@ _REASONS = {
     "adapters and control vectors are not supported": """
         --lora --lora-scaled --control-vector --control-vector-scaled
         --control-vector-layer-range""",
-    "texts are not held to a grammar": """
-        --grammar --grammar-file -j --json-schema -jf --json-schema-file""",
     "this way of sampling is not supported": """
         --samplers --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-probability
         --xtc-threshold --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n

@@ -444,13 +444,18 @@ class Request:
         sampler.check_finite(logits)
         n_top = self.params.logprobs
         prediction = None if n_top is None else Prediction(logits, n_top)
-        change = self.stages.change if self.stages.are_needed else None
-        token = sampler.sample(logits, self.params, self.ids, self.rng, change)
-        self.append(token, prediction)
-        if prediction is None:  # tokens without a forward pass have no log-probability
-            for token in () if self.finished else self.stages.forced():
-                if not self.finished:
-                    self.append(token)
+        # Tokens without a forward pass have no log-probability.
+        takes_forced = prediction is None
+        # At the beginning of the text, some may have to come before any choice.
+        tokens = self.stages.forced() if takes_forced and not self.completion.token_ids else []
+        if not tokens:
+            change = self.stages.change if self.stages.are_needed else None
+            token = sampler.sample(logits, self.params, self.ids, self.rng, change)
+            self.append(token, prediction)
+            tokens = self.stages.forced() if takes_forced and not self.finished else []
+        for token in tokens:
+            if not self.finished:
+                self.append(token)
 
     def append(self, token: int, prediction: Prediction | None = None) -> None:
         """Take a token that was chosen: its text, and whether it ends the request."""

@@ -2,9 +2,9 @@
 
     processors -> grammar -> ends that are held back
 
-Processors are functions of the caller. A grammar (`lariat.config.Grammar`) comes behind them, so
-that nothing allows what it forbids. `ignore_eos` and `min_tokens` hold tokens back that would end
-the text; where a grammar allows nothing else, the text ends all the same.
+Processors are functions of the caller. A grammar (`lariat.config.TokenGrammar`) comes behind them,
+so that nothing allows what it forbids. `ignore_eos` and `min_tokens` hold tokens back that would
+end the text; where a grammar allows nothing else, the text ends all the same.
 
 Errors of processors and grammars are `LariatError`: they end this request, and no other.
 """
@@ -12,11 +12,11 @@ Errors of processors and grammars are `LariatError`: they end this request, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from lariat.config import SamplingParams
+from lariat.config import SamplingParams, TokenGrammar
 from lariat.errors import LariatError
 
 Floats = npt.NDArray[np.floating]
@@ -31,7 +31,8 @@ class Stages:
 
     def __init__(self, params: SamplingParams, eog_ids: frozenset[int]) -> None:
         self._processors = params.logits_processors
-        self._matcher = None if params.grammar is None else params.grammar.start()
+        grammar = cast("TokenGrammar | None", params.grammar)
+        self._matcher = None if grammar is None else grammar.start()
         self._min_tokens = params.min_tokens
         self._n_accepted = 0
         is_endable = not params.ignore_eos or self._matcher is not None

@@ -93,7 +93,6 @@ def test_the_first_unknown_flag_is_named_even_before_the_command(run: Run) -> No
         ("-mu", "the Hugging Face Hub (-hf)"),
         ("-cl", "lariat list"),
         ("-mmp", "--no-mmap"),
-        ("--grammar", "grammar"),
         ("-md", "draft"),
         ("--temperature", "--temp"),
         ("--mirostat", "sampling"),
