@@ -15,6 +15,7 @@ from lariat.architectures.prepared import Found, find
 from lariat.cache.kv_cache import check_types
 from lariat.checks import (
     check_callable,
+    check_choice,
     check_overrides,
     check_path,
     check_switch,
@@ -38,6 +39,8 @@ from lariat.runtime.stream import Stream
 from lariat.structured.grammar import Grammar
 from lariat.structured.matcher import Grammars
 from lariat.tokenizers.tokenizer import Tokenizer
+
+_EMBED_TOKENS = 128  # computed in one go, between steps of others
 
 
 class LLM:
@@ -249,6 +252,34 @@ class LLM:
                 return self.runner.compute(table, ids, "all")
             finally:
                 table.clear()
+
+    def embed(
+        self, prompt: str | list[int], pooling: str = "mean", *, normalize: bool = True
+    ) -> np.ndarray:
+        """A vector for a text or token ids: float32 [dim].
+
+        It is made of the rows behind the model's last norm: "mean" of all tokens, or of the "last"
+        one. With `normalize` its length is 1. Only models that were trained for it give vectors
+        whose angles compare texts well. Others compute meanwhile. Errors as for `stream`.
+        """
+        check_choice("pooling", pooling, ("mean", "last"))
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        ids = self.check_ids(ids)
+        total = np.zeros(self.config.dim)
+        table = self.runner.new_table()
+        try:
+            for start in range(0, len(ids), _EMBED_TOKENS):
+                with self.runner.exclusive:
+                    self.runner.sweep()
+                    some = ids[start : start + _EMBED_TOKENS]
+                    rows = self.runner.compute(table, some, "hidden")
+                total = total + rows.sum(0, np.float64) if pooling == "mean" else rows[-1]
+        finally:
+            self.runner.discard(table)
+        if pooling == "mean":
+            total = total / len(ids)
+        length = float(np.linalg.norm(total)) if normalize else 1.0
+        return (total / (length or 1.0)).astype(np.float32)
 
     def stream(
         self,

@@ -171,6 +171,10 @@ class Reference:
         """Keys before RoPE, and values, of each layer, computed from an empty context."""
         return self._forward(ids, None, None)[1]
 
+    def hidden(self, ids: Sequence[int]) -> np.ndarray:
+        """The rows behind the last norm, [n, dim], from an empty context."""
+        return self._hidden(ids, None, None)[0]
+
     def _forward(
         self,
         ids: Sequence[int],
@@ -178,6 +182,23 @@ class Reference:
         past: Sequence[Past] | None,
     ) -> tuple[np.ndarray, list[Past]]:
         """Logits, and keys and values of the tokens `ids`."""
+        x, cached = self._hidden(ids, positions, past)
+        tied = "output.weight" not in self.weights
+        logits = self._linear(x, "token_embd" if tied else "output")
+        if self.arch == "granite":
+            logits = logits / self._get("logit_scale")
+        if self.arch in _GEMMA:
+            cap = self._get("final_logit_softcapping", 30.0 if self.arch == "gemma2" else 0.0)
+            logits = soft_cap(logits, cap)
+        return logits, cached
+
+    def _hidden(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int] | np.ndarray | None,
+        past: Sequence[Past] | None,
+    ) -> tuple[np.ndarray, list[Past]]:
+        """The rows behind the last norm, and keys and values of the tokens `ids`."""
         x = self.weights["token_embd.weight"][np.asarray(ids)]  # [n, dim]
         if self.arch in _GEMMA:
             x = x * np.sqrt(self.dim)
@@ -197,15 +218,7 @@ class Reference:
             x = x + residual_scale * self._norm_if_any(out, block + "post_attention_norm")
             out = self._feed_forward(self._norm_if_any(x, block + "ffn_norm"), block)
             x = x + residual_scale * self._norm_if_any(out, block + "post_ffw_norm")
-        x = self._norm(x, "output_norm")
-        tied = "output.weight" not in self.weights
-        logits = self._linear(x, "token_embd" if tied else "output")
-        if self.arch == "granite":
-            logits = logits / self._get("logit_scale")
-        if self.arch in _GEMMA:
-            cap = self._get("final_logit_softcapping", 30.0 if self.arch == "gemma2" else 0.0)
-            logits = soft_cap(logits, cap)
-        return logits, cached
+        return self._norm(x, "output_norm"), cached
 
     def _attention(
         self,

@@ -32,7 +32,7 @@ class _Recorded(NamedTuple):
     program: Program
     layer_ends: list[int]  # phases up to the end of each layer
     products: list[Product]  # in the order of the program
-    logits: np.ndarray  # float32 [n_rows, n_vocab]
+    rows: np.ndarray  # float32 [n_rows, n_vocab], or [n_rows, dim] if they are hidden rows
 
 
 class Model:
@@ -55,17 +55,19 @@ class Model:
         self._logits = np.zeros((1, config.n_vocab), np.float32)
         self.stop = Stop()
         self.observer: Callable[[Product], None] | None = None
-        self._recorded: dict[tuple[int, int], _Recorded] = {}
-        self._record(1, 1)  # makes all buffers, so that a lack of memory shows here
+        self._recorded: dict[tuple[int, int, bool], _Recorded] = {}
+        self._record(1, 1, False)  # makes all buffers, so that a lack of memory shows here
 
     def forward(self, batch: Batch, n_threads: int) -> np.ndarray:
         """Compute the batch, store its keys and values, and return the logits asked for.
 
-        float32 [len(batch.logit_rows), n_vocab], overwritten by the next call. `Stopped` if `stop`
-        ended it.
+        float32 [len(batch.logit_rows), n_vocab], overwritten by the next call; [.., dim] if the
+        batch wants hidden rows instead: behind the last norm, from which logits are made. `Stopped`
+        if `stop` ended it.
         """
         b, n, n_rows = self._buffers, batch.n_tokens, len(batch.logit_rows)
-        recorded = self._recorded.get((n, n_rows)) or self._record(n, n_rows)
+        key = (n, n_rows, batch.wants_hidden)
+        recorded = self._recorded.get(key) or self._record(*key)
         self._cache.prepare(batch)
         self._x[:n] = self._weights.embedding[batch.token_ids]
         b.positions[:n], b.slots[:n] = batch.positions, batch.slots
@@ -83,19 +85,19 @@ class Model:
         if self.stop.is_set:
             raise Stopped
         self._cache.complete(batch, n_threads)
-        return recorded.logits
+        return recorded.rows
 
-    def _record(self, n: int, n_rows: int) -> _Recorded:
-        """Write the program for `n` tokens, of which `n_rows` want logits."""
-        if len(self._logits) < n_rows:
+    def _record(self, n: int, n_rows: int, hidden: bool) -> _Recorded:
+        """Write the program for `n` tokens, of which `n_rows` want logits, or hidden rows."""
+        if not hidden and len(self._logits) < n_rows:
             self._recorded.clear()  # they hold the smaller array
             n_rows_more = max(n_rows, 2 * len(self._logits))
             self._logits = np.zeros((n_rows_more, self._config.n_vocab), np.float32)
-        program, logits = Program(), self._logits[:n_rows]
-        recorder = Recorder(self._config, self._cache, self._buffers, program, n, logits)
+        program, logits = Program(), None if hidden else self._logits[:n_rows]
+        recorder = Recorder(self._config, self._cache, self._buffers, program, n, n_rows, logits)
         ARCHITECTURES[self._config.architecture].forward(recorder, self._weights)
         while len(self._recorded) >= _MAX_PROGRAMS:
             del self._recorded[next(iter(self._recorded))]
-        recorded = _Recorded(program, recorder.layer_ends, recorder.products, logits)
-        self._recorded[n, n_rows] = recorded
+        recorded = _Recorded(program, recorder.layer_ends, recorder.products, recorder.rows)
+        self._recorded[n, n_rows, hidden] = recorded
         return recorded

@@ -82,6 +82,7 @@ class Recorder:
     x           float32 [n, dim]: the embedding of each token when the program starts
     config      of the model
     layer_ends  phases of the program up to the end of each layer
+    rows        the result: logits [n_rows, n_vocab], or the normed rows [n_rows, dim] before them
     products    what is multiplied, in the order of the program
 
     `readers` are the matrices that will multiply a result. If one of them is quantized, the result
@@ -95,15 +96,18 @@ class Recorder:
         buffers: Buffers,
         program: Program,
         n: int,
-        logits: np.ndarray,
+        n_rows: int,
+        logits: np.ndarray | None,
     ) -> None:
-        """`logits` float32 [n_rows, n_vocab] is for the tokens that `buffers.logit_rows` names."""
+        """`buffers.logit_rows` names the `n_rows` tokens that are wanted. `logits` float32
+        [n_rows, n_vocab] is for their logits; None: what these are made of is wanted instead."""
         self.x = buffers.rows("x", n, config.dim)
         self.layer_ends: list[int] = []
         self.products: list[Product] = []
         self.config = config
         self._cache, self._buffers = cache, buffers
-        self._program, self._n, self._logits = program, n, logits
+        self._program, self._n, self._n_rows, self._logits = program, n, n_rows, logits
+        self.rows = np.zeros((0, config.dim), np.float32) if logits is None else logits
         self._ended = False
 
     def layers(self, layers: Iterable[_Layer]) -> Iterator[tuple[int, _Layer]]:
@@ -198,7 +202,7 @@ class Recorder:
         mixes tokens, so from there on only tokens whose logits are wanted are computed: the last
         layer gets their rows alone. If there are none, the program ends here.
         """
-        c, b, n, n_wanted = self.config, self._buffers, self._n, len(self._logits)
+        c, b, n, n_wanted = self.config, self._buffers, self._n, self._n_rows
         is_last = layer == c.n_layers - 1
         self._ended = is_last and n_wanted == 0
         out = b.rows("attention", n, c.n_heads * c.head_dim_v)
@@ -285,6 +289,9 @@ class Recorder:
     def logits(self, w: Linear, x: np.ndarray) -> None:
         """The logits are w(x), for x [n_rows, dim], scaled and capped as the configuration says."""
         if self._ended:
+            return
+        if self._logits is None:
+            self.rows = x
             return
         self._multiply((w, x, self._logits))
         self.scale(self._logits, self.config.logit_scale)

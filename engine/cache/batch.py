@@ -12,7 +12,7 @@ from lariat.cache.rope import OWN, Reading
 class Batch:
     """Tokens of several requests, one request after the other, with one RoPE for all of them.
 
-    All arrays are int32.
+    All arrays are int32. `wants_hidden`: instead of logits, the rows that they are made of.
     """
 
     token_ids: np.ndarray  # [n_tokens]
@@ -24,6 +24,7 @@ class Batch:
     segments: np.ndarray  # [n_segments, 4], of all requests, with the new tokens in them
     logit_rows: np.ndarray  # [n_rows] tokens whose logits are wanted
     reading: Reading = OWN
+    wants_hidden: bool = False
 
     @property
     def n_tokens(self) -> int:

@@ -133,17 +133,18 @@ def _check_one(request: CompletionRequest) -> None:
         raise errors.bad("a context goes on once, without echo", "echo" if request.echo else "n")
 
 
-def given_prompts(given: str | list[Any]) -> list[str | list[int]]:
-    """The prompts of a text, of token ids, or of a list of either. ApiError for a mixture."""
+def given_prompts(given: str | list[Any], name: str = "prompt") -> list[str | list[int]]:
+    """The prompts of a text, of token ids, or of a list of either. ApiError for a mixture, which
+    names the field."""
     if isinstance(given, str):
         return [given]
     if given and all(isinstance(item, int) for item in given):
         return [given]
     if not given or any(isinstance(item, int) for item in given):
         what = "empty" if not given else "a mixture of token ids and prompts"
-        raise errors.bad(f"prompt is {what}", "prompt")
+        raise errors.bad(f"{name} is {what}", name)
     if len(given) > MAX_PROMPTS:
-        raise errors.bad(f"there are {len(given)} prompts, at most {MAX_PROMPTS} are taken")
+        raise errors.bad(f"{name} has {len(given)} entries, at most {MAX_PROMPTS} are taken", name)
     return given
 
 

@@ -21,7 +21,7 @@ class Part:
 
     table: BlockTable
     token_ids: List[int]
-    logits: str = "none"  # "none", "last" or "all": the rows that are wanted
+    logits: str = "none"  # "none", "last" or "all" rows; "hidden": all, before they are logits
     reading: Reading = OWN  # for all tokens that are known
     request: Request | None = None  # whose tokens they are
     start: int | None = None  # position of the first one, if the table has slots for them already
@@ -51,8 +51,9 @@ class Part:
 def make_batch(parts: List[Part]) -> Batch:
     """Append each part to its table, unless it has slots there, and lay out the batch.
 
-    All parts have the same reading. A table that is appended to occurs once. Others may occur
-    several times: in each layer the keys of all parts are stored before any part attends.
+    All parts have the same reading, and all or none want hidden rows. A table that is appended to
+    occurs once. Others may occur several times: in each layer the keys of all parts are stored
+    before any part attends.
     """
     n_past = np.array([part.n_past for part in parts], np.int32)
     places = [part.place() for part in parts]
@@ -60,7 +61,7 @@ def make_batch(parts: List[Part]) -> Batch:
     token_starts = _starts([len(part.token_ids) for part in parts])
     rows: list[int] = []
     for start, stop, part in zip(token_starts, token_starts[1:], parts, strict=False):
-        if part.logits == "all":
+        if part.logits in ("all", "hidden"):
             rows.extend(range(start, stop))
         elif part.logits == "last":
             rows.append(stop - 1)
@@ -74,6 +75,7 @@ def make_batch(parts: List[Part]) -> Batch:
         segments=np.concatenate(tables),
         logit_rows=np.array(rows, np.int32),
         reading=parts[0].reading,
+        wants_hidden=parts[0].logits == "hidden",
     )
 
 

@@ -227,8 +227,9 @@ class Runner:
     def forward(self, parts: Sequence[Part], n_threads: int | None = None) -> np.ndarray:
         """Run one forward pass over at most `n_ubatch` tokens.
 
-        Returns the logits that the parts ask for, float32 [n_rows, n_vocab], in their order; the
-        next pass overwrites them. A table that is appended to stands in one part only.
+        Returns the rows that the parts ask for, float32 [n_rows, n_vocab], or [n_rows, dim] if they
+        are hidden ones, in their order; the next pass overwrites them. A table that is appended to
+        stands in one part only.
         """
         batch = make_batch(parts)
         if n_threads is None:
@@ -246,8 +247,9 @@ class Runner:
     ) -> np.ndarray:
         """Compute tokens behind those of `table`, in passes of at most `n_ubatch`.
 
-        Returns copies of the logits, float32 [n_rows, n_vocab]. ContextError if blocks are missing,
-        before anything is computed; LariatError if a logit is not finite.
+        Returns copies of the rows, float32 [n_rows, n_vocab], hidden ones [n_rows, dim].
+        ContextError if blocks are missing, before anything is computed; LariatError if a number is
+        not finite.
         """
         if table.n_new_blocks(len(ids)) > self.cache.pool.n_free:
             raise ContextError(NO_ROOM)

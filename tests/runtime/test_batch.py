@@ -84,7 +84,7 @@ def test_make_batch_follows_plain_lists(wanted):
         for (_, _, logits), start, stop in zip(wanted, starts, starts[1:], strict=False)
         for row in rows[logits](start, stop)
     ]
-    arrays = {name: a for name, a in vars(batch).items() if name != "reading"}
+    arrays = {name: a for name, a in vars(batch).items() if name not in ("reading", "wants_hidden")}
     for name, array in arrays.items():
         assert array.dtype == np.int32, name
         assert array.flags.c_contiguous, name
