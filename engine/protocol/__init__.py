@@ -9,7 +9,8 @@ usage         how an answer ended, and its tokens
 conversation  messages and tools
 reading       answers as they arrive: thoughts and answer
 arranged      conversations about documents: which tokens are computed, moved, taken as they are
-Routes: chat, completions, embeddings, contexts (and documents), models, tokens
+Routes: chat, messages and responses (by way of chat), completions, embeddings, contexts (and
+documents), models, tokens
 
 For each route `prepare` makes a job of a request (prompts and `SamplingParams`), and the rest makes
 bodies of completions.

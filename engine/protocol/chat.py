@@ -192,6 +192,20 @@ def prepare(request: ChatRequest, served: Served, documents: Sequence[str] = ())
 
     Raises `ApiError`, `ChatError` and other errors of `errors.of`.
     """
+    limit = max_tokens(request)
+    params = sampling.params(
+        request, served.defaults, served.llm.n_vocab, limit, logprobs=_n_logprobs(request)
+    )
+    messages, prompt, rendering = rendered(request, served, documents)
+    served.check_length(prompt.ids, limit)
+    params = dataclasses.replace(params, stop=(*params.stop, *rendering.stop))
+    return ChatJob(served, messages, prompt, params.each(served.llm.settings.seed), rendering)
+
+
+def rendered(
+    request: ChatRequest, served: Served, documents: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], Prompt, Rendering]:
+    """A conversation as the template takes it, and as tokens. Raises as `prepare`."""
     served.check_name(request.model)
     variables = _variables(request, served)
     tools = tools_for_template(request.tools)
@@ -199,17 +213,10 @@ def prepare(request: ChatRequest, served: Served, documents: Sequence[str] = ())
         tools = []
     elif request.tool_choice is not None and not tools:
         raise errors.bad("tool_choice is given without tools", "tool_choice")
-    limit = max_tokens(request)
-    params = sampling.params(
-        request, served.defaults, served.llm.n_vocab, limit, logprobs=_n_logprobs(request)
-    )
     rendering = served.rendering(tools, variables)
     messages = for_template(request.messages, rendering.forms.thought_field)
     messages = with_documents(messages, documents)
-    params = dataclasses.replace(params, stop=(*params.stop, *rendering.stop))
-    prompt = served.prompt(rendering, messages)
-    served.check_length(prompt.ids, limit)
-    return ChatJob(served, messages, prompt, params.each(served.llm.settings.seed), rendering)
+    return messages, served.prompt(rendering, messages), rendering
 
 
 def max_tokens(request: ChatRequest) -> int:

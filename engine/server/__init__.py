@@ -4,8 +4,8 @@ run         listens, loads the model meanwhile, stops in order
 app         layers and routes; openapi describes them
 security    hosts, origins, keys
 routes      all endpoints, a line for each file of them:
-    chat (and arranged), completions, embeddings, contexts, documents, models, tokens, health
-    (with metrics and version), page (the web page, whose files are in static/)
+    chat (and arranged), responses, messages, completions, embeddings, contexts, documents, models,
+    tokens, health (with metrics and version), page (the web page, whose files are in static/)
 held_contexts  contexts that clients edit, and their segments
 endpoint    what a route is, and how each request is answered: body, sse, log
 service     the model and what requests share: admission (the queue), metrics

@@ -82,14 +82,14 @@ async def _end(
     prompt: ArrangedPrompt | None,
 ) -> PromptPlan | None:
     """Keep what later prompts can begin from; returns how this one was put together."""
-    _learn(job, completions)
+    learn(job, completions)
     if prompt is None:
         return None
     await service.in_thread(prompt.finish, completions[0], request.keep_context is not False)
     return await service.in_thread(prompt.told, bool(request.return_segments))
 
 
-def _learn(job: ChatJob, completions: list[Completion]) -> None:
+def learn(job: ChatJob, completions: list[Completion]) -> None:
     """Keep the tokens of answers: with them the next turn finds the answer in the cache."""
     for done in completions:
         if done.finish_reason == "stop":

@@ -10,8 +10,10 @@ from lariat.server import (
     documents,
     embeddings,
     health,
+    messages,
     models,
     page,
+    responses,
     tokens,
 )
 from lariat.server.endpoint import Endpoint
@@ -20,6 +22,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *models.ENDPOINTS,
     *chat.ENDPOINTS,
     *arranged.ENDPOINTS,
+    *responses.ENDPOINTS,
+    *messages.ENDPOINTS,
     *completions.ENDPOINTS,
     *embeddings.ENDPOINTS,
     *tokens.ENDPOINTS,
