@@ -53,6 +53,7 @@ _REASONS = {
         -v --verbose -lv --verbosity --verbose-prompt --log-disable --log-file --log-colors
         --log-prefix --log-timestamps --log-verbosity --perf --no-perf --show-timings
         --no-show-timings --color -co --simple-io""",
+    "keys outside of attention windows stay unless --swa-window-only is given": "--swa-full",
     "a model needs no warm-up here": "--warmup --no-warmup",
     "one prompt is computed at a time": "-np --parallel -cb --cont-batching -ns --sequences",
 }
