@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lariat.config import ModelConfig
 
 from tests.support.family_files import write_family
 from tests.support.model_files import write_llama
+from tests.support.real_models import GEMMA3, needs_gemma3
 
 CACHES = ("roped", "raw")
 TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
@@ -94,6 +96,19 @@ def test_a_full_context_evicts_its_oldest_tokens(models: dict[str, Path], cache:
     assert written[0] == written[1]
 
 
+@needs_gemma3
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_real_model_writes_the_same(cache: str) -> None:
+    """Windows of 512 tokens."""
+    prompt, written = np.random.default_rng(1).integers(1000, 20000, 900).tolist(), []
+    for window_only in (False, True):
+        options = {"cache": cache, "n_ctx": 1024, "n_threads": 2}
+        with LLM(GEMMA3, swa_window_only=window_only, **options) as llm:
+            written.append(llm.generate(prompt, replace(GREEDY, max_tokens=20)).token_ids)
+            assert n_thin(llm) == (10 if window_only else 0)
+    assert written[0] == written[1]
+
+
 # ---- what is refused ----
 
 
@@ -148,6 +163,29 @@ def test_a_text_that_goes_back_far_is_computed_anew(models: dict[str, Path]) -> 
             assert n == (6 if window_only else 0)
     for result in results[1:]:
         assert np.abs(result - results[0]).max() < 2e-5
+
+
+def test_files_made_without_it_are_read(models: dict[str, Path], tmp_path: Path) -> None:
+    """A chunk and a context that are longer than a window."""
+    saved, results = tmp_path / "context.safetensors", []
+    for window_only in (False, True):
+        with load(models["gemma3"], window_only, cache="raw", n_ctx=1024) as llm:
+            library = ChunkLibrary(tmp_path / "library")
+            with llm.context() as context, llm.context() as other:
+                if not window_only:
+                    library.add(llm, "long", IDS[:200])
+                    other.append(IDS[:250])
+                    other.save(saved)
+                else:
+                    other.load(saved)
+                context.append(IDS[:5])
+                context.append(library["long"], recompute="none")
+                for one in (context, other):
+                    one.append(IDS[250:300])
+                    results.append(one.logits(IDS[300:305]))
+                assert (n_thin(llm) > 0) == window_only
+    assert np.array_equal(results[0], results[2])
+    assert np.array_equal(results[1], results[3])
 
 
 def test_a_fork_keeps_what_it_sees(llm: LLM) -> None:
