@@ -28,7 +28,7 @@ from models.recall import Passage
 
 _RECOMPUTED: tuple[str | int, ...] = ("none", "auto", 8, 16, 32, "all")
 _N_PARTS = 4
-_N_TOKENS = 1000  # of the longest passages; the context is 1024
+_N_TOKENS = 1000  # of the longest passages; the model was trained on 1024
 _ANSWER = SamplingParams(max_tokens=40, temperature=0.0, stop=("\n",))
 _FIRST = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
@@ -44,7 +44,7 @@ def recall(model: str, n: int) -> None:
         right: dict[str | int, int] = dict.fromkeys(_RECOMPUTED, 0)
         surprise: dict[str | int, float] = dict.fromkeys(_RECOMPUTED, 0.0)
         with (
-            LLM(model, cache="raw", overrides=overrides, prefix_sharing=False) as llm,
+            LLM(model, n_ctx=1536, cache="raw", overrides=overrides, prefix_sharing=False) as llm,
             tempfile.TemporaryDirectory() as folder,
         ):
             passages = _with_documents(llm, n)

@@ -35,7 +35,7 @@ _COVERED = 0.25  # what a term that a passage has counts for the next passage
 class Recompute:
     """The tokens of chunks to compute anew once the question, the text behind them, is known.
 
-    first       first tokens of each chunk
+    first       first tokens of each chunk, computed when the passages are
     passages    chunks in which a passage is computed anew: those that the question is about
     length      tokens of a passage, around the words that it has of the question; None: the chunk
     by          "words": chunks are found by the words that they share with the question, the rare
