@@ -7,6 +7,8 @@ segments         which tokens of a prompt are a message's, and which a document'
 message_checks   whether messages of a program or a file are some, and all a conversation
 message_forms    the form in which a template takes messages: found out by trying
 thoughts         tells thoughts and answers apart
+tool_calls       answers taken apart: thoughts, content, and calls of tools
+tool_formats     how models write calls
 chat_template    how a conversation is written as text: named formats, or Jinja
 template_worker  renders Jinja in a process of its own, which the system limits
 """

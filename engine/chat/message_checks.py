@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ def checked(
     """The messages as dictionaries of JSON, copies; a text is one of the user.
 
     The content of a message is a text. A list of parts {"type": "text", "text": ...} becomes one;
-    with "tool_calls" there may be none. Raises `ChatError` for anything else.
+    with "tool_calls" there may be none. Their arguments are dictionaries; JSON becomes one. Raises
+    `ChatError` for anything else.
     """
     if isinstance(given, str):
         given = {"role": "user", "content": given}
@@ -35,7 +37,8 @@ def checked(
     if not isinstance(given, Sequence) or not all(isinstance(m, Mapping) for m in given):
         raise ChatError("a message is a text, or a dictionary with role and content")
     return [
-        _checked(cast(dict[str, Any], copied(message, "a message")), roles) for message in given
+        _with_arguments(_checked(cast(dict[str, Any], copied(message, "a message")), roles), number)
+        for number, message in enumerate(given, 1)
     ]
 
 
@@ -81,6 +84,27 @@ def _checked(message: dict[str, Any], roles: Sequence[str]) -> dict[str, Any]:
     for text in (content, str(role)):
         _check_unicode(text or "")
     return {**message, "role": role, "content": content}
+
+
+def _with_arguments(message: dict[str, Any], number: int) -> dict[str, Any]:
+    """The message with arguments of calls as dictionaries: clients keep them as JSON.
+
+    Raises `ChatError`, which names the message, for arguments that are none.
+    """
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call)
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                given = json.loads(function["arguments"])
+            except (ValueError, RecursionError):
+                given = None
+            if not isinstance(given, dict):
+                raise ChatError(
+                    f"message {number}: the arguments of a call are no JSON object: "
+                    f"{quote(function['arguments'])}"
+                )
+            function["arguments"] = given
+    return message
 
 
 def _check_unicode(text: str) -> None:

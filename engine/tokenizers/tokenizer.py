@@ -243,9 +243,10 @@ class Tokenizer:
         """The token as the vocabulary spells it, such as `▁the`, `Ġthe`, `<0x0A>` or `</s>`."""
         return self._vocabulary.tokens[self.check_id(token_id)].decode("utf-8", "replace")
 
-    def decoder(self) -> StreamDecoder:
-        """A new decoder for ids that come one at a time."""
-        return StreamDecoder(self)
+    def decoder(self, show: Collection[int] = ()) -> StreamDecoder:
+        """A new decoder for ids that come one at a time. Of control tokens, which are invisible,
+        those in `show` are written as the vocabulary spells them."""
+        return StreamDecoder(self, show)
 
     def check_id(self, token_id: SupportsIndex) -> int:
         """The id as an int. Raises ValueError if it is not one of the vocabulary."""
@@ -283,13 +284,18 @@ class StreamDecoder:
     All results together are the bytes of the ids, decoded with errors="replace".
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, show: Collection[int] = ()) -> None:
+        """Use `Tokenizer.decoder`."""
         self._tokenizer = tokenizer
+        self._shown = {i: tokenizer.piece(i).encode() for i in show}
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token_id: SupportsIndex) -> str:
         """The characters that this token completes; "" while a character is incomplete."""
-        return self._utf8.decode(self._tokenizer.decode_token(token_id))
+        data = self._tokenizer.decode_token(token_id)
+        if not data and self._shown:
+            data = self._shown.get(operator.index(token_id), b"")
+        return self._utf8.decode(data)
 
     def flush(self) -> str:
         """U+FFFD for a character that is still incomplete, else "". The decoder is new again."""
