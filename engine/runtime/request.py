@@ -30,7 +30,7 @@ class Timings:
     """
 
     load_s: float = 0.0
-    n_prompt: int = 0  # prompt tokens computed
+    n_prompt: int = 0  # tokens computed several at a time: of the prompt, or forced by a grammar
     prompt_s: float = 0.0
     n_decode: int = 0  # tokens computed one at a time after the prompt
     decode_s: float = 0.0
