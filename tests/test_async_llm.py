@@ -258,3 +258,29 @@ def test_a_context_goes_on(llm):
             assert context.tokens == [*ids_of(9), 5, 6, *done.token_ids]
 
     run(llm, work)
+
+
+def test_deltas_have_what_those_of_a_stream_have(llm):
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, logprobs=2)
+    expected = list(llm.stream([1, 5], params).deltas())
+
+    async def work(engine: AsyncLLM) -> None:
+        async with engine.stream([1, 5], params) as stream:
+            assert [delta async for delta in stream.deltas()] == expected
+        assert sum(len(delta.token_ids) for delta in expected) == 9
+
+    run(llm, work)
+
+
+def test_a_bad_prompt_of_a_list_fails_alone(llm):
+    expected = llm.generate([1, 5], GREEDY).token_ids
+
+    async def work(engine: AsyncLLM) -> None:
+        bad, good = await engine.generate([[10**7], [1, 5]], GREEDY)
+        assert isinstance(bad.error, ValueError)
+        assert bad.finish_reason == "error"
+        assert good.token_ids == expected
+        two = await engine.generate([1, 5], SamplingParams(n=2, max_tokens=3, seed=1))
+        assert [len(one.token_ids) for one in two] == [3, 3]
+
+    run(llm, work)

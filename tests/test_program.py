@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from lariat import _kernels
-from lariat._program import Program, run
+from lariat._program import Program, Stop, run
 from lariat.os_memory import allocate
 
 DIM = 96
@@ -59,6 +60,56 @@ def test_all_operations_of_a_phase_are_done(rng, n_threads):
     for _ in range(3):
         program.run(n_threads)
     assert np.allclose(outs, 3 * np.broadcast_to(bias[:, None], outs.shape))
+
+
+class Wish:
+    closed = False
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_a_run_stops_when_all_whom_it_is_for_are_closed(rng, n_threads):
+    """At any moment, while it runs; afterwards the program is as good as new."""
+    program, x = chain(rng, 60)
+    program.run(1)
+    expected = [a.copy() for a in x]
+    stop, wishes = Stop(), [Wish(), Wish()]
+    stop.begin(wishes)
+    wishes[0].closed = True
+    stop.look()
+    assert not stop.is_set
+    for i in range(20):
+        stop.begin(wishes)
+        wishes[1].closed = False
+        for a in x[1:]:
+            a[:] = np.nan
+
+        def close():
+            wishes[1].closed = True
+            stop.look()
+
+        timer = threading.Timer(i * 1e-4, close)
+        timer.start()
+        for _ in range(50):
+            program.run(n_threads, stop=stop)
+        timer.join(30)
+        assert stop.is_set
+        x[1][:] = np.nan
+        program.run(n_threads, stop=stop)
+        assert np.isnan(x[1]).all(), "stopped before the first phase"
+        assert stop.end()
+        stop.look()  # for nobody
+        assert not stop.is_set
+        program.run(n_threads, stop=stop)
+        assert all(np.array_equal(a, b) for a, b in zip(x, expected, strict=True))
+
+
+def test_a_run_for_those_who_have_given_up_before_does_nothing(rng):
+    program, x = chain(rng, 2)
+    stop, wish = Stop(), Wish()
+    wish.closed = True
+    stop.begin([wish])
+    program.run(2, stop=stop)
+    assert not x[-1].any()
 
 
 def test_a_part_of_a_program(rng):

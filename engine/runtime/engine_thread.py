@@ -82,17 +82,18 @@ class EngineThread:
         Raises the error of the request, and ValueError if the model is closed. An exception that
         strikes while it waits, such as KeyboardInterrupt, gives the request up.
         """
-        request.reader = threading.get_ident()
+        me = request.reader = threading.get_ident()
         while not request.deltas and not request.closed:
+            if not self._watched and not self._waiting:
+                with self._runner.exclusive:
+                    self._runner.take_in()
+                    if self._is_alone(me):
+                        if not request.closed:
+                            self._runner.step()
+                        continue
             threads.check_not_forked()
             self._runner.check_open()
-            if self._is_alone(request.reader):
-                with self._runner.exclusive:
-                    self._runner.sweep()  # takes in new requests, which may be others'
-                    if self._is_alone(request.reader) and not request.closed:
-                        self._runner.step()
-            else:
-                self._wait(request)
+            self._wait(request)
         if not request.deltas and isinstance(request.error, Exception):
             raise request.error
         return bool(request.deltas)

@@ -387,41 +387,51 @@ class Runner:
         self._step_since = time.monotonic()
         try:
             step = self._schedule()
-            groups = split(self._parts(step), self.n_ubatch, self._n_rows) if step.compute else []
-            for group in groups:
-                here = [part for part in group if part.request and not part.request.closed]
-                if here:
-                    self._pass(here, start)
+            parts = self._parts(step)
+            for i, group in enumerate(split(parts, self.n_ubatch, self._n_rows) if parts else []):
+                if i:
+                    if self.exclusive.is_wanted or self._submitted:
+                        return
+                    self._take_out()
+                    group = [part for part in group if part.request and not part.request.closed]
+                if group:
+                    self._pass(group, start)
                     start = time.perf_counter()
-                if self.exclusive.is_wanted or self._submitted:
-                    return
-                self._take_out()
             choosing = [request for request, _ in step.compute if request.is_choosing]
             for request in choosing:  # last: the blocks that are free now are promised to nobody
                 if not request.closed:
-                    self._compute_for([request], start, partial(self._choose_rope, request))
+                    n = request.n_computed
+                    if self._compute_for([request], partial(self._choose_rope, request)):
+                        seconds = time.perf_counter() - start
+                        request.count(request.n_computed - n, seconds, in_prompt=True)
                     start = time.perf_counter()
         finally:
             self._take_out()
             self._step_since, self._step_ended = None, time.monotonic()
 
     def _pass(self, group: Sequence[Part], start: float) -> None:
-        """Compute parts of requests, and give each its next token."""
+        """Compute parts of requests, and give each its next token. Tokens are counted, and the
+        seconds since `start`."""
         requests = list(dict.fromkeys(part.request for part in group if part.request))
-        n = sum(len(part.token_ids) for part in group)
-        n_decode = sum(not request.in_prompt for request in requests)
-        if self._compute_for(requests, start, lambda: _deal_out(self.forward(group), group)):
-            self._pace.add(n - n_decode, n_decode, time.perf_counter() - start)
+        before = [(request, request.n_computed, request.in_prompt) for request in requests]
+        if not self._compute_for(requests, lambda: _deal_out(self.forward(group), group)):
+            return
+        seconds, n_prompt, n_decode = time.perf_counter() - start, 0, 0
+        for request, n_before, was_prompt in before:
+            n = request.n_computed - n_before
+            request.count(n, seconds, was_prompt)
+            if was_prompt:
+                n_prompt += n
+            else:
+                n_decode += n
+        self._pace.add(n_prompt, n_decode, seconds)
 
-    def _compute_for(self, requests: list[Request], start: float, work: Callable[[], None]) -> bool:
+    def _compute_for(self, requests: list[Request], work: Callable[[], None]) -> bool:
         """Do work of these requests alone, which stops when all of them are given up.
 
-        The tokens that it computes are counted, and the seconds since `start`. If it does not come
-        to its end, nothing of it stays in the cache. Returns whether it came there.
+        If it does not come to its end, nothing of it stays in the cache. Returns whether it did.
         """
-        in_prompt = [request.in_prompt for request in requests]
         n_cached = [request.table.n_tokens for request in requests]
-        n_computed = [request.n_computed for request in requests]
         try:
             self.stop.begin(requests)
             work()
@@ -436,9 +446,6 @@ class Runner:
             return False
         finally:
             self.stop.end()
-        seconds = time.perf_counter() - start
-        for request, n, was_prompt in zip(requests, n_computed, in_prompt, strict=True):
-            request.count(request.n_computed - n, seconds, was_prompt)
         return True
 
     def sweep(self) -> None:
@@ -448,11 +455,15 @@ class Runner:
         An exception may have struck between two lines and lost blocks; the pool then counts them
         anew. The lock is held, and no edit is under way.
         """
+        self.take_in()
+        self._take_out()
+
+    def take_in(self) -> None:
+        """Let the scheduler have requests that are new. The lock is held."""
         while self._submitted:
             if self._submitted[0] not in self.scheduler.requests:  # struck between these lines?
                 self.scheduler.add(self._submitted[0])
             self._submitted.popleft()
-        self._take_out()
 
     def _take_out(self) -> None:
         """The rest of `sweep`: within a step no request is taken in, because it may run in the
@@ -479,7 +490,8 @@ class Runner:
         """Ask for a step, and evict as long as the scheduler wants room first."""
         while True:
             self._take_out()
-            step = self.scheduler.schedule(self._pace.budget)
+            is_one = self.scheduler.n_unfinished == 1
+            step = self.scheduler.schedule(None if is_one else self._pace.budget)
             if not step.evict:
                 return step
             for request, (start, stop) in step.evict:

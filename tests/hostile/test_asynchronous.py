@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lariat import LLM, ContextError, SamplingParams
+from lariat.runtime.request import Request
 
 from tests.support.contexts import GREEDY, ids_of
 from tests.support.model_files import write_llama
@@ -155,3 +156,44 @@ def test_a_context_that_was_struck_is_sound_or_refuses(path: Path, cache: str, a
                 assert np.isfinite(context.logits([5])).all()
         assert alarm.n_strikes > 50
         assert not n_refused or cache == "roped"
+
+
+def test_requests_of_the_engine_thread_go_on_whatever_strikes_others(path: Path, alarm: Alarm):
+    """Strikes hit the thread that reads and edits; the text of the others stays what it is."""
+    rng = random.Random(2)
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+
+    class Box:
+        def deliver(self, requests: list[Request]) -> None:
+            pass
+
+    with LLM(path, cache="raw", n_threads=1, n_ctx=N_CTX) as llm:
+        n_blocks = llm.runner.cache.pool.n_blocks
+        expected = llm.generate(ids_of(30), params).token_ids
+        n_done, request = 0, None
+
+        def edit() -> None:
+            with llm.context() as context:
+                context.append(ids_of(rng.randint(1, 40)))
+                context.delete(0, len(context))
+
+        def stream() -> None:
+            for _ in llm.stream(ids_of(rng.randint(1, 40)), GREEDY):
+                pass
+
+        while alarm.n_strikes < min(N_STRIKES, 300):
+            if request is None or request.closed:
+                if request is not None:
+                    assert request.completion.token_ids == expected
+                    n_done += 1
+                request = llm.request(ids_of(30), params)
+                llm.engine.start(request)
+                llm.engine.watch(request, Box())
+            with contextlib.suppress(ContextError):
+                alarm.act(rng.choice((edit, stream)), rng.uniform(1e-5, 8e-3))
+        assert n_done > 2
+        llm.engine.give_up(request)
+        gc.collect()
+        assert llm.generate(ids_of(30), params).token_ids == expected
+        assert llm.runner.cache.pool.n_free == n_blocks
+        assert not llm.runner.exclusive.is_held

@@ -310,3 +310,54 @@ def test_an_idle_scheduler_chooses_nothing():
     simulation = Simulation(2, 8)
     assert simulation.scheduler.schedule() == Step(n_tokens_left=8)
     assert simulation.scheduler.n_unfinished == 0
+
+
+# ---- a budget of prompt tokens ----
+
+
+def numbers(scheduler: Scheduler, budget: int | None) -> list[int]:
+    """A step's tokens, computed; requests that decode get their next one."""
+    step = scheduler.schedule(budget)
+    for request, n in step.compute:
+        wants_logits = n == request.n_pending
+        request.table.append(n)
+        if wants_logits:
+            request.ids.append(1)
+            request.completion.token_ids.append(1)
+    return [n for _, n in step.compute]
+
+
+def test_prompts_get_the_budget_while_others_decode() -> None:
+    simulation = Simulation(64, 100)
+    simulation.add(3, 90), simulation.add(4, 90)
+    assert numbers(simulation.scheduler, 5) == [3, 4], "nobody decodes yet"
+    simulation.add(40, 9), simulation.add(6, 9)
+    assert numbers(simulation.scheduler, 7) == [1, 1, 7]
+    assert numbers(simulation.scheduler, 1) == [1, 1, 1]
+    assert numbers(simulation.scheduler, 32) == [1, 1, 32]
+    assert numbers(simulation.scheduler, 500) == [1, 1, 1, 6], "the next one"
+    assert numbers(simulation.scheduler, None) == [1, 1, 1, 1]
+
+
+def test_a_lone_prompt_gets_the_whole_batch() -> None:
+    simulation = Simulation(64, 100)
+    simulation.add(250, 9)
+    assert [numbers(simulation.scheduler, 1) for _ in range(4)] == [[100], [100], [50], [1]]
+    simulation.add(250, 9)
+    simulation.add(250, 9)
+    assert numbers(simulation.scheduler, 3) == [1, 3]
+
+
+def test_a_long_prompt_that_is_older_than_those_who_decode_takes_the_blocks_of_the_youngest() -> (
+    None
+):
+    """They come first in a step all the same, so one that is chosen may have to go again."""
+    simulation = Simulation(8, 500)
+    simulation.add(8, 400)
+    numbers(simulation.scheduler, 4)
+    long, young = simulation.add(150, 9), simulation.add(32, 9)
+    seen = [numbers(simulation.scheduler, 30) for _ in range(12)]
+    assert all(n >= 1 for step in seen for n in step)
+    assert long.completion.token_ids
+    assert simulation.pool.n_free >= 0
+    assert young in simulation.scheduler.requests
