@@ -235,7 +235,7 @@ def test_closing_ends_open_streams(llm):
     asyncio.run(main())
 
 
-def test_a_loop_that_ended_leaves_nothing_running(llm):
+def test_a_stream_that_outlives_its_loop_is_given_up_when_it_is_dropped(llm):
     streams = []
 
     async def main() -> None:
@@ -244,6 +244,7 @@ def test_a_loop_that_ended_leaves_nothing_running(llm):
         streams.append(stream)
 
     asyncio.run(main())
+    streams.clear()
     end = time.monotonic() + 30
     while llm.health().n_running and time.monotonic() < end:
         time.sleep(0.001)
