@@ -37,7 +37,7 @@ from lariat.runtime.runner import Health, build_runner, is_list
 from lariat.runtime.scoring import Score, Text
 from lariat.runtime.stream import Stream
 from lariat.structured.grammar import Grammar
-from lariat.structured.matcher import Grammars
+from lariat.structured.matcher import Grammars, VocabularyGrammar
 from lariat.tokenizers.tokenizer import Tokenizer
 
 _EMBED_TOKENS = 128  # computed in one go, between steps of others
@@ -477,6 +477,11 @@ class LLM:
         rope_choice.checked(given, self.config, 0)
         if self.settings.cache != "raw":
             raise ValueError("rope_read needs the raw cache: rotated keys keep their angles")
+
+    def token_grammar(self, grammar: Grammar) -> VocabularyGrammar:
+        """A grammar in this model's tokens, for `SamplingParams`, which takes either. The first one
+        takes up to a second. ValueError if it names a token that is not there."""
+        return self._grammars.of(grammar)
 
     def check_ids(self, ids: list[int]) -> list[int]:
         """Token ids as plain ints. ValueError for other things, for none, and for ids that are not

@@ -4,6 +4,7 @@ served        a loaded model as clients see it
 bodies        JSON, decoded strictly
 errors        errors as clients get them
 sampling      fields that say how text is chosen
+structured    what an answer must follow
 logprobs      log-probabilities in two shapes
 usage         how an answer ended, and its tokens
 conversation  messages and tools

@@ -16,7 +16,7 @@ import msgspec
 from lariat.chat.rendering import Prompt, Rendering
 from lariat.chat.segments import with_documents
 from lariat.config import SamplingParams
-from lariat.protocol import errors, logprobs, sampling, usage
+from lariat.protocol import errors, logprobs, sampling, structured, usage
 from lariat.protocol.contexts import DocumentReference, PromptPlan
 from lariat.protocol.conversation import (
     Message,
@@ -29,25 +29,10 @@ from lariat.protocol.logprobs import ChatLogprob, ChatLogprobs
 from lariat.protocol.reading import Piece, Reader
 from lariat.protocol.sampling import SamplingFields
 from lariat.protocol.served import Served
+from lariat.protocol.structured import ResponseFormat
 from lariat.protocol.usage import FinishReason, StreamOptions, Usage
 from lariat.runtime.request import Completion
 from lariat.runtime.request import Delta as Step
-
-
-class JsonSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A schema that the answer must follow."""
-
-    name: str = ""
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The form of the answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
 
 
 class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
@@ -196,9 +181,18 @@ def prepare(request: ChatRequest, served: Served, documents: Sequence[str] = ())
     params = sampling.params(
         request, served.defaults, served.llm.n_vocab, limit, logprobs=_n_logprobs(request)
     )
+    grammar = structured.grammar(request, request.response_format, served)
     messages, prompt, rendering = rendered(request, served, documents)
+    if grammar is not None and prompt.begun:
+        raise errors.bad(
+            "the chat template begins a thought, which cannot follow a grammar: switch thoughts off"
+            ' (chat_template_kwargs, such as {"enable_thinking": false})',
+            "response_format",
+        )
     served.check_length(prompt.ids, limit)
-    params = dataclasses.replace(params, stop=(*params.stop, *rendering.stop))
+    params = dataclasses.replace(
+        params, stop=(*params.stop, *rendering.stop), grammar=grammar or params.grammar
+    )
     return ChatJob(served, messages, prompt, params.each(served.llm.settings.seed), rendering)
 
 
@@ -213,6 +207,10 @@ def rendered(
         tools = []
     elif request.tool_choice is not None and not tools:
         raise errors.bad("tool_choice is given without tools", "tool_choice")
+    if tools and request.tool_choice not in (None, "auto"):
+        raise errors.bad("tool_choice can be none or auto: no call can be forced", "tool_choice")
+    if tools and request.parallel_tool_calls is False:
+        raise errors.bad("parallel_tool_calls cannot be forbidden", "parallel_tool_calls")
     rendering = served.rendering(tools, variables)
     messages = for_template(request.messages, rendering.forms.thought_field)
     messages = with_documents(messages, documents)

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import msgspec
 from lariat.config import SamplingParams
-from lariat.protocol import errors, logprobs, sampling, usage
+from lariat.protocol import errors, logprobs, sampling, structured, usage
 from lariat.protocol.logprobs import TextLogprobs, TextWriter
 from lariat.protocol.sampling import SamplingFields
 from lariat.protocol.served import Served
+from lariat.protocol.structured import ResponseFormat
 from lariat.protocol.usage import FinishReason, StreamOptions, Usage
 from lariat.runtime.request import Completion, Delta
 
@@ -36,6 +37,7 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    response_format: ResponseFormat | None = None
     parse_special: bool | None = None
 
 
@@ -94,12 +96,13 @@ def prepare(
     if n_top is not None:
         logprobs.check_top(n_top, "logprobs")
     n_top_prompt = n_top if request.echo else None
+    grammar = structured.grammar(request, request.response_format, served)
     first = sampling.params(
         request, served.defaults, served.llm.n_vocab, limit, logprobs=n_top,
         prompt_logprobs=n_top_prompt,
     )  # fmt: skip
     each = [
-        dataclasses.replace(params, prompt_logprobs=n_top_prompt)
+        dataclasses.replace(params, prompt_logprobs=n_top_prompt, grammar=grammar)
         for params in first.each(served.llm.settings.seed)
     ]
     texts = given_prompts(request.prompt)

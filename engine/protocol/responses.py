@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import msgspec
 from lariat.protocol import chat, conversation, errors
-from lariat.protocol.chat import Answer, ChatJob, ChatRequest, ChunkChoice, JsonSchema
+from lariat.protocol.chat import Answer, ChatJob, ChatRequest, ChunkChoice
 from lariat.protocol.conversation import CalledFunction, Message, ToolCall
 from lariat.protocol.served import Served
+from lariat.protocol.structured import JsonSchema, ResponseFormat
 from lariat.runtime.request import Completion
 
 
@@ -173,7 +174,7 @@ def prepare(request: ResponseRequest, served: Served) -> ChatJob:
     if form is not None:
         schema = JsonSchema(name=form.name, schema=form.schema, strict=form.strict)
         is_schema = form.type == "json_schema"
-        asked.response_format = chat.ResponseFormat(
+        asked.response_format = ResponseFormat(
             type=form.type, json_schema=schema if is_schema else None
         )
     if request.tools:

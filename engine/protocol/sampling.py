@@ -35,6 +35,10 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
+    choices: list[str] | None = None
     n: int | None = None
     best_of: int | None = None
     # Taken without effect: they do not change an answer.
