@@ -335,12 +335,13 @@ class BlockTable:
     def place(self, rows: np.ndarray) -> np.ndarray:
         """Take fresh blocks for `rows` int32 [n, 3] (block counted from 0, first slot, length).
 
-        The list must be empty. Returns the slots of all tokens. IndexError if blocks are missing.
+        The list must be empty. The blocks have the order of those of `rows`, as whoever writes their
+        contents expects. Returns the slots of all tokens. IndexError if blocks are missing.
         """
         n_blocks = int(rows[:, 0].max(initial=-1)) + 1
         if n_blocks > self.pool.n_free:
             raise IndexError("the pool has too few free blocks")
-        blocks = np.array([self.pool.allocate() for _ in range(n_blocks)], np.int32)
+        blocks = np.array(sorted(self.pool.allocate() for _ in range(n_blocks)), np.int32)
         table = np.zeros((len(rows), 4), np.int32)
         table[:, 0], table[:, 1:3] = blocks[rows[:, 0]], rows[:, 1:]
         self.assign(table)

@@ -153,3 +153,22 @@ def test_random_edits_of_quantized_contexts(path, types):
         assert n_free(llm) == llm.runner.cache.pool.n_blocks
         llm.runner.cache._memory.open(np.zeros(0, np.int32), llm.runner.cache.pool)
         assert (llm.runner.cache._memory.open_at == -1).all()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("types", [*CHANNEL_TYPES, "f32", "q8_0"])
+def test_a_file_loads_into_blocks_of_any_order(path, cache, types, tmp_path):
+    """Blocks are handed out in the order in which others gave them back."""
+    file = tmp_path / "a.context"
+    with load(path, cache, type_k=types, type_v=types) as llm, llm.context() as context:
+        context.append(ids_of(150))
+        expected = context.logits([5, 6])
+        context.save(file)
+        others = [llm.context() for _ in range(8)]
+        for i, other in enumerate(others):
+            other.append(ids_of(20, i))
+        for i in (3, 0, 6, 1, 7, 2, 5, 4):
+            others[i].close()
+        with llm.context() as loaded:
+            loaded.load(file)
+            assert np.array_equal(loaded.logits([5, 6]), expected)
