@@ -187,10 +187,10 @@ class BlockTable:
     """
 
     def __init__(self, pool: BlockPool) -> None:
-        pool.register(self)
         self.pool = pool
         self._table: np.ndarray = np.zeros((8, 4), np.int32)
         self._n_segments = 0
+        pool.register(self)  # last: another thread may count the blocks of all tables
 
     def __del__(self) -> None:
         if getattr(self, "_n_segments", 0):  # nobody cleared it: an exception kept them from it
