@@ -335,8 +335,8 @@ class BlockTable:
     def place(self, rows: np.ndarray) -> np.ndarray:
         """Take fresh blocks for `rows` int32 [n, 3] (block counted from 0, first slot, length).
 
-        The list must be empty. The blocks have the order of those of `rows`, as whoever writes their
-        contents expects. Returns the slots of all tokens. IndexError if blocks are missing.
+        The list must be empty. The blocks have the order of those of `rows`: whoever writes their
+        contents counts on it. Returns the slots of all tokens. IndexError if blocks are missing.
         """
         n_blocks = int(rows[:, 0].max(initial=-1)) + 1
         if n_blocks > self.pool.n_free:
