@@ -65,7 +65,7 @@ def test_every_package_is_listed(project: dict[str, Any]) -> None:
 def test_every_dependency_has_a_range(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"].values()
     for requirement in [*project["project"]["dependencies"], *(r for e in extras for r in e)]:
-        assert re.fullmatch(r"[\w.-]+>=[\d.]+,<[\d.]+", requirement)
+        assert re.fullmatch(r"[\w.-]+(\[[\w-]+\])?>=[\d.]+,<[\d.]+", requirement)
 
 
 def test_build_is_portable() -> None:
