@@ -19,4 +19,11 @@ def attend(
     soft_cap: float = 0,
     sinks: Float32 | None = None,
 ) -> Operation: ...
-def merge(pool: Pool, layer: int, q: Float32, plan: AttentionPlan, out: Float32) -> Operation: ...
+def merge(
+    pool: Pool,
+    layer: int,
+    q: Float32,
+    plan: AttentionPlan,
+    out: Float32,
+    sinks: Float32 | None = None,
+) -> Operation: ...

@@ -5,7 +5,8 @@ from libc.stdint cimport int32_t, int64_t
 from lariat._kernels cimport Rope
 
 cdef enum:
-    TILE_ROWS = 128  # queries of a tile: tokens times query heads of a KV head
+    TILE_ROWS = 128     # queries of a tile: tokens times query heads of a KV head
+    SPAN_SEGMENTS = 16  # segments of a span, counted from a request's first
 
 cdef inline int64_t tokens_of_tile(int64_t group) noexcept nogil:
     """Most tokens of a tile, for `group` query heads to a KV head"""
@@ -17,10 +18,10 @@ cdef struct part_t:  # tokens of one request in the batch
 
 cdef struct span_t:  # n_keys: keys of the context up to its token's own
     int32_t token, n_keys, first_segment, last_segment, first_head, last_head, partial, n_partials
-    int32_t is_first  # of its token's spans
 
 cdef struct tile_t:  # n_keys: keys of the context up to its first token's own
     int32_t token, n_tokens, n_keys, first_segment, last_segment, head
+    int32_t request_segment  # the first one of its request
 
 cdef struct plan_t:  # of the batch at hand
     int64_t n_tasks          # of `attend`: tiles first, then spans
@@ -32,6 +33,7 @@ cdef struct plan_t:  # of the batch at hand
     const int32_t *merges    # [n][3]: token, first partial result, number of partial results
     const int32_t *segments  # [n][4]: block, first slot, length, first position
     const int32_t *starts    # [n]: tokens of the context before each segment
+    const int32_t *ends      # [n]: tokens up to the last one that lies in the segment's block
     float *partials          # [n][n_heads (dv + 2)]: maxima, sums, weighted values
 
 
@@ -39,7 +41,7 @@ cdef class AttentionPlan:
     cdef plan_t plan
     cdef int32_t[:, ::1] spans, tiles, merges
     cdef const int32_t[:, ::1] segments
-    cdef int32_t[::1] starts
+    cdef int32_t[::1] starts, ends
     cdef float[::1] partials
     cdef Py_ssize_t n_heads, n_kv_heads, n_blocks, head_dim_v, head_dims, tile_tokens
     cdef readonly Py_ssize_t window

@@ -7,7 +7,8 @@ in one of two ways:
   span of segments times a range of KV heads, blocks outside and heads inside; the results of spans
   are merged in order.
 - Tokens of a prompt share keys and values. A task is a tile of tokens times one KV head. It makes
-  the keys of a block float (and rotates raw ones) once for all its queries.
+  the keys of a block float (and rotates raw ones) once for all its queries, and adds up spans as
+  for one token: results have the same bits.
 
 With an attention window (arXiv 2004.05150) a token attends to the last keys alone, its own among
 them. Segments that lie outside are not read.
@@ -22,7 +23,6 @@ from lariat._kernels cimport SLOTS, Rope
 
 
 cdef enum:
-    SPAN_SEGMENTS = 16   # segments of a decode task
     DECODE_TASKS = 16    # while there are fewer tasks than this, heads are cut too
     FEW_TOKENS = 4       # a request with this many tokens or fewer is cut as for decode
 
@@ -44,8 +44,9 @@ cdef class AttentionPlan:
         self.head_dim_v, self.head_dims = pool.head_dim_v, pool.head_dim_k + pool.head_dim_v
         self.tile_tokens = tokens_of_tile(n_heads // pool.n_kv_heads)
         self.ropes = []
-        self.spans, self.tiles = np.zeros((8, 9), np.int32), np.zeros((8, 6), np.int32)
+        self.spans, self.tiles = np.zeros((8, 8), np.int32), np.zeros((8, 7), np.int32)
         self.merges, self.starts = np.zeros((8, 3), np.int32), np.zeros(8, np.int32)
+        self.ends = np.zeros(8, np.int32)
         self.segments, self.partials = np.zeros((0, 4), np.int32), np.zeros(1, np.float32)
 
     def fill(self, const int32_t[::1] token_starts, const int32_t[::1] n_past,
@@ -110,9 +111,10 @@ cdef class AttentionPlan:
                          const int32_t[::1] segment_starts,
                          const int32_t[:, ::1] segments) except -1:
         """Count the tokens of each context before each of its segments."""
-        cdef Py_ssize_t r, i, n_held, n_new
+        cdef Py_ssize_t r, i, n_held, n_new, tail
         if self.starts.shape[0] < segments.shape[0]:
             self.starts = np.zeros(2 * segments.shape[0], np.int32)
+            self.ends = np.zeros(2 * segments.shape[0], np.int32)
         for r in range(n_past.shape[0]):
             n_held, n_new = 0, token_starts[r + 1] - token_starts[r]
             for i in range(segment_starts[r], segment_starts[r + 1]):
@@ -124,9 +126,17 @@ cdef class AttentionPlan:
                         f"{n_held} of request {r} is at position {segments[i, 3]}"
                     )
                 n_held += segments[i, 2]
+                self.ends[i] = n_held
             if n_past[r] + n_new > n_held:
                 raise ValueError(f"the segments of request {r} hold {n_held} tokens, but it has "
                                  f"{n_past[r]} and {n_new} in the batch")
+            # Of an edited context, several segments may lie in the block that is written next.
+            tail = segment_starts[r]
+            while tail < segment_starts[r + 1] and self.ends[tail] <= n_past[r]:
+                tail += 1
+            for i in range(segment_starts[r], tail if tail < segment_starts[r + 1] else 0):
+                if segments[i, 0] == segments[tail, 0]:
+                    self.ends[i] = self.ends[tail]
         return 0
 
     cdef int use(self, Rope rope) except -1:
@@ -162,11 +172,11 @@ cdef class AttentionPlan:
                 max_tiles += (n_new + self.tile_tokens - 1) // self.tile_tokens * self.n_kv_heads
             else:
                 self.n_alone += n_new
-                max_spans += n_new * (n_segments // SPAN_SEGMENTS + 1) * self.n_kv_heads
+                max_spans += n_new * (n_segments // SPAN_SEGMENTS + 2) * self.n_kv_heads
         if self.tiles.shape[0] < max_tiles:
-            self.tiles = np.zeros((2 * max_tiles, 6), np.int32)
+            self.tiles = np.zeros((2 * max_tiles, 7), np.int32)
         if self.spans.shape[0] < max_spans:
-            self.spans = np.zeros((2 * max_spans, 9), np.int32)
+            self.spans = np.zeros((2 * max_spans, 8), np.int32)
         if self.merges.shape[0] < self.n_alone:
             self.merges = np.zeros((2 * self.n_alone, 3), np.int32)
         return 0
@@ -190,7 +200,7 @@ cdef class AttentionPlan:
             for h in range(self.n_kv_heads):
                 tiles[self.n_tiles] = tile_t(
                     part.first_token + t, min(self.tile_tokens, part.n_tokens - t),
-                    part.n_past + t + 1, first, part.last_segment, h,
+                    part.n_past + t + 1, first, part.last_segment, h, part.first_segment,
                 )
                 self.n_tiles += 1
             t -= self.tile_tokens
@@ -199,21 +209,24 @@ cdef class AttentionPlan:
         """The spans of token t of a part."""
         cdef span_t *spans = <span_t *>&self.spans[0, 0]
         cdef Py_ssize_t n_keys = part.n_past + t + 1, end = part.last_segment
-        cdef Py_ssize_t begin, first, n_spans, i, h, n_heads
+        cdef Py_ssize_t begin, origin, first, n_spans, i, h, n_heads
         while self.starts[end - 1] >= n_keys:
             end -= 1
         begin = self._first_segment(part, end, n_keys)
-        n_spans = (end - begin + SPAN_SEGMENTS - 1) // SPAN_SEGMENTS
+        # Spans begin where those of every other token of the request do.
+        origin = begin - (begin - part.first_segment) % SPAN_SEGMENTS
+        n_spans = (end - origin + SPAN_SEGMENTS - 1) // SPAN_SEGMENTS
         n_heads = max(1, self.n_kv_heads * n_spans * self.n_alone // DECODE_TASKS,
                       TASK_FLOATS // (min(n_keys, self.plan.window) * self.head_dims))
         n_heads = min(n_heads, self.n_kv_heads)
         for i in range(n_spans):
-            first = begin + i * SPAN_SEGMENTS
+            first = origin + i * SPAN_SEGMENTS
             h = 0
             while h < self.n_kv_heads:
                 spans[self.n_spans] = span_t(
-                    part.first_token + t, n_keys, first, min(end, first + SPAN_SEGMENTS), h,
-                    min(self.n_kv_heads, h + n_heads), self.n_partials + i, n_spans, i == 0,
+                    part.first_token + t, n_keys, max(begin, first),
+                    min(end, first + SPAN_SEGMENTS), h, min(self.n_kv_heads, h + n_heads),
+                    self.n_partials + i, n_spans,
                 )
                 self.n_spans += 1
                 h += n_heads
@@ -232,7 +245,8 @@ cdef class AttentionPlan:
         self.plan.tiles = <tile_t *>&self.tiles[0, 0]
         self.plan.spans = <span_t *>&self.spans[0, 0]
         self.plan.merges = &self.merges[0, 0]
-        self.plan.starts, self.plan.partials = &self.starts[0], &self.partials[0]
+        self.plan.starts, self.plan.ends = &self.starts[0], &self.ends[0]
+        self.plan.partials = &self.partials[0]
         self.plan.segments = &self.segments[0, 0] if self.segments.shape[0] else NULL
         self.plan.n_tiles = self.n_tiles
         self.plan.n_tasks = self.n_tiles + self.n_spans

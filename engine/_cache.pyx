@@ -1,8 +1,10 @@
 """The cache's memory: its layout, how keys and values get into it, how stored keys are rotated.
 
-The conventions of _kernels.pyx hold here too. `store`, `shift` and `seal` are operations of a
-program.
+The conventions of _kernels.pyx hold here too. `store`, `shift`, `seal` and `seal_filled` are
+operations of a program.
 """
+
+import numpy as np
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport abs
@@ -41,7 +43,9 @@ cdef class Pool:
     k, v uint8 [bytes], 64-byte aligned, of the types named. Types by channel also need memory for
     blocks that are not quantized yet: open_k, open_v uint8 [bytes], f16
     [place][layer][kv_head][32 slots][head_dim]; open_at int32 [n_blocks], each block's place there
-    or -1, which is looked up whenever an operation runs. ValueError for memory of another size.
+    or -1; is_full uint8 [n_blocks], 1 where a block with a place is quantized too, so that tokens
+    behind it see it quantized (None: no block is). They are looked up whenever an operation runs.
+    ValueError for memory of another size.
 
     With hadamard_k or hadamard_v, heads are stored times an orthonormal Hadamard matrix (blocks of
     the largest power of two that divides head_dim), which spreads a large number over all channels
@@ -53,7 +57,7 @@ cdef class Pool:
                  Py_ssize_t n_kv_heads, Py_ssize_t head_dim_k, Py_ssize_t head_dim_v, str type_k,
                  str type_v, uint8_t[::1] open_k=None, uint8_t[::1] open_v=None,
                  const int32_t[::1] open_at=None, bint hadamard_k=False,
-                 bint hadamard_v=False):
+                 bint hadamard_v=False, const uint8_t[::1] is_full=None):
         self.n_layers, self.n_blocks, self.n_kv_heads = n_layers, n_blocks, n_kv_heads
         self.head_dim_k, self.head_dim_v = head_dim_k, head_dim_v
         self._check_memory("keys", type_k, head_dim_k, k, open_k, open_at)
@@ -61,6 +65,20 @@ cdef class Pool:
         self.k, self.v, self.open_k, self.open_v, self.open_at = k, v, open_k, open_v, open_at
         self.type_k, self.type_v = _TYPES[type_k], _TYPES[type_v]
         self.hadamard_k, self.hadamard_v = hadamard_k, hadamard_v
+        self.is_full = np.zeros(n_blocks, np.uint8) if is_full is None else is_full
+        if self.is_full.shape[0] != n_blocks:
+            raise ValueError(f"is_full has {self.is_full.shape[0]} marks for {n_blocks} blocks")
+        self.filled, self.n_seal_tasks = np.zeros(n_blocks, np.int32), 0
+
+    def fill(self, const int32_t[::1] blocks):
+        """Have `seal_filled` quantize these open blocks, int32 [n], when it is run next."""
+        cdef Py_ssize_t i
+        self.n_seal_tasks = 0
+        for i in range(blocks.shape[0]):
+            check_open(self, blocks[i])
+        for i in range(blocks.shape[0]):
+            self.filled[i] = blocks[i]
+        self.n_seal_tasks = blocks.shape[0] * self.n_kv_heads
 
     def _check_memory(self, str name, str type, Py_ssize_t d, const uint8_t[::1] memory,
                       const uint8_t[::1] open_memory, const int32_t[::1] open_at):
@@ -109,9 +127,9 @@ cdef kv_t kv_of(Pool pool, uint8_t[::1] memory, uint8_t[::1] open_memory, int ty
     kv.n_blocks, kv.n_layers = pool.n_blocks, pool.n_layers
     kv.block_bytes = SLOTS * cache_row_bytes(type, d) + cache_scale_bytes(type, d)
     kv.base = &memory[0] + layer * kv.n_blocks * kv.n_heads * kv.block_bytes
-    kv.open_at, kv.open = NULL, NULL
+    kv.open_at, kv.is_full, kv.open = NULL, NULL, NULL
     if type >= C_Q8_CH:
-        kv.open_at = &pool.open_at[0]
+        kv.open_at, kv.is_full = &pool.open_at[0], &pool.is_full[0]
         kv.open = &open_memory[0] + layer * kv.n_heads * SLOTS * d * 2
     return kv
 
@@ -302,6 +320,12 @@ cdef class _Seal(Operation):
     cdef seal_t a
 
 
+cdef int check_open(Pool pool, int64_t block) except -1:
+    if not 0 <= block < pool.n_blocks or pool.open_at is None or pool.open_at[block] < 0:
+        raise ValueError(f"block {block} is not open")
+    return 0
+
+
 def seal(Pool pool, const int32_t[::1] blocks):
     """Quantize the keys and values of open blocks, in all layers, where their type is by channel.
 
@@ -309,9 +333,7 @@ def seal(Pool pool, const int32_t[::1] blocks):
     """
     cdef Py_ssize_t i
     for i in range(blocks.shape[0]):
-        if (not 0 <= blocks[i] < pool.n_blocks or pool.open_at is None
-                or pool.open_at[blocks[i]] < 0):
-            raise ValueError(f"block {blocks[i]} is not open")
+        check_open(pool, blocks[i])
     cdef _Seal operation = _Seal()
     cdef seal_t *a = &operation.a
     a.keys, a.values, a.n = pool.keys(0), pool.values(0), blocks.shape[0]
@@ -325,19 +347,42 @@ def seal(Pool pool, const int32_t[::1] blocks):
 cdef void seal_task(const void *args, int64_t task, float *work) noexcept nogil:
     """One block in one layer."""
     cdef const seal_t *a = <const seal_t *>args
-    seal_block(&a.keys, a.blocks[task % a.n], task // a.n, work)
-    seal_block(&a.values, a.blocks[task % a.n], task // a.n, work)
-
-
-cdef void seal_block(const kv_t *kv, int64_t block, int64_t layer, float *work) noexcept nogil:
     cdef int64_t head
+    for head in range(a.keys.n_heads):
+        seal_head(&a.keys, a.blocks[task % a.n], task // a.n, head, work)
+        seal_head(&a.values, a.blocks[task % a.n], task // a.n, head, work)
+
+
+cdef void seal_head(const kv_t *kv, int64_t block, int64_t layer, int64_t head,
+                    float *work) noexcept nogil:
+    """`layer` counts from that of `kv`."""
     cdef int type
     if kv.open_at == NULL:
         return
-    for head in range(kv.n_heads):
-        KERNELS.to_f32(<uint16_t *>block_of(kv, block, layer * kv.n_heads + head, &type),
-                       SLOTS * kv.d, work)
-        KERNELS.quantize[kv.type](
-            work, 0, kv.d,
-            kv.base + ((layer * kv.n_blocks + block) * kv.n_heads + head) * kv.block_bytes,
-        )
+    KERNELS.to_f32(<uint16_t *>block_of(kv, block, layer * kv.n_heads + head, &type),
+                   SLOTS * kv.d, work)
+    KERNELS.quantize[kv.type](
+        work, 0, kv.d,
+        kv.base + ((layer * kv.n_blocks + block) * kv.n_heads + head) * kv.block_bytes,
+    )
+
+
+def seal_filled(Pool pool, Py_ssize_t layer):
+    """Quantize, in one layer, the blocks that `Pool.fill` was last called with."""
+    pool.check_layer(layer)
+    cdef _Seal operation = _Seal()
+    cdef seal_t *a = &operation.a
+    a.keys, a.values, a.n = pool.keys(layer), pool.values(layer), 0
+    a.blocks = &pool.filled[0] if pool.n_blocks else NULL
+    operation.n_work = SLOTS * max(a.keys.d, a.values.d)
+    operation.bind(seal_filled_task, a, 0, (pool,))
+    operation.n_tasks = &pool.n_seal_tasks
+    return operation
+
+
+cdef void seal_filled_task(const void *args, int64_t task, float *work) noexcept nogil:
+    """One head of a block."""
+    cdef const seal_t *a = <const seal_t *>args
+    cdef int64_t block = a.blocks[task // a.keys.n_heads], head = task % a.keys.n_heads
+    seal_head(&a.keys, block, 0, head, work)
+    seal_head(&a.values, block, 0, head, work)

@@ -5,7 +5,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 cdef extern from "simd/table.h" nogil:
     enum: GROUP_ROWS, BLOCK, SLOTS, SCORE_ROWS
     enum: C_F16, C_F32, N_FLOAT_TYPES, C_Q8_0, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES
-    enum: MAX_HEAD_DIM
+    enum: MAX_HEAD_DIM, TILE_ROPED, TILE_RAW, TILE_RAW_8
     enum: N_WEIGHT_TYPES
     ctypedef struct activations_t:
         const float *x
@@ -47,7 +47,8 @@ cdef extern from "simd/table.h" nogil:
         void (*rotate_back)(const float *, int, const float *, int64_t, float *) noexcept nogil
         scores_fn scores[2][N_FLOAT_TYPES]
         keys_fn keys[N_FLOAT_TYPES]
-        void (*tile_scores)(const float *, int, const float *, int64_t, float *) noexcept nogil
+        void (*tile_scores)(const float *, int, const float *, int64_t, int,
+                            float *) noexcept nogil
         void (*softmax_block)(float *, int, int, int, int, float *, float *, float *,
                               int64_t) noexcept nogil
         weighted_sum_fn weighted_sum[N_FLOAT_TYPES]

@@ -357,3 +357,47 @@ def test_a_plan_checks_positions_for_each_table_in_use(rng):
     rope = _kernels.Rope(case.rows[:20].copy(), case.step)
     with pytest.raises(ValueError, match="position 29 is beyond the RoPE table, which has 20"):
         _attention.attend(case.pool, 0, q, plan, q.copy(), rope)
+
+
+PIECES = [
+    dict(n_heads=2, n_kv_heads=2, dk=64, dv=128),
+    dict(n_heads=2, n_kv_heads=2, dk=96, dv=64),  # quantized keys are made float first
+    dict(n_heads=6, n_kv_heads=2, dk=64, dv=32),
+    dict(n_heads=9, n_kv_heads=1, dk=128, dv=64),
+    dict(n_heads=20, n_kv_heads=1, dk=32, dv=32, with_sinks=True, soft_cap=3.0),
+    dict(n_heads=4, n_kv_heads=4, dk=64, dv=64, window=40, with_sinks=True),
+    dict(n_heads=8, n_kv_heads=1, dk=64, dv=64, window=600, soft_cap=2.0),
+    dict(n_heads=2, n_kv_heads=2, dk=64, dv=64, grouped=(4, 16)),
+    dict(n_heads=10, n_kv_heads=1, dk=64, dv=64, grouped=(3, 48)),
+]
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["roped", "raw"])
+@pytest.mark.parametrize(
+    "types", [("f16", "f16"), ("f32", "f32"), *((t, t) for t in QUANTIZED)], ids=str
+)
+def test_tokens_have_the_same_bits_in_pieces_of_any_size(isa, rng, types, raw):
+    """Alone, few together, and in tiles; within a span of segments and over several."""
+    for shape in PIECES:
+        if "grouped" in shape and not raw:
+            continue
+        contexts = [(30, 30), (530, 12), (880, 9), (5, 1)]
+        case = CacheCase(rng, contexts=contexts, types=types, **shape)
+        whole = case.run(raw)
+        assert not np.isnan(whole).any()
+        for n in (1, 3, 7, 8):
+            assert np.array_equal(case.run_in_pieces(raw, n), whole), (shape, n)
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["roped", "raw"])
+@pytest.mark.parametrize("type", ["f16", "f32"])
+def test_odd_heads_have_the_same_bits_in_pieces(isa, rng, type, raw):
+    """Lengths that no vector divides"""
+    for n_heads, n_kv_heads, dk, dv in ((3, 3, 6, 5), (10, 1, 20, 34), (8, 1, 44, 12)):
+        case = CacheCase(
+            rng, n_heads=n_heads, n_kv_heads=n_kv_heads, dk=dk, dv=dv,
+            contexts=[(70, 40), (600, 9)], types=(type, type),
+        )  # fmt: skip
+        whole = case.run(raw)
+        for n in (1, 5):
+            assert np.array_equal(case.run_in_pieces(raw, n), whole), (dk, n)

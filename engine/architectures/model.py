@@ -84,7 +84,7 @@ class Model:
         recorded.program.run(n_threads, done, -1, self.stop)
         if self.stop.is_set:
             raise Stopped
-        self._cache.complete(batch, n_threads)
+        self._cache.complete(batch)
         return recorded.rows
 
     def _record(self, n: int, n_rows: int, hidden: bool) -> _Recorded:

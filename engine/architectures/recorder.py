@@ -183,6 +183,8 @@ class Recorder:
             self._cache.rotate_queries(layer, q_heads, positions),
             self._cache.store(layer, k_heads, v_heads, positions, slots),
         )
+        for operation in self._cache.seal(layer):
+            self._then(operation)
 
     def attend(
         self,

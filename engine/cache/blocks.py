@@ -23,7 +23,8 @@ class BlockPool:
     keeps its contents until no other block is free: the one that was released first goes first.
 
     A block may be sealed: its slots are not written any more while anybody holds it or it has a
-    key, even those that a shortened list gave up.
+    key, even those that a shortened list gave up. A sealed block that can be reopened is the
+    exception: a list that was cut short in it goes on in it, and it is not sealed any more.
 
     thin  bool [n_blocks]: blocks that have lost a part of their contents, see `window_only`; they
           have no key
@@ -41,6 +42,7 @@ class BlockPool:
         self._block_of: dict[bytes, int] = {}
         self._n_holders: list[int] = []  # of each block that was handed out
         self._sealed: list[bool] = []
+        self._reopenable: set[int] = set()  # sealed blocks
         self.thin = np.zeros(n_blocks, bool)
         self._tables: weakref.WeakSet[BlockTable] = weakref.WeakSet()  # all that may hold blocks
         self._is_doubtful = False
@@ -65,16 +67,28 @@ class BlockPool:
                 self.forget(next(iter(self._kept)))
             block = self._free.pop()
         self._n_holders[block] = 1
-        self._sealed[block] = self.thin[block] = False
+        self.thin[block] = False
+        self.reopen(block)
         return block
 
     def is_empty(self, block: int) -> bool:
         """Whether nobody wants what a block holds."""
         return self.n_holders(block) == 0 and block not in self._kept
 
-    def seal(self, block: int) -> None:
-        """Have nobody write to a block until it is handed out anew."""
+    def seal(self, block: int, *, reopenable: bool = False) -> None:
+        """Have nobody write to a block until it is handed out anew, or, if it is `reopenable`, until
+        a list that ends in it goes on."""
         self._sealed[block] = True
+        (self._reopenable.add if reopenable else self._reopenable.discard)(block)
+
+    def reopen(self, block: int) -> None:
+        """Let a block be written to."""
+        self._sealed[block] = False
+        self._reopenable.discard(block)
+
+    def is_writable(self, block: int) -> bool:
+        """Whether the list that ends in this block may go on in it."""
+        return not self._sealed[block] or block in self._reopenable
 
     def is_sealed(self, block: int) -> bool:
         """Whether `seal` was called for what the block holds now."""
@@ -183,7 +197,7 @@ class BlockTable:
 
     Blocks may be held by other lists too. Slots are written only behind the last segment, and only
     where nothing else holds its block: a shared one is copied first. Behind a sealed block comes a
-    fresh one.
+    fresh one, unless it can be reopened.
     """
 
     def __init__(self, pool: BlockPool) -> None:
@@ -231,6 +245,7 @@ class BlockTable:
             if self._tail_is_shared():
                 self._own_tail()
             self.pool.forget(int(self._table[self._n_segments - 1, 0]))
+            self.pool.reopen(int(self._table[self._n_segments - 1, 0]))
         slots = np.empty(n, np.int32)
         positions = np.arange(self.n_tokens, self.n_tokens + n, dtype=np.int32)
         done = 0
@@ -354,7 +369,7 @@ class BlockTable:
         if self._n_segments == 0:
             return 0
         last = self._table[self._n_segments - 1]
-        if self.pool.is_sealed(int(last[0])):
+        if not self.pool.is_writable(int(last[0])):
             return 0
         return SLOTS - int(last[1]) - int(last[2])
 

@@ -188,6 +188,7 @@ class KVCache(ABC):
     def read(self, table: BlockTable) -> Stored:
         """Copies of keys and values as they are stored. ContextError if some were given back."""
         self._window_only.check_whole(table.segments[:, 0])
+        self._memory.forget_broken(self.pool)
         return self._memory.read(slots_of(table.segments))
 
     def fits(self, n_tokens: int, n_blocks: int, stored: Stored) -> bool:
@@ -317,13 +318,14 @@ class KVCache(ABC):
         self._window_only.check(batch)
         self._ropes.reach(int(batch.positions.max()), batch.reading)
         self._memory.open(batch.slots, self.pool)
+        self._memory.fill(batch.slots)
         for plan in self._plans:
             plan.fill(batch.token_starts, batch.n_past, batch.segment_starts, batch.segments)
 
-    def complete(self, batch: Batch, n_threads: int) -> None:
-        """Quantize the blocks that `batch`, which is computed, has filled, and give back what no
-        window shows any more."""
-        self._memory.seal(batch.slots, self.pool, n_threads)
+    def complete(self, batch: Batch) -> None:
+        """Seal the blocks that `batch`, which is computed, has filled, and give back what no window
+        shows any more."""
+        self._memory.complete(batch, self.pool)
         self._window_only.thin_out(batch)
 
     # The rest are operations of a program. Arrays of heads are float32 [n_tokens, n_heads,
@@ -343,6 +345,12 @@ class KVCache(ABC):
     ) -> Operation:
         """Put keys and values into their slots. May change k."""
 
+    def seal(self, layer: int) -> tuple[Operation, ...]:
+        """Quantize the blocks that `store` has filled; nothing unless a type is by channel."""
+        if not self._memory.by_channel:
+            return ()
+        return (_cache.seal_filled(self._memory.kernel, layer),)
+
     def attend(
         self, layer: int, q: np.ndarray, out: np.ndarray, sinks: np.ndarray | None = None
     ) -> tuple[Operation, Operation]:
@@ -351,7 +359,7 @@ class KVCache(ABC):
         table = self._ropes.of_layer[layer] if self._raw else None  # keys are rotated when read
         rope = table.kernel if table else None
         attend = _attention.attend(*where, rope, self._soft_cap, sinks)
-        return attend, _attention.merge(*where)
+        return attend, _attention.merge(*where, sinks)
 
 
 class RopedCache(KVCache):

@@ -3,6 +3,11 @@
 Types f16, f32, q8_0 and q4_0 hold each position on its own. Types by channel (q8_ch, q4_ch) need
 all 32 positions of a block to quantize it. Until then the block is open: its keys and values are
 f16, in a place of their own. Afterwards it is sealed. Nothing is quantized twice.
+
+A pass quantizes the blocks that it fills, layer by layer, before attention. Then they are there
+twice: their own tokens see f16, tokens behind them see the quantized numbers, as if every token had
+come in a pass of its own. The last full block of each request keeps its f16 for a while, so that
+tokens that are taken back again leave no trace.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from lariat import _cache
 from lariat._program import run
+from lariat.cache.batch import Batch
 from lariat.cache.blocks import SLOTS, BlockPool
 from lariat.config import ModelConfig
 from lariat.os_memory import allocate, give_back
@@ -120,6 +126,7 @@ class CacheMemory:
     keys, values  the two arrays, also as `arrays`
     hadamard      whether keys, and values, are stored after a Hadamard transform: (bool, bool)
     open_at       int32 [n_blocks]: each block's place among open blocks, or -1
+    is_full       uint8 [n_blocks]: whether a block with a place is quantized too
     kernel        all of it as kernels take it
     """
 
@@ -147,7 +154,7 @@ class CacheMemory:
         self.keys_by_channel = self.keys.by_channel
         self.open_at = np.full(n_blocks, -1, np.int32)
         self._places = list(range(n_blocks - 1, -1, -1))  # free for open blocks; the lowest on top
-        self._full: set[int] = set()  # open blocks that are to be sealed
+        self.is_full = np.zeros(n_blocks, np.uint8)
         self.kernel = _cache.Pool(
             self.keys.memory,
             self.values.memory,
@@ -162,6 +169,7 @@ class CacheMemory:
             self.values.open_memory,
             self.open_at,
             *self.hadamard,
+            self.is_full,
         )
 
     @property
@@ -187,6 +195,7 @@ class CacheMemory:
         """Have places for the blocks of `slots`, which are written next."""
         if not self.by_channel:
             return
+        self.forget_broken(pool)
         for block in np.flatnonzero(self.open_at >= 0).tolist():
             if pool.is_empty(block):
                 self._close(block)
@@ -195,6 +204,33 @@ class CacheMemory:
                 self.open_at[block] = self._places.pop()
         for block in (slots[slots % SLOTS == 0] // SLOTS).tolist():
             self._clear(block)
+
+    def fill(self, slots: np.ndarray) -> None:
+        """Have the pass that writes `slots` quantize the open blocks that it fills."""
+        if self.by_channel:
+            filled = slots[slots % SLOTS == SLOTS - 1] // SLOTS
+            self.kernel.fill(filled)
+            self.is_full[filled] = 1
+
+    def forget_broken(self, pool: BlockPool) -> None:
+        """Let blocks be open alone that were reopened, or that a pass did not seal to its end."""
+        for block in np.flatnonzero(self.is_full).tolist():
+            if not pool.is_sealed(block):
+                self.is_full[block] = 0
+
+    def complete(self, batch: Batch, pool: BlockPool) -> None:
+        """Seal the blocks that a batch has filled. The last SLOTS tokens of a request can be taken
+        back: their blocks keep their f16 numbers until a later batch of the request is complete."""
+        if not self.by_channel:
+            return
+        for block in (batch.slots[batch.slots % SLOTS == SLOTS - 1] // SLOTS).tolist():
+            pool.seal(block, reopenable=True)
+        kept = _last_blocks(batch)
+        seen = set(batch.segments[:, 0].tolist()) - kept
+        for block in np.flatnonzero(self.is_full).tolist():
+            if block in seen or not pool.n_holders(block):
+                pool.seal(block)
+                self._close(block)
 
     def _clear(self, block: int) -> None:
         """Zeros into an open block, so that no earlier contents count for its scales."""
@@ -207,14 +243,14 @@ class CacheMemory:
         count as zeros."""
         if not self.by_channel:
             return
-        self._full.update((slots[slots % SLOTS == SLOTS - 1] // SLOTS).tolist())
-        full = [b for b in self._full if self.open_at[b] >= 0 and not pool.is_empty(b)]
-        if full:
-            run(_cache.seal(self.kernel, np.array(full, np.int32)), n_threads=n_threads)
+        full = set((slots[slots % SLOTS == SLOTS - 1] // SLOTS).tolist())
+        full = {b for b in full if self.open_at[b] >= 0 and not pool.is_empty(b)}
+        new = [b for b in full if not self._is_both(b, pool)]
+        if new:
+            run(_cache.seal(self.kernel, np.array(new, np.int32)), n_threads=n_threads)
         for block in full:
             pool.seal(block)
             self._close(block)
-        self._full.clear()
 
     def hold_sealed(self, block: int, pool: BlockPool) -> None:
         """Have a block that was just handed out take the contents of a sealed one."""
@@ -224,7 +260,12 @@ class CacheMemory:
         if self.open_at[block] >= 0:  # it was freed when it was open
             self._close(block)
 
+    def _is_both(self, block: int, pool: BlockPool) -> bool:
+        """Whether a block is open and, all of it, quantized."""
+        return bool(self.is_full[block]) and pool.is_sealed(block)
+
     def _close(self, block: int) -> None:
+        self.is_full[block] = 0
         self._places.append(int(self.open_at[block]))
         self.open_at[block] = -1
 
@@ -233,9 +274,12 @@ class CacheMemory:
     def copy(self, source: int, target: int, first: int, length: int, pool: BlockPool) -> None:
         """Slots of one block to the same slots of another that was just handed out.
 
-        By channel, all of a sealed block is copied, and the other is sealed too.
+        By channel, all of a sealed block is copied, and the other is sealed too. A block that can be
+        reopened counts as open if not all of it is wanted.
         """
         is_open = bool(self.open_at[source] >= 0)
+        if self._is_both(source, pool) and first + length == SLOTS:
+            is_open = False
         if self.by_channel and is_open:
             self.open(np.array([target * SLOTS]), pool)
         elif self.by_channel:
@@ -261,7 +305,7 @@ class CacheMemory:
     def read(self, slots: np.ndarray) -> Stored:
         """Copies of what is stored in these slots, by channel in all of their blocks."""
         blocks = np.unique(slots // SLOTS)
-        is_open = (self.open_at[blocks] >= 0).astype(np.uint8)
+        is_open = ((self.open_at[blocks] >= 0) & (self.is_full[blocks] == 0)).astype(np.uint8)
         k, v = (
             self._read_blocks(array, blocks)
             if array.by_channel
@@ -300,7 +344,8 @@ class CacheMemory:
     def _place_of(self, array: KVArray, block: int) -> np.ndarray:
         """Where a block is: a view, [n_layers, n_kv_heads, ...]."""
         place = int(self.open_at[block])
-        return array.blocks[:, block] if place < 0 else array.open_blocks[place]
+        is_sealed = place < 0 or self.is_full[block]
+        return array.blocks[:, block] if is_sealed else array.open_blocks[place]
 
     def _read_blocks(self, array: KVArray, blocks: np.ndarray) -> np.ndarray:
         places = [self._place_of(array, block) for block in blocks.tolist()]
@@ -313,3 +358,16 @@ class CacheMemory:
             place = self._place_of(array, block)
             place[:] = data[at : at + place.nbytes].view(place.dtype).reshape(place.shape)
             at += place.nbytes
+
+
+def _last_blocks(batch: Batch) -> set[int]:
+    """The blocks of the last SLOTS tokens of each request."""
+    blocks: set[int] = set()
+    for first, end in zip(batch.segment_starts[:-1], batch.segment_starts[1:], strict=True):
+        n = 0
+        for block, _, length, _ in batch.segments[first:end][::-1].tolist():
+            blocks.add(block)
+            n += length
+            if n >= SLOTS:
+                break
+    return blocks

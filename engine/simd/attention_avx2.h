@@ -1,6 +1,5 @@
 /* Attention tiles for AVX2 with FMA and F16C: queries against one block of up to 32 positions.
- * attention_scalar.h says what each operation does, scores_avx512.h how the query of raw keys is
- * stepped. A row that does not divide by 8 ends in a vector padded with zeros.
+ * attention_scalar.h says what each operation does, scores_avx512.h how raw keys are rotated. A row that does not divide by 8 ends in a vector padded with zeros.
  */
 #ifndef LARIAT_ATTENTION_AVX2_H
 #define LARIAT_ATTENTION_AVX2_H
@@ -131,13 +130,18 @@ ALWAYS_INLINE void add_products_avx2(const float *q, const int n_q, const void *
     __m256 x[8], y[8];
     FOR_EACH_KEY(o) {
         x[o] = load_lanes_avx2(k, at[o] + i, left, f32, some);
-        if (!raw) continue;
-        const __m256 a = x[o], b = load_lanes_avx2(k, at[o] + half + i, left, f32, some);
-        const __m256 cosine = load_lanes_avx2(rows, at[o] + i, left, 1, some);
-        const __m256 sine = load_lanes_avx2(rows, at[o] + half + i, left, 1, some);
-        x[o] = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
-        y[o] = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
+        if (raw) {
+            const __m256 a = x[o], b = load_lanes_avx2(k, at[o] + half + i, left, f32, some);
+            const __m256 cosine = load_lanes_avx2(rows, at[o] + i, left, 1, some);
+            const __m256 sine = load_lanes_avx2(rows, at[o] + half + i, left, 1, some);
+            x[o] = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
+            y[o] = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
+        }
+        if (n_q > 1) continue; /* one query: no key waits in a register for another */
+        sum[o] = _mm256_fmadd_ps(x[o], load_lanes_avx2(q, i, left, 1, some), sum[o]);
+        if (raw) sum[o] = _mm256_fmadd_ps(y[o], load_lanes_avx2(q, half + i, left, 1, some), sum[o]);
     }
+    if (n_q == 1) return;
     FOR_EACH_QUERY {
         const __m256 qx = load_lanes_avx2(q, r * head_dim + i, left, 1, some);
         FOR_EACH_KEY(o) sum[r * n_k + o] = _mm256_fmadd_ps(x[o], qx, sum[r * n_k + o]);
@@ -174,53 +178,6 @@ ALWAYS_INLINE void scores_rows_avx2(const float *q, const int n_q, const void *k
     }
 }
 
-/* One query, stepped from key to key: 8 * n_v pairs of it, from pair i0 on. The first pairs set
- * `partial`, the others add to it. */
-ALWAYS_INLINE void step_query_avx2(const float *q, const void *k, int n, int64_t head_dim,
-                                   const float *step, int64_t i0, const int n_v,
-                                   __m256 partial[SLOTS], const int f32, const int some) {
-    const int64_t half = head_dim / 2, left = half - i0;
-    __m256 x[2], y[2], dx[2], dy[2], factor[2]; /* factor: 2 (1 - cos theta) */
-    FOR_EACH_VECTOR(v) {
-        const int64_t i = i0 + 8 * v;
-        x[v] = load_lanes_avx2(q, i, left, 1, some);
-        y[v] = load_lanes_avx2(q, half + i, left, 1, some);
-        factor[v] = load_lanes_avx2(step, i, left, 1, some);
-        const __m256 sine = load_lanes_avx2(step, half + i, left, 1, some);
-        const __m256 half_factor = _mm256_mul_ps(factor[v], _mm256_set1_ps(0.5f));
-        dx[v] = _mm256_fmadd_ps(half_factor, x[v], _mm256_mul_ps(sine, y[v]));
-        dy[v] = _mm256_fmsub_ps(half_factor, y[v], _mm256_mul_ps(sine, x[v]));
-    }
-    for (int j = 0; j < n; j++) {
-        if (!f32) fetch_lines_avx2(k, head_dim, 128 * i0 + 64 * n_v * j / 2, (n_v + 1) / 2);
-        __m256 sum_x = i0 ? partial[j] : _mm256_setzero_ps(), sum_y = _mm256_setzero_ps();
-        FOR_EACH_VECTOR(v) {
-            const int64_t at = j * head_dim + i0 + 8 * v;
-            sum_x = _mm256_fmadd_ps(load_lanes_avx2(k, at, left, f32, some), x[v], sum_x);
-            sum_y = _mm256_fmadd_ps(load_lanes_avx2(k, at + half, left, f32, some), y[v], sum_y);
-            dx[v] = _mm256_fnmadd_ps(factor[v], x[v], dx[v]);
-            dy[v] = _mm256_fnmadd_ps(factor[v], y[v], dy[v]);
-            x[v] = _mm256_add_ps(x[v], dx[v]);
-            y[v] = _mm256_add_ps(y[v], dy[v]);
-        }
-        partial[j] = _mm256_add_ps(sum_x, sum_y);
-    }
-}
-
-ALWAYS_INLINE void scores_stepped_avx2(const float *q, const void *k, int n, int64_t head_dim,
-                                       const float *step, float *s, const int f32) {
-    const int64_t half = head_dim / 2;
-    __m256 partial[SLOTS];
-    for (int j = 0; j < SLOTS; j++) partial[j] = _mm256_setzero_ps();
-    int64_t i = 0;
-    for (; i + 16 <= half; i += 16)
-        step_query_avx2(q, k, n, head_dim, step, i, 2, partial, f32, 0);
-    for (; i + 8 <= half; i += 8)
-        step_query_avx2(q, k, n, head_dim, step, i, 1, partial, f32, 0);
-    if (i < half) step_query_avx2(q, k, n, head_dim, step, i, 1, partial, f32, 1);
-    for (int j = 0; j < n; j += 8) _mm256_storeu_ps(s + j, sum_8_avx2(partial + j));
-}
-
 ALWAYS_INLINE void scores_avx2(const float *q, int n_q, const void *k, int n, int64_t head_dim,
                                const rope_t *rope, float *s, const int raw, const int f32) {
     const float *rows = raw ? rope->rows : NULL;
@@ -230,10 +187,7 @@ ALWAYS_INLINE void scores_avx2(const float *q, int n_q, const void *k, int n, in
         scores_rows_avx2(q, 2, k, n, head_dim, rows, s, raw, f32);
         n_q -= 2, q += 2 * head_dim, s += 2 * SLOTS;
     }
-    if (n_q && raw && rope->step)
-        scores_stepped_avx2(q, k, n, head_dim, rope->step, s, f32);
-    else if (n_q)
-        scores_rows_avx2(q, 1, k, n, head_dim, rows, s, raw, f32);
+    if (n_q) scores_rows_avx2(q, 1, k, n, head_dim, rows, s, raw, f32);
 }
 
 /* If head_dim is known when compiling, there are few addresses, and they need few registers. */
@@ -329,36 +283,51 @@ static void keys_f32_avx2(const void *k, int n, int64_t head_dim, const float *r
     keys_avx2(k, n, head_dim, row, tile, 1);
 }
 
-/* n_q queries against the 16 keys from j on */
+/* n_q queries against the 16 keys from j on. Dims are added up in the order of scores_rows_avx2 and
+ * sum_8_avx2: a chain for each lane of that tile, and the chains as a tree. */
 ALWAYS_INLINE void tile_rows_avx2(const float *q, const int n_q, const float *tile,
-                                  int64_t head_dim, int j, float *s) {
-    __m256 sum[4][2];
-    FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm256_setzero_ps();
-    for (int64_t i = 0; i < head_dim; i++) {
-        const __m256 first = _mm256_loadu_ps(tile + i * SLOTS + j);
-        const __m256 second = _mm256_loadu_ps(tile + i * SLOTS + j + 8);
+                                  int64_t head_dim, int j, float *s, const int raw) {
+    static const int LANES[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+    const int64_t half = raw ? head_dim / 2 : head_dim;
+    __m256 waiting[3][4][2]; /* sums of 1, 2 and 4 chains */
+    for (int lane = 0; lane < 8; lane++) {
+        __m256 sum[4][2];
+        FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm256_setzero_ps();
+        for (int64_t i = LANES[lane]; i < half; i += 8)
+            _Pragma("GCC unroll 2") for (int y = 0; y <= raw; y++) {
+                const int64_t d = i + y * half;
+                const __m256 first = _mm256_loadu_ps(tile + d * SLOTS + j);
+                const __m256 second = _mm256_loadu_ps(tile + d * SLOTS + j + 8);
+                FOR_EACH_QUERY {
+                    const __m256 x = _mm256_set1_ps(q[r * head_dim + d]);
+                    sum[r][0] = _mm256_fmadd_ps(first, x, sum[r][0]);
+                    sum[r][1] = _mm256_fmadd_ps(second, x, sum[r][1]);
+                }
+            }
+        int level = 0;
+        for (; lane >> level & 1; level++)
+            FOR_EACH_QUERY {
+                sum[r][0] = _mm256_add_ps(sum[r][0], waiting[level][r][0]);
+                sum[r][1] = _mm256_add_ps(sum[r][1], waiting[level][r][1]);
+            }
         FOR_EACH_QUERY {
-            const __m256 x = _mm256_set1_ps(q[r * head_dim + i]);
-            sum[r][0] = _mm256_fmadd_ps(first, x, sum[r][0]);
-            sum[r][1] = _mm256_fmadd_ps(second, x, sum[r][1]);
+            float *to = lane == 7 ? s + r * SLOTS + j : (float *)waiting[level][r];
+            _mm256_storeu_ps(to, sum[r][0]);
+            _mm256_storeu_ps(to + 8, sum[r][1]);
         }
-    }
-    FOR_EACH_QUERY {
-        _mm256_storeu_ps(s + r * SLOTS + j, sum[r][0]);
-        _mm256_storeu_ps(s + r * SLOTS + j + 8, sum[r][1]);
     }
 }
 
 static void tile_scores_avx2(const float *q, int n_q, const float *tile, int64_t head_dim,
-                             float *s) {
-    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS) {
-        tile_rows_avx2(q, 4, tile, head_dim, 0, s);
-        tile_rows_avx2(q, 4, tile, head_dim, 16, s);
-    }
-    for (; n_q >= 1; n_q -= 1, q += head_dim, s += SLOTS) {
-        tile_rows_avx2(q, 1, tile, head_dim, 0, s);
-        tile_rows_avx2(q, 1, tile, head_dim, 16, s);
-    }
+                             int order, float *s) {
+    for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS)
+        for (int j = 0; j < SLOTS; j += 16)
+            if (order == TILE_ROPED) tile_rows_avx2(q, 4, tile, head_dim, j, s, 0);
+            else tile_rows_avx2(q, 4, tile, head_dim, j, s, 1);
+    for (; n_q >= 1; n_q -= 1, q += head_dim, s += SLOTS)
+        for (int j = 0; j < SLOTS; j += 16)
+            if (order == TILE_ROPED) tile_rows_avx2(q, 1, tile, head_dim, j, s, 0);
+            else tile_rows_avx2(q, 1, tile, head_dim, j, s, 1);
 }
 
 static void softmax_block_avx2(float *s, int n_q, int n, int n_keys, int more, float *m, float *l,

@@ -49,18 +49,58 @@ static void keys_f32_avx512(const void *k, int n, int64_t head_dim, const float 
     keys_avx512(k, n, head_dim, row, tile, 1);
 }
 
+/* Adds the products of dim d of n_q queries and of 32 keys. */
+ALWAYS_INLINE void add_dim_avx512(const float *q, const int n_q, const float *tile,
+                                  int64_t head_dim, int64_t d, __m512 sum[8][2]) {
+    const __m512 first = _mm512_loadu_ps(tile + d * SLOTS);
+    const __m512 second = _mm512_loadu_ps(tile + d * SLOTS + 16);
+    FOR_EACH_QUERY {
+        const __m512 x = _mm512_set1_ps(q[r * head_dim + d]);
+        sum[r][0] = _mm512_fmadd_ps(first, x, sum[r][0]);
+        sum[r][1] = _mm512_fmadd_ps(second, x, sum[r][1]);
+    }
+}
+
+/* n_q queries against 32 keys. Dims are added up in the order of scores_roped_avx512 or
+ * scores_rotated_avx512, and of sum_16_avx512: a chain for each lane of those tiles, and the chains
+ * as a tree. */
 ALWAYS_INLINE void tile_rows_avx512(const float *q, const int n_q, const float *tile,
-                                    int64_t head_dim, float *s) {
+                                    int64_t head_dim, float *s, const int raw) {
+    static const int LANES[16] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
+    const int64_t end = raw ? head_dim / 2 : head_dim;
+    float waiting[4][8][SLOTS]; /* sums of 1, 2, 4 and 8 chains */
+    for (int lane = 0; lane < 16; lane++) {
+        __m512 sum[8][2];
+        FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+        for (int64_t i = LANES[lane]; i < end; i += 16) {
+            add_dim_avx512(q, n_q, tile, head_dim, i, sum);
+            if (raw) add_dim_avx512(q, n_q, tile, head_dim, end + i, sum);
+        }
+        int level = 0;
+        for (; lane >> level & 1; level++)
+            FOR_EACH_QUERY {
+                sum[r][0] = _mm512_add_ps(sum[r][0], _mm512_loadu_ps(waiting[level][r]));
+                sum[r][1] = _mm512_add_ps(sum[r][1], _mm512_loadu_ps(waiting[level][r] + 16));
+            }
+        FOR_EACH_QUERY {
+            float *to = lane == 15 ? s + r * SLOTS : waiting[level][r];
+            _mm512_storeu_ps(to, sum[r][0]);
+            _mm512_storeu_ps(to + 16, sum[r][1]);
+        }
+    }
+}
+
+/* The same in the order of scores_transposed_avx512: 16 dims of the first half, then 16 of the
+ * second, in one chain */
+ALWAYS_INLINE void tile_chain_avx512(const float *q, const int n_q, const float *tile,
+                                     int64_t head_dim, float *s) {
+    const int64_t half = head_dim / 2;
     __m512 sum[8][2];
     FOR_EACH_QUERY sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < head_dim; i++) {
-        const __m512 first = _mm512_loadu_ps(tile + i * SLOTS);
-        const __m512 second = _mm512_loadu_ps(tile + i * SLOTS + 16);
-        FOR_EACH_QUERY {
-            const __m512 x = _mm512_set1_ps(q[r * head_dim + i]);
-            sum[r][0] = _mm512_fmadd_ps(first, x, sum[r][0]);
-            sum[r][1] = _mm512_fmadd_ps(second, x, sum[r][1]);
-        }
+    for (int64_t i = 0; i < half; i += 16) {
+        const int64_t stop = half - i < 16 ? half : i + 16;
+        for (int64_t d = i; d < stop; d++) add_dim_avx512(q, n_q, tile, head_dim, d, sum);
+        for (int64_t d = i; d < stop; d++) add_dim_avx512(q, n_q, tile, head_dim, half + d, sum);
     }
     FOR_EACH_QUERY {
         _mm512_storeu_ps(s + r * SLOTS, sum[r][0]);
@@ -68,11 +108,19 @@ ALWAYS_INLINE void tile_rows_avx512(const float *q, const int n_q, const float *
     }
 }
 
+ALWAYS_INLINE void tile_queries_avx512(const float *q, const int n_q, const float *tile,
+                                       int64_t head_dim, int order, float *s) {
+    if (order == TILE_ROPED) tile_rows_avx512(q, n_q, tile, head_dim, s, 0);
+    else if (order == TILE_RAW) tile_rows_avx512(q, n_q, tile, head_dim, s, 1);
+    else tile_chain_avx512(q, n_q, tile, head_dim, s);
+}
+
 static void tile_scores_avx512(const float *q, int n_q, const float *tile, int64_t head_dim,
-                               float *s) {
+                               int order, float *s) {
     for (; n_q >= 8; n_q -= 8, q += 8 * head_dim, s += 8 * SLOTS)
-        tile_rows_avx512(q, 8, tile, head_dim, s);
-    for (; n_q >= 1; n_q -= 1, q += head_dim, s += SLOTS) tile_rows_avx512(q, 1, tile, head_dim, s);
+        tile_queries_avx512(q, 8, tile, head_dim, order, s);
+    for (; n_q >= 1; n_q -= 1, q += head_dim, s += SLOTS)
+        tile_queries_avx512(q, 1, tile, head_dim, order, s);
 }
 
 static void softmax_block_avx512(float *s, int n_q, int n, int n_keys, int more, float *m,

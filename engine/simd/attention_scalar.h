@@ -4,10 +4,10 @@
  * values.
  *   scores_*        s[r][j] = q[r] . k[j], for up to SCORE_ROWS queries, k as it is stored.
  *                   The raw ones take queries that are rotated back by the position of the first
- *                   key, and rotate key j by j positions more: by row j of the table, or, where
- *                   `rope_t` has a `step`, by stepping the query.
+ *                   key, and rotate key j by row j of the table.
  *   keys_*          keys as float, rotated if they are raw, transposed to a tile [head_dim][32]
- *   tile_scores     s[r][j] from such a tile, for any number of queries
+ *   tile_scores     s[r][j] from such a tile, for any number of queries, with the bits that scores_*
+ *                   give one token (see TILE_ROPED)
  *   softmax_block   one block of the online softmax (arXiv 1805.02867): s becomes weights, and m, l
  *                   and acc are brought up to date
  *   weighted_sum_*  acc[r] += sum over j of s[r][j] v[j]
@@ -107,11 +107,14 @@ static void keys_f32_scalar(const void *k, int n, int64_t head_dim, const float 
 }
 
 static void tile_scores_scalar(const float *q, int n_q, const float *tile, int64_t head_dim,
-                               float *s) {
-    for (int r = 0; r < n_q; r++) {
+                               int order, float *s) {
+    const int64_t half = head_dim / 2;
+    (void)order; /* scores_in_c knows one */
+    for (int r = 0; r < n_q; r++, q += head_dim) {
         float sum[SLOTS] = {0};
-        for (int64_t i = 0; i < head_dim; i++)
-            for (int j = 0; j < SLOTS; j++) sum[j] += q[r * head_dim + i] * tile[i * SLOTS + j];
+        for (int64_t i = 0; i < half; i++)
+            for (int j = 0; j < SLOTS; j++)
+                sum[j] += tile[i * SLOTS + j] * q[i] + tile[(half + i) * SLOTS + j] * q[half + i];
         memcpy(s + r * SLOTS, sum, sizeof sum);
     }
 }

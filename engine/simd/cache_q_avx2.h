@@ -1,5 +1,5 @@
 /* Quantized keys and values for AVX2. cache_q_scalar.h says what the layouts and operations are,
- * cache_q_avx512.h where the scales go. A pass takes half a group, 16 channels, two vectors. A byte
+ * cache_q_avx512.h where the scales go. A step takes half a group, 16 channels, two vectors. A byte
  * becomes a float by two instructions, of which one starts in a cycle: that bounds these tiles. */
 #ifndef LARIAT_CACHE_Q_AVX2_H
 #define LARIAT_CACHE_Q_AVX2_H
@@ -62,16 +62,6 @@ ALWAYS_INLINE void load_half_group_avx2(const uint8_t *group, const int part, __
     }
 }
 
-/* Numbers of q4_ch for weighted sums, where the nibbles stand: times 2^16, and the last 16 times
- * 2^20. That is a sixth quicker here than the way above, which is quicker for scores. */
-ALWAYS_INLINE void load_in_place_avx2(const uint8_t *group, __m256 x[4]) {
-    const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)group));
-    for (int v = 0; v < 4; v++) {
-        const __m256i nibble = _mm256_set1_epi32(v / 2 ? 0xf00000 : 0xf0000);
-        x[v] = _mm256_cvtepi32_ps(_mm256_and_si256(spread_avx2(bytes, v % 2, 2), nibble));
-    }
-}
-
 ALWAYS_INLINE __m256 load_f16_avx2(const f16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
@@ -104,19 +94,16 @@ ALWAYS_INLINE void fetch_channels_avx2(const void *block, int64_t i, int64_t hea
     fetch_line_avx2(channel_bytes_of(block, head_dim) + head_dim + i, head_dim, type);
 }
 
-/* Scales of n slots, [head_dim / 32][SLOTS], for numbers as they are loaded. If there are weights,
- * times the slot's weight. */
+/* Scales of n slots, [head_dim / 32][SLOTS], for numbers as they are loaded */
 ALWAYS_INLINE void slot_scales_avx2(const void *block, int first, int n, int64_t head_dim,
-                                    const float *weights, float *out, const int type) {
+                                    float *out, const int type) {
     const __m256 by = _mm256_set1_ps(loaded_scale_avx2(type));
     for (int64_t g = 0; g < head_dim / 32; g++, out += SLOTS) {
         const f16_t *scales = scales_of(block, head_dim, type) + g * SLOTS;
         fetch_line_avx2(scales, head_dim, type);
         for (int j = 0; j < n; j += 8) {
             const __m256 scale = load_up_to_avx2(scales, first + j, SLOTS, 0, 0);
-            _mm256_storeu_ps(out + j, _mm256_mul_ps(_mm256_mul_ps(scale, by),
-                                                    weights ? _mm256_loadu_ps(weights + j)
-                                                            : _mm256_set1_ps(1)));
+            _mm256_storeu_ps(out + j, _mm256_mul_ps(scale, by));
         }
     }
 }
@@ -142,126 +129,79 @@ ALWAYS_INLINE void dequantize_avx2(const void *block, int first, int n, int64_t 
         }
 }
 
-/* The pairs of a query, stepped from key to key: half a group of channels of the head's first half,
- * and the same of its second. The first half group sets `partial`, the others add to it. */
-ALWAYS_INLINE void step_half_group_avx2(const float *q, const void *block, int first, int n,
-                                        int64_t head_dim, const float *step, int64_t g,
-                                        const int part, const float *slot_scales,
-                                        __m256 partial[SLOTS], const int type) {
-    const int64_t half = head_dim / 2;
-    __m256 x[2], y[2], dx[2], dy[2], zx[2], zy[2], factor[2]; /* factor: 2 (1 - cos theta) */
-    for (int v = 0; v < 2; v++) {
-        const int64_t i = 32 * g + 16 * part + 8 * v;
-        x[v] = _mm256_loadu_ps(q + i);
-        y[v] = _mm256_loadu_ps(q + half + i);
-        factor[v] = _mm256_loadu_ps(step + i);
-        const __m256 sine = _mm256_loadu_ps(step + half + i);
-        const __m256 half_factor = _mm256_mul_ps(factor[v], _mm256_set1_ps(0.5f));
-        dx[v] = _mm256_fmadd_ps(half_factor, x[v], _mm256_mul_ps(sine, y[v]));
-        dy[v] = _mm256_fmsub_ps(half_factor, y[v], _mm256_mul_ps(sine, x[v]));
-        zx[v] = zy[v] = _mm256_setzero_ps();
-        if (type >= C_Q8_CH) {
-            if (type == C_Q8_CH || part + v == 0) {
-                fetch_channels_avx2(block, i, head_dim, type);
-                fetch_channels_avx2(block, half + i, head_dim, type);
-            }
-            const __m256 scale_x = channel_scales_avx2(block, i, head_dim, type);
-            const __m256 scale_y = channel_scales_avx2(block, half + i, head_dim, type);
-            x[v] = _mm256_mul_ps(x[v], scale_x);
-            y[v] = _mm256_mul_ps(y[v], scale_y);
-            dx[v] = _mm256_mul_ps(dx[v], scale_x);
-            dy[v] = _mm256_mul_ps(dy[v], scale_y);
-        }
-        if (type == C_Q4_CH) {
-            zx[v] = channel_zeros_avx2(block, i, head_dim);
-            zy[v] = channel_zeros_avx2(block, half + i, head_dim);
-        }
+/* What becomes of the numbers of a block as they are loaded: (number + zero) * scale. Every product
+ * is exact, as those of dequantize_avx2 are. */
+typedef struct {
+    float slot_scales[SLOTS * MAX_HEAD_DIM / 32]; /* types by row */
+    float scales[MAX_HEAD_DIM], zeros[MAX_HEAD_DIM]; /* types by channel */
+} scales_avx2_t;
+
+ALWAYS_INLINE void load_channels_avx2(const void *block, int first, int n, int64_t head_dim,
+                                    scales_avx2_t *of, const int type) {
+    if (type < C_Q8_CH) {
+        slot_scales_avx2(block, first, n, head_dim, of->slot_scales, type);
+        return;
     }
-    const int64_t row_bytes = cache_row_bytes(type, head_dim);
-    const int64_t apart = group_of(block, 0, half / 32, head_dim, type) - (const uint8_t *)block;
-    const uint8_t *row = group_of(block, first, g, head_dim, type);
-    const float *scale = slot_scales + g * SLOTS;
-    for (int j = 0; j < n; j++, row += row_bytes) {
-        __m256 a[2], b[2];
-        const __m256 before = g || part ? partial[j] : _mm256_setzero_ps();
-        fetch_step_avx2(block, (2 * g + part) * SLOTS + j,
-                        type == C_Q8_0 || type == C_Q8_CH ? 32 : 16, head_dim, type);
-        load_half_group_avx2(row, part, a, type);
-        load_half_group_avx2(row + apart, part, b, type);
+    for (int64_t i = 0; i < head_dim; i += 8) {
+        if (type == C_Q8_CH ? i % 32 == 0 : i % 64 == 0)
+            fetch_channels_avx2(block, i, head_dim, type);
+        _mm256_storeu_ps(of->scales + i, channel_scales_avx2(block, i, head_dim, type));
         if (type == C_Q4_CH)
-            for (int v = 0; v < 2; v++) {
-                a[v] = _mm256_add_ps(a[v], zx[v]);
-                b[v] = _mm256_add_ps(b[v], zy[v]);
-            }
-        if (type >= C_Q8_CH) {
-            const __m256 of_x = _mm256_fmadd_ps(a[1], x[1], _mm256_fmadd_ps(a[0], x[0], before));
-            const __m256 of_y = _mm256_fmadd_ps(b[1], y[1], _mm256_mul_ps(b[0], y[0]));
-            partial[j] = _mm256_add_ps(of_x, of_y);
-        } else {
-            const __m256 of_x = _mm256_fmadd_ps(a[1], x[1], _mm256_mul_ps(a[0], x[0]));
-            const __m256 of_y = _mm256_fmadd_ps(b[1], y[1], _mm256_mul_ps(b[0], y[0]));
-            partial[j] = _mm256_fmadd_ps(
-                of_y, _mm256_set1_ps(scale[half + j]),
-                _mm256_fmadd_ps(of_x, _mm256_set1_ps(scale[j]), before));
-        }
-        for (int v = 0; v < 2; v++) {
-            dx[v] = _mm256_fnmadd_ps(factor[v], x[v], dx[v]);
-            dy[v] = _mm256_fnmadd_ps(factor[v], y[v], dy[v]);
-            x[v] = _mm256_add_ps(x[v], dx[v]);
-            y[v] = _mm256_add_ps(y[v], dy[v]);
-        }
+            _mm256_storeu_ps(of->zeros + i, channel_zeros_avx2(block, i, head_dim));
     }
 }
 
-ALWAYS_INLINE void block_scores_raw_avx2(const float *q, const void *block, int first, int n,
-                                        int64_t head_dim, const float *step, float *s,
-                                        const int type) {
-    float slot_scales[SLOTS * MAX_HEAD_DIM / 32];
-    __m256 partial[SLOTS];
-    if (type < C_Q8_CH) slot_scales_avx2(block, first, n, head_dim, NULL, slot_scales, type);
-    for (int j = n; j < SLOTS; j++) partial[j] = _mm256_setzero_ps();
-    for (int64_t g = 0; g < head_dim / 64; g++) {
-        step_half_group_avx2(q, block, first, n, head_dim, step, g, 0, slot_scales, partial, type);
-        step_half_group_avx2(q, block, first, n, head_dim, step, g, 1, slot_scales, partial, type);
-    }
-    for (int j = 0; j < n; j += 8) _mm256_storeu_ps(s + j, sum_8_avx2(partial + j));
-}
-
-/* Keys that are rotated already: all of a key at a time, so that its sum stays in a register. */
-ALWAYS_INLINE void block_scores_roped_avx2(const float *q, const void *block, int first, int n,
-                                          int64_t head_dim, float *s, const int type) {
-    float slot_scales[SLOTS * MAX_HEAD_DIM / 32], scaled[MAX_HEAD_DIM];
-    __m256 of_zeros = _mm256_setzero_ps(); /* the same part of each key's score */
-    if (type < C_Q8_CH) slot_scales_avx2(block, first, n, head_dim, NULL, slot_scales, type);
-    for (int64_t i = 0; i < head_dim && type >= C_Q8_CH; i += 8) {
-        const __m256 scale = channel_scales_avx2(block, i, head_dim, type);
-        if (type == C_Q8_CH || i % 64 == 0) fetch_channels_avx2(block, i, head_dim, type);
-        const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(q + i), scale);
-        _mm256_storeu_ps(scaled + i, x);
-        if (type == C_Q4_CH)
-            of_zeros = _mm256_fmadd_ps(channel_zeros_avx2(block, i, head_dim), x, of_zeros);
-    }
-    const float *x = type >= C_Q8_CH ? scaled : q;
+/* Channels i..i + 15 of slot j (counted from the first one that is read) as float */
+ALWAYS_INLINE void values_16_avx2(const uint8_t *row, int64_t j, int64_t i, const scales_avx2_t *of,
+                                  __m256 x[2], const int type) {
     const int is_byte = type == C_Q8_0 || type == C_Q8_CH;
+    load_half_group_avx2(row + i / 32 * (is_byte ? 32 : 16), (int)(i % 32 / 16), x, type);
+    _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) {
+        if (type == C_Q4_CH) x[v] = _mm256_add_ps(x[v], _mm256_loadu_ps(of->zeros + i + 8 * v));
+        x[v] = _mm256_mul_ps(x[v], type >= C_Q8_CH
+                                       ? _mm256_loadu_ps(of->scales + i + 8 * v)
+                                       : _mm256_set1_ps(of->slot_scales[i / 32 * SLOTS + j]));
+    }
+}
+
+/* One query against keys that are made float on their way. The sums are those of scores_rows_avx2
+ * over float keys. Raw keys are rotated by `rows`; then head_dim divides by 64. */
+ALWAYS_INLINE void block_scores_rows_avx2(const float *q, const void *block, int first, int n,
+                                          int64_t head_dim, const float *rows, float *s,
+                                          const int raw, const int type) {
+    const int64_t half = head_dim / 2, end = raw ? half : head_dim;
+    const int64_t row_bytes = cache_row_bytes(type, head_dim);
+    scales_avx2_t of;
+    load_channels_avx2(block, first, n, head_dim, &of, type);
+    const uint8_t *rows_of_block = (const uint8_t *)block + first * row_bytes;
     for (int j0 = 0; j0 < n; j0 += 8) {
         __m256 sum[8];
-        _Pragma("GCC unroll 8") for (int o = 0; o < 8; o++) {
-            const int j = j0 + o < n ? j0 + o : n - 1;
-            sum[o] = of_zeros;
-            for (int64_t g = 0; g < head_dim / 32; g++) {
-                __m256 a[4], of = _mm256_setzero_ps();
-                fetch_step_avx2(block, j * (head_dim / 32) + g, is_byte ? 32 : 16, head_dim, type);
-                const uint8_t *group = group_of(block, first + j, g, head_dim, type);
-                load_half_group_avx2(group, 0, a, type);
-                load_half_group_avx2(group, 1, a + 2, type);
-                for (int v = 0; v < 4; v++)
-                    of = _mm256_fmadd_ps(a[v], _mm256_loadu_ps(x + 32 * g + 8 * v), of);
-                sum[o] = type >= C_Q8_CH
-                             ? _mm256_add_ps(sum[o], of)
-                             : _mm256_fmadd_ps(of, _mm256_set1_ps(slot_scales[g * SLOTS + j]),
-                                               sum[o]);
-            }
+        int64_t slot[8];
+        for (int o = 0; o < 8; o++) {
+            sum[o] = _mm256_setzero_ps();
+            slot[o] = j0 + o < n ? j0 + o : n - 1;
         }
+        for (int64_t i = 0; i < end; i += 16)
+            _Pragma("GCC unroll 8") for (int o = 0; o < 8; o++) {
+                const int64_t j = slot[o];
+                __m256 x[2], y[2];
+                fetch_step_avx2(block, j0 * (end / 16) + i / 2 + o, (int)(16 * row_bytes / end),
+                                head_dim, type);
+                values_16_avx2(rows_of_block + j * row_bytes, j, i, &of, x, type);
+                if (raw) values_16_avx2(rows_of_block + j * row_bytes, j, half + i, &of, y, type);
+                _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) {
+                    const int64_t at = i + 8 * v;
+                    if (raw) {
+                        const __m256 cosine = _mm256_loadu_ps(rows + j * head_dim + at);
+                        const __m256 sine = _mm256_loadu_ps(rows + j * head_dim + half + at);
+                        const __m256 a = x[v], b = y[v];
+                        x[v] = _mm256_fmsub_ps(a, cosine, _mm256_mul_ps(b, sine));
+                        y[v] = _mm256_fmadd_ps(a, sine, _mm256_mul_ps(b, cosine));
+                    }
+                    sum[o] = _mm256_fmadd_ps(x[v], _mm256_loadu_ps(q + at), sum[o]);
+                    if (raw) sum[o] = _mm256_fmadd_ps(y[v], _mm256_loadu_ps(q + half + at), sum[o]);
+                }
+            }
         _mm256_storeu_ps(s + j0, sum_8_avx2(sum));
     }
 }
@@ -269,64 +209,40 @@ ALWAYS_INLINE void block_scores_roped_avx2(const float *q, const void *block, in
 /* n_g groups of 32 channels from g0 on */
 ALWAYS_INLINE void block_weighted_sum_groups_avx2(const float *s, const void *block, int first,
                                                   int n, int64_t head_dim, int64_t g0,
-                                                  const int n_g, const float *weights,
-                                                  float total, float *acc, const int type) {
-    const int by_channel = type >= C_Q8_CH, is_byte = type == C_Q8_0 || type == C_Q8_CH;
+                                                  const int n_g, const scales_avx2_t *of,
+                                                  float *acc, const int type) {
+    const int is_byte = type == C_Q8_0 || type == C_Q8_CH;
+    const int64_t row_bytes = cache_row_bytes(type, head_dim);
     __m256 sum[8];
-    for (int v = 0; v < 8; v++) sum[v] = _mm256_setzero_ps();
+    for (int v = 0; v < 4 * n_g; v++) sum[v] = _mm256_loadu_ps(acc + 32 * g0 + 8 * v);
     for (int j = 0; j < n; j++) {
+        const uint8_t *row = (const uint8_t *)block + (first + j) * row_bytes;
+        const __m256 weight = _mm256_set1_ps(s[j]);
         fetch_step_avx2(block, (g0 * SLOTS) / n_g + j, n_g * (is_byte ? 32 : 16), head_dim, type);
-        _Pragma("GCC unroll 2") for (int g = 0; g < n_g; g++) {
-            const uint8_t *group = group_of(block, first + j, g0 + g, head_dim, type);
-            const __m256 weight =
-                _mm256_set1_ps(by_channel ? s[j] : weights[(g0 + g) * SLOTS + j]);
-            __m256 x[4];
-            if (type == C_Q4_CH) {
-                load_in_place_avx2(group, x);
-            } else {
-                load_half_group_avx2(group, 0, x, type);
-                load_half_group_avx2(group, 1, x + 2, type);
-            }
-            for (int v = 0; v < 4; v++)
-                sum[4 * g + v] = _mm256_fmadd_ps(x[v], weight, sum[4 * g + v]);
+        _Pragma("GCC unroll 4") for (int h = 0; h < 2 * n_g; h++) {
+            __m256 x[2];
+            values_16_avx2(row, j, 32 * g0 + 16 * h, of, x, type);
+            sum[2 * h] = _mm256_fmadd_ps(x[0], weight, sum[2 * h]);
+            sum[2 * h + 1] = _mm256_fmadd_ps(x[1], weight, sum[2 * h + 1]);
         }
     }
-    acc += 32 * g0;
-    _Pragma("GCC unroll 8") for (int v = 0; v < 4 * n_g; v++) {
-        const int64_t i = 32 * g0 + 8 * v;
-        const __m256 before = _mm256_loadu_ps(acc + 8 * v);
-        if (by_channel) {
-            if (type == C_Q8_CH || v == 0) fetch_channels_avx2(block, i, head_dim, type);
-            const __m256 scale = channel_scales_avx2(block, i, head_dim, type);
-            if (type == C_Q4_CH)
-                sum[v] = _mm256_fmadd_ps(
-                    _mm256_set1_ps(total), channel_zeros_avx2(block, i, head_dim),
-                    _mm256_mul_ps(sum[v], _mm256_set1_ps(v & 2 ? 0x1p-20f : 0x1p-16f)));
-            sum[v] = _mm256_fmadd_ps(sum[v], scale, before);
-        } else {
-            sum[v] = _mm256_add_ps(sum[v], before);
-        }
-        _mm256_storeu_ps(acc + 8 * v, sum[v]);
-    }
+    for (int v = 0; v < 4 * n_g; v++) _mm256_storeu_ps(acc + 32 * g0 + 8 * v, sum[v]);
 }
 
 ALWAYS_INLINE void block_weighted_sum_rows_avx2(const float *s, const void *block, int first, int n,
                                                 int64_t head_dim, float *acc, const int type) {
-    float weights[SLOTS * MAX_HEAD_DIM / 32], total = 0;
-    if (type < C_Q8_CH) slot_scales_avx2(block, first, n, head_dim, s, weights, type);
-    for (int j = 0; j < n && type == C_Q4_CH; j++) total += s[j];
+    scales_avx2_t of;
+    load_channels_avx2(block, first, n, head_dim, &of, type);
     int64_t g = 0;
     for (; g + 2 <= head_dim / 32; g += 2)
-        block_weighted_sum_groups_avx2(s, block, first, n, head_dim, g, 2, weights, total, acc,
-                                       type);
+        block_weighted_sum_groups_avx2(s, block, first, n, head_dim, g, 2, &of, acc, type);
     if (g < head_dim / 32)
-        block_weighted_sum_groups_avx2(s, block, first, n, head_dim, g, 1, weights, total, acc,
-                                       type);
+        block_weighted_sum_groups_avx2(s, block, first, n, head_dim, g, 1, &of, acc, type);
 }
 
 /* See BY_HEAD_DIM_AVX2. */
-#define RAW_AVX2(d) block_scores_raw_avx2(q, block, first, n, d, rope->step, s, type)
-#define ROPED_AVX2(d) block_scores_roped_avx2(q, block, first, n, d, s, type)
+#define RAW_AVX2(d) block_scores_rows_avx2(q, block, first, n, d, rope->rows, s, 1, type)
+#define ROPED_AVX2(d) block_scores_rows_avx2(q, block, first, n, d, NULL, s, 0, type)
 #define WEIGHTED_SUM_AVX2(d) block_weighted_sum_rows_avx2(s, block, first, n, d, acc, type)
 ALWAYS_INLINE void block_scores_avx2(const float *q, const void *block, int first, int n,
                                      int64_t head_dim, const rope_t *rope, float *s, const int raw,

@@ -1,10 +1,9 @@
 /* Quantized keys and values for AVX-512. cache_q_scalar.h says what the layouts and operations are,
- * scores_avx512.h how the query of raw keys is stepped.
+ * scores_avx512.h how raw keys are rotated.
  *
- * Numbers become float as they are; scales go elsewhere. A channel's scale goes into the query
- * before keys are read (stepping is linear, so it stays there), and into the sum of values at its
- * end. The scales of 32 channels of a position are made float for the whole block first, so that
- * each is an operand that is broadcast from memory.
+ * Numbers become float with their scales on the way into the sum. The scales of 32 channels of a
+ * position are made float for the whole block first, so that each is an operand that is broadcast
+ * from memory.
  */
 #ifndef LARIAT_CACHE_Q_AVX512_H
 #define LARIAT_CACHE_Q_AVX512_H
@@ -70,19 +69,51 @@ ALWAYS_INLINE void prefetch_channels_avx512(const void *block, int64_t i, int64_
     prefetch_next(channel_bytes_of(block, head_dim) + head_dim + i, block_bytes);
 }
 
-/* Scales of n slots, [head_dim / 32][SLOTS], zeros behind them. If there are weights, times the
- * slot's weight. */
+/* Scales of n slots, [head_dim / 32][SLOTS], zeros behind them */
 ALWAYS_INLINE void slot_scales_avx512(const void *block, int first, int n, int64_t head_dim,
-                                      const float *weights, float *out, const int type) {
+                                      float *out, const int type) {
     for (int64_t g = 0; g < head_dim / 32; g++) {
         const f16_t *scales = scales_of(block, head_dim, type) + g * SLOTS;
         prefetch_next(scales, cache_block_bytes(type, head_dim));
         for (int j = 0; j < SLOTS; j += 16, out += 16) {
             const __mmask16 lanes = j < n ? first_lanes_avx512(n - j) : 0;
-            __m512 scale = load_lanes_avx512(scales, first + j, lanes, 0);
-            if (weights) scale = _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(lanes, weights + j));
-            _mm512_storeu_ps(out, scale);
+            _mm512_storeu_ps(out, load_lanes_avx512(scales, first + j, lanes, 0));
         }
+    }
+}
+
+/* A number of a block as it is loaded becomes (number + zero) * scale. All of that is exact, as in
+ * dequantize_avx512, so a product with it has the bits of one with the number as float. */
+typedef struct {
+    float slot_scales[SLOTS * MAX_HEAD_DIM / 32];    /* types by row */
+    float scales[MAX_HEAD_DIM], zeros[MAX_HEAD_DIM]; /* types by channel */
+} scales_avx512_t;
+
+ALWAYS_INLINE void load_channels_avx512(const void *block, int first, int n, int64_t head_dim,
+                                        scales_avx512_t *of, const int type) {
+    if (type < C_Q8_CH) {
+        slot_scales_avx512(block, first, n, head_dim, of->slot_scales, type);
+        return;
+    }
+    for (int64_t i = 0; i < head_dim; i += 16) {
+        prefetch_channels_avx512(block, i, head_dim, type);
+        _mm512_storeu_ps(of->scales + i, channel_scales_avx512(block, i, head_dim, type));
+        if (type == C_Q4_CH)
+            _mm512_storeu_ps(of->zeros + i, channel_zeros_avx512(block, i, head_dim));
+    }
+}
+
+/* Channels 32 g.. of a row as float; j counts from the first slot that is read. */
+ALWAYS_INLINE void scaled_group_avx512(const uint8_t *row, int64_t j, int64_t g,
+                                       const scales_avx512_t *of, __m512 x[2], const int type) {
+    const int64_t group_bytes = type == C_Q8_0 || type == C_Q8_CH ? 32 : 16;
+    load_group_avx512(row + g * group_bytes, x, type);
+    _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) {
+        const int64_t i = 32 * g + 16 * v;
+        if (type == C_Q4_CH) x[v] = _mm512_add_ps(x[v], _mm512_loadu_ps(of->zeros + i));
+        x[v] = _mm512_mul_ps(x[v], type >= C_Q8_CH
+                                       ? _mm512_loadu_ps(of->scales + i)
+                                       : _mm512_set1_ps(of->slot_scales[g * SLOTS + j]));
     }
 }
 
@@ -134,111 +165,54 @@ ALWAYS_INLINE __m512 sum_quarters_avx512(const __m512 fours_f32x16[4]) {
                          _mm512_shuffle_f32x4(left, right, 0xdd));
 }
 
-/* A query (or, if keys are raw, its pairs) against n_g groups of 32 channels from g0 on, and as
- * many half a head further on. Adds to `fours`, a vector for four keys (see sum_4_avx512): storing
- * a vector for each key costs as much as two of its multiplications. */
-ALWAYS_INLINE void block_scores_groups_avx512(const float *q, const void *block, int first, int n,
-                                              int64_t head_dim, const float *step, int64_t g0,
-                                              const int n_g, const float *slot_scales,
-                                              __m512 fours[SLOTS / 4], const int type,
-                                              const int raw, const int next) {
-    const int64_t half = head_dim / 2;
-    const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
-    const int64_t block_bytes = cache_block_bytes(type, head_dim);
-    __m512 x[4], y[4], dx[4], dy[4], zx[4], zy[4], factor[4]; /* factor: 2 (1 - cos theta) */
-    FOR_EACH_VECTOR(v) {
-        const int64_t i = 32 * g0 + 16 * v;
-        x[v] = _mm512_loadu_ps(q + i);
-        y[v] = _mm512_loadu_ps(q + half + i);
-        factor[v] = dx[v] = dy[v] = zx[v] = zy[v] = _mm512_setzero_ps();
-        if (raw) {
-            factor[v] = _mm512_loadu_ps(step + i);
-            const __m512 sine = _mm512_loadu_ps(step + half + i);
-            const __m512 half_factor = _mm512_mul_ps(factor[v], _mm512_set1_ps(0.5f));
-            dx[v] = _mm512_fmadd_ps(half_factor, x[v], _mm512_mul_ps(sine, y[v]));
-            dy[v] = _mm512_fmsub_ps(half_factor, y[v], _mm512_mul_ps(sine, x[v]));
-        }
-        if (by_channel) {
-            prefetch_channels_avx512(block, i, head_dim, type);
-            prefetch_channels_avx512(block, half + i, head_dim, type);
-            const __m512 scale_x = channel_scales_avx512(block, i, head_dim, type);
-            const __m512 scale_y = channel_scales_avx512(block, half + i, head_dim, type);
-            x[v] = _mm512_mul_ps(x[v], scale_x);
-            y[v] = _mm512_mul_ps(y[v], scale_y);
-            dx[v] = _mm512_mul_ps(dx[v], scale_x);
-            dy[v] = _mm512_mul_ps(dy[v], scale_y);
-        }
-        if (type == C_Q4_CH) {
-            zx[v] = channel_zeros_avx512(block, i, head_dim);
-            zy[v] = channel_zeros_avx512(block, half + i, head_dim);
-        }
-    }
+/* One query against keys that are made float on their way. The sums are those of
+ * scores_roped_avx512 and scores_rotated_avx512 over float keys. Raw keys are rotated by `rows`;
+ * then head_dim divides by 64. */
+ALWAYS_INLINE void block_scores_rows_avx512(const float *q, const void *block, int first, int n,
+                                            int64_t head_dim, const float *rows, float *s,
+                                            const int type, const int raw, const int next) {
+    const int64_t half = head_dim / 2, end = raw ? half : head_dim;
     const int64_t row_bytes = cache_row_bytes(type, head_dim);
-    const int64_t apart = group_of(block, 0, half / 32, head_dim, type) - (const uint8_t *)block;
-    const uint8_t *row = group_of(block, first, g0, head_dim, type);
-    const float *scale = slot_scales + g0 * SLOTS;
-    for (int j = 0; j < n; j += 4) {
+    const int64_t block_bytes = cache_block_bytes(type, head_dim);
+    const int64_t group_bytes = row_bytes / (head_dim / 32), apart = row_bytes / 2;
+    scales_avx512_t of;
+    __m512 fours[SLOTS / 4];
+    load_channels_avx512(block, first, n, head_dim, &of, type);
+    for (int j = 0; j < SLOTS / 4; j++) fours[j] = _mm512_setzero_ps();
+    for (int j0 = 0; j0 < n; j0 += 4) {
         __m512 p[4];
         _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++) {
-            __m512 sum_x = _mm512_setzero_ps(), sum_y = _mm512_setzero_ps();
-            prefetch_next(row, block_bytes);
-            if (next != NEXT_BY_LINE || apart >= 64) prefetch_next(row + apart, block_bytes);
-            _Pragma("GCC unroll 2") for (int g = 0; g < n_g; g++) {
-                const int64_t group_bytes = type == C_Q8_0 || type == C_Q8_CH ? 32 : 16;
-                __m512 a[2], b[2];
-                load_group_avx512(row + g * group_bytes, a, type);
-                load_group_avx512(row + apart + g * group_bytes, b, type);
-                if (type == C_Q4_CH)
-                    for (int v = 0; v < 2; v++) {
-                        a[v] = _mm512_add_ps(a[v], zx[2 * g + v]);
-                        b[v] = _mm512_add_ps(b[v], zy[2 * g + v]);
+            const int64_t j = j0 + r < n ? j0 + r : n - 1;
+            const uint8_t *row = (const uint8_t *)block + (first + j) * row_bytes;
+            __m512 sum = _mm512_setzero_ps();
+            for (int64_t g = 0; g < end / 32; g++) {
+                __m512 x[2], y[2];
+                if (next != NEXT_BY_LINE || g * group_bytes % 64 == 0)
+                    prefetch_next(row + g * group_bytes, block_bytes);
+                scaled_group_avx512(row, j, g, &of, x, type);
+                if (raw) {
+                    if (next != NEXT_BY_LINE || (apart + g * group_bytes) % 64 == 0)
+                        prefetch_next(row + apart + g * group_bytes, block_bytes);
+                    scaled_group_avx512(row, j, half / 32 + g, &of, y, type);
+                }
+                _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) {
+                    const int64_t i = 32 * g + 16 * v;
+                    if (raw) {
+                        const float *angles = rows + j * head_dim + i;
+                        const __m512 cosine = _mm512_loadu_ps(angles);
+                        const __m512 sine = _mm512_loadu_ps(angles + half);
+                        const __m512 a = x[v], b = y[v];
+                        x[v] = _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine));
+                        y[v] = _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine));
                     }
-                if (by_channel) {
-                    sum_x = _mm512_fmadd_ps(a[0], x[2 * g], sum_x);
-                    sum_y = _mm512_fmadd_ps(b[0], y[2 * g], sum_y);
-                    sum_x = _mm512_fmadd_ps(a[1], x[2 * g + 1], sum_x);
-                    sum_y = _mm512_fmadd_ps(b[1], y[2 * g + 1], sum_y);
-                } else {
-                    const __m512 of_x =
-                        _mm512_fmadd_ps(a[1], x[2 * g + 1], _mm512_mul_ps(a[0], x[2 * g]));
-                    const __m512 of_y =
-                        _mm512_fmadd_ps(b[1], y[2 * g + 1], _mm512_mul_ps(b[0], y[2 * g]));
-                    sum_x = _mm512_fmadd_ps(of_x, _mm512_set1_ps(scale[g * SLOTS]), sum_x);
-                    sum_y =
-                        _mm512_fmadd_ps(of_y, _mm512_set1_ps(scale[g * SLOTS + half]), sum_y);
+                    sum = _mm512_fmadd_ps(x[v], _mm512_loadu_ps(q + i), sum);
+                    if (raw) sum = _mm512_fmadd_ps(y[v], _mm512_loadu_ps(q + half + i), sum);
                 }
             }
-            if (raw)
-                FOR_EACH_VECTOR(v) {
-                    dx[v] = _mm512_fnmadd_ps(factor[v], x[v], dx[v]);
-                    dy[v] = _mm512_fnmadd_ps(factor[v], y[v], dy[v]);
-                    x[v] = _mm512_add_ps(x[v], dx[v]);
-                    y[v] = _mm512_add_ps(y[v], dy[v]);
-                }
-            p[r] = _mm512_add_ps(sum_x, sum_y);
-            scale++;
-            /* The row behind the last key is read if it is in the block, and not used. */
-            if (first + j + r + 1 < SLOTS) row += row_bytes;
+            p[r] = sum;
         }
-        fours[j / 4] = _mm512_add_ps(fours[j / 4], sum_4_avx512(p));
+        fours[j0 / 4] = sum_4_avx512(p);
     }
-}
-
-/* `step` is that of the RoPE table; not used for keys that are rotated already. */
-ALWAYS_INLINE void block_scores_rows_avx512(const float *q, const void *block, int first, int n,
-                                            int64_t head_dim, const float *step, float *s,
-                                            const int type, const int raw, const int next) {
-    float slot_scales[SLOTS * MAX_HEAD_DIM / 32];
-    __m512 fours[SLOTS / 4];
-    if (type < C_Q8_CH) slot_scales_avx512(block, first, n, head_dim, NULL, slot_scales, type);
-    for (int j = 0; j < SLOTS / 4; j++) fours[j] = _mm512_setzero_ps();
-    int64_t g = 0;
-    for (; g + 2 <= head_dim / 64; g += 2)
-        block_scores_groups_avx512(q, block, first, n, head_dim, step, g, 2, slot_scales, fours,
-                                   type, raw, next);
-    for (; g < head_dim / 64; g++)
-        block_scores_groups_avx512(q, block, first, n, head_dim, step, g, 1, slot_scales, fours,
-                                   type, raw, next);
     _mm512_storeu_ps(s, sum_quarters_avx512(fours));
     if (n > 16) _mm512_storeu_ps(s + 16, sum_quarters_avx512(fours + 4));
 }
@@ -246,176 +220,46 @@ ALWAYS_INLINE void block_scores_rows_avx512(const float *q, const void *block, i
 /* n_g groups of 32 channels from g0 on */
 ALWAYS_INLINE void block_weighted_sum_groups_avx512(const float *s, const void *block, int first,
                                                     int n, int64_t head_dim, int64_t g0,
-                                                    const int n_g, const float *weights,
-                                                    float total, float *acc, const int type,
-                                                    const int next) {
-    const int n_v = 2 * n_g, by_channel = type >= C_Q8_CH;
-    __m512 sum[8];
-    FOR_EACH_VECTOR(v)
-        sum[v] = by_channel ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + 32 * g0 + 16 * v);
+                                                    const int n_g, const scales_avx512_t *of,
+                                                    float *acc, const int type, const int next) {
+    const int n_v = 2 * n_g;
+    const int64_t row_bytes = cache_row_bytes(type, head_dim);
     const int64_t block_bytes = cache_block_bytes(type, head_dim);
-    for (int j = 0; j < n; j++)
+    __m512 sum[8];
+    FOR_EACH_VECTOR(v) sum[v] = _mm512_loadu_ps(acc + 32 * g0 + 16 * v);
+    for (int j = 0; j < n; j++) {
+        const uint8_t *row = (const uint8_t *)block + (first + j) * row_bytes;
+        const __m512 weight = _mm512_set1_ps(s[j]);
         _Pragma("GCC unroll 4") for (int g = 0; g < n_g; g++) {
             __m512 x[2];
-            /* A line holds 2 groups of bytes or 4 of nibbles; Intel's tile has nibbles here. */
+            /* A line holds 2 groups of bytes or 4 of nibbles. */
             if (g % (next == NEXT_BY_LINE ? 4 : 2) == 0)
                 prefetch_next(group_of(block, first + j, g0 + g, head_dim, type), block_bytes);
-            load_group_avx512(group_of(block, first + j, g0 + g, head_dim, type), x, type);
-            const __m512 weight =
-                _mm512_set1_ps(by_channel ? s[j] : weights[(g0 + g) * SLOTS + j]);
+            scaled_group_avx512(row, j, g0 + g, of, x, type);
             sum[2 * g] = _mm512_fmadd_ps(x[0], weight, sum[2 * g]);
             sum[2 * g + 1] = _mm512_fmadd_ps(x[1], weight, sum[2 * g + 1]);
         }
-    FOR_EACH_VECTOR(v) {
-        const int64_t i = 32 * g0 + 16 * v;
-        if (by_channel) {
-            prefetch_channels_avx512(block, i, head_dim, type);
-            if (type == C_Q4_CH)
-                sum[v] = _mm512_fmadd_ps(_mm512_set1_ps(total),
-                                         channel_zeros_avx512(block, i, head_dim), sum[v]);
-            sum[v] = _mm512_fmadd_ps(sum[v], channel_scales_avx512(block, i, head_dim, type),
-                                     _mm512_loadu_ps(acc + i));
-        }
-        _mm512_storeu_ps(acc + i, sum[v]);
     }
-}
-
-/* Weights as numbers of 16 bits, in two vectors of bytes. There are 64 channels; the second half of
- * them has other weights than the first. w[0] and w[1] are those of slots 0..15 and 16..31 for the
- * first half, w[2] and w[3] for the second; bytes 0..31 of *high and *low are the first half's.
- * Returns what 1 of the sums stands for; 0 if there is no weight, NaN if one is NaN. */
-ALWAYS_INLINE float split_weights_avx512(const __m512 w_f32x16[4], __m512i *high, __m512i *low) {
-    static const uint8_t PICK[64] = {
-        0,  4,  8,  12, 16, 20, 24, 28, 32, 36, 40, 44,  48,  52,  56,  60,
-        2,  6,  10, 14, 18, 22, 26, 30, 34, 38, 42, 46,  50,  54,  58,  62,
-        64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104, 108, 112, 116, 120, 124,
-        66, 70, 74, 78, 82, 86, 90, 94, 98, 102, 106, 110, 114, 118, 122, 126,
-    };
-    const __m512 *w = w_f32x16;
-    __m512i max_i32x16 = _mm512_setzero_si512(); /* see magnitude_bits */
-    for (int h = 0; h < 4; h++)
-        max_i32x16 = _mm512_max_epi32(max_i32x16, _mm512_castps_si512(_mm512_abs_ps(w[h])));
-    const float max = float_of_bits(_mm512_reduce_max_epi32(max_i32x16));
-    if (max == 0) return 0;
-    const __m512 by = _mm512_set1_ps(65535.0f / max);
-    __m512i u[4]; /* 32 bits each, of which 16 are used */
-    for (int h = 0; h < 4; h++) u[h] = _mm512_cvtps_epi32(_mm512_mul_ps(w[h], by));
-    const __m512i first = _mm512_or_si512(u[0], _mm512_slli_epi32(u[1], 16));
-    const __m512i second = _mm512_or_si512(u[2], _mm512_slli_epi32(u[3], 16));
-    const __m512i pick = _mm512_loadu_si512(PICK);
-    *low = _mm512_permutex2var_epi8(first, pick, second);
-    *high = _mm512_permutex2var_epi8(first, _mm512_or_si512(pick, _mm512_set1_epi8(1)), second);
-    return max / 65535.0f;
-}
-
-/* Values of 8 bits are summed as whole numbers: weights (32 channels of q8_0 have their own) become
- * numbers of 16 bits in two bytes, and a 32-bit sum takes four positions of a channel at once. That
- * is a third of the operations of float sums. A weight loses what is below 2^-17 of the largest.
- * head_dim divides by 64. */
-ALWAYS_INLINE void block_weighted_sum_bytes_avx512(const float *s, const void *block, int first,
-                                                   int n, int64_t head_dim, float *acc,
-                                                   const int type, const int next) {
-    const int64_t block_bytes = cache_block_bytes(type, head_dim);
-    const f16_t *scales = scales_of(block, head_dim, type);
-    const __mmask16 lanes[2] = {first_lanes_avx512(n), n > 16 ? first_lanes_avx512(n - 16) : 0};
-    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
-    __m512 weight_of[2], w[4];
-    __m512i high, low;
-    float back = 0;
-    for (int h = 0; h < 2; h++) weight_of[h] = _mm512_maskz_loadu_ps(lanes[h], s + 16 * h);
-    if (type == C_Q8_CH) {
-        for (int h = 0; h < 4; h++) w[h] = weight_of[h % 2];
-        back = split_weights_avx512(w, &high, &low);
-        if (back == 0) return;
-    }
-    for (int64_t i = 0; i < head_dim; i += 64) {
-        if (type == C_Q8_0) {
-            for (int h = 0; h < 4; h++) {
-                const f16_t *of = scales + (i / 32 + h / 2) * SLOTS;
-                if (h % 2 == 0) prefetch_next(of, block_bytes);
-                const __m512 scale =
-                    load_lanes_avx512(of, first + h % 2 * 16, lanes[h % 2], 0);
-                w[h] = _mm512_mul_ps(scale, weight_of[h % 2]);
-            }
-            back = split_weights_avx512(w, &high, &low);
-            if (back == 0) continue;
-        }
-        /* sum[x], 128 bits each: channels 4x.. of 16 l.., l = 0..3 */
-        __m512i sum_high[4], sum_low[4];
-        for (int x = 0; x < 4; x++) sum_high[x] = sum_low[x] = _mm512_setzero_si512();
-        __m512i which = halves;
-        for (int j = 0; j < n; j += 4) {
-            __m512i row[4], pair[4], four[4];
-            for (int r = 0; r < 4; r++) { /* rows behind the last one have weight 0 */
-                const int slot = first + j + r < SLOTS ? first + j + r : SLOTS - 1;
-                const uint8_t *p = (const uint8_t *)block + slot * head_dim + i;
-                /* q8_0 on Intel's cores: 25 ns a key and value in this order, 28 in the walk's */
-                const uint8_t *in_order = (const uint8_t *)block + SLOTS * i + 64 * (j + r);
-                prefetch_next(next == NEXT_BY_LINE ? in_order : p, block_bytes);
-                row[r] = _mm512_loadu_si512(p);
-            }
-            for (int r = 0; r < 4; r += 2) {
-                pair[r] = _mm512_unpacklo_epi8(row[r], row[r + 1]);
-                pair[r + 1] = _mm512_unpackhi_epi8(row[r], row[r + 1]);
-            }
-            for (int x = 0; x < 2; x++) {
-                four[2 * x] = _mm512_unpacklo_epi16(pair[x], pair[2 + x]);
-                four[2 * x + 1] = _mm512_unpackhi_epi16(pair[x], pair[2 + x]);
-            }
-            const __m512i w_high = _mm512_permutexvar_epi32(which, high);
-            const __m512i w_low = _mm512_permutexvar_epi32(which, low);
-            which = _mm512_add_epi32(which, _mm512_set1_epi32(1));
-            for (int x = 0; x < 4; x++) {
-                sum_high[x] = _mm512_dpbusd_epi32(sum_high[x], w_high, four[x]);
-                sum_low[x] = _mm512_dpbusd_epi32(sum_low[x], w_low, four[x]);
-            }
-        }
-        __m512 sum[4], mixed[4];
-        for (int x = 0; x < 4; x++)
-            sum[x] = _mm512_cvtepi32_ps(
-                _mm512_add_epi32(_mm512_slli_epi32(sum_high[x], 8), sum_low[x]));
-        for (int x = 0; x < 4; x += 2) {
-            mixed[x] = _mm512_shuffle_f32x4(sum[x], sum[x + 1], 0x44);
-            mixed[x + 1] = _mm512_shuffle_f32x4(sum[x], sum[x + 1], 0xee);
-        }
-        for (int l = 0; l < 4; l++) { /* channels 16 l.. */
-            const __m512 of = l % 2 ? _mm512_shuffle_f32x4(mixed[l / 2], mixed[2 + l / 2], 0xdd)
-                                    : _mm512_shuffle_f32x4(mixed[l / 2], mixed[2 + l / 2], 0x88);
-            float *to = acc + i + 16 * l;
-            __m512 scale = _mm512_set1_ps(back);
-            if (type == C_Q8_CH) {
-                prefetch_next(scales + i + 16 * l, block_bytes);
-                scale = _mm512_mul_ps(scale, load_f16_avx512(scales + i + 16 * l));
-            }
-            _mm512_storeu_ps(to, _mm512_fmadd_ps(of, scale, _mm512_loadu_ps(to)));
-        }
-    }
+    FOR_EACH_VECTOR(v) _mm512_storeu_ps(acc + 32 * g0 + 16 * v, sum[v]);
 }
 
 ALWAYS_INLINE void block_weighted_sum_rows_avx512(const float *s, const void *block, int first,
                                                   int n, int64_t head_dim, float *acc,
                                                   const int type, const int next) {
-    float weights[SLOTS * MAX_HEAD_DIM / 32], total = 0;
-    if ((type == C_Q8_0 || type == C_Q8_CH) && head_dim % 64 == 0) {
-        block_weighted_sum_bytes_avx512(s, block, first, n, head_dim, acc, type, next);
-        return;
-    }
-    if (type < C_Q8_CH) slot_scales_avx512(block, first, n, head_dim, s, weights, type);
-    for (int j = 0; j < n; j++) total += s[j];
+    scales_avx512_t of;
+    load_channels_avx512(block, first, n, head_dim, &of, type);
     int64_t g = 0;
     for (; g + 4 <= head_dim / 32; g += 4)
-        block_weighted_sum_groups_avx512(s, block, first, n, head_dim, g, 4, weights, total, acc,
-                                         type, next);
+        block_weighted_sum_groups_avx512(s, block, first, n, head_dim, g, 4, &of, acc, type, next);
     for (; g < head_dim / 32; g++)
-        block_weighted_sum_groups_avx512(s, block, first, n, head_dim, g, 1, weights, total, acc,
-                                         type, next);
+        block_weighted_sum_groups_avx512(s, block, first, n, head_dim, g, 1, &of, acc, type, next);
 }
 
 ALWAYS_INLINE void block_scores_avx512(const float *q, const void *block, int first, int n,
                                        int64_t head_dim, const rope_t *rope, float *s,
                                        const int raw, const int type) {
-    const float *step = raw ? rope->step : NULL;
-    block_scores_rows_avx512(q, block, first, n, head_dim, step, s, type, raw, NEXT_AS_READ);
+    const float *rows = raw ? rope->rows : NULL;
+    block_scores_rows_avx512(q, block, first, n, head_dim, rows, s, type, raw, NEXT_AS_READ);
 }
 
 ALWAYS_INLINE void block_weighted_sum_avx512(const float *s, const void *block, int first, int n,
@@ -426,8 +270,8 @@ ALWAYS_INLINE void block_weighted_sum_avx512(const float *s, const void *block, 
 ALWAYS_INLINE void block_scores_avx512_intel(const float *q, const void *block, int first, int n,
                                              int64_t head_dim, const rope_t *rope, float *s,
                                              const int raw, const int type) {
-    const float *step = raw ? rope->step : NULL;
-#define SCORES(d) block_scores_rows_avx512(q, block, first, n, d, step, s, type, raw, NEXT_BY_LINE)
+    const float *rows = raw ? rope->rows : NULL;
+#define SCORES(d) block_scores_rows_avx512(q, block, first, n, d, rows, s, type, raw, NEXT_BY_LINE)
     BY_HEAD_DIM_AVX512(SCORES,
                        block_scores_avx512(q, block, first, n, head_dim, rope, s, raw, type))
 #undef SCORES

@@ -88,10 +88,10 @@ ALWAYS_INLINE void block_scores_scalar(const float *q, const void *block, int fi
                                        const int raw, const int type) {
     for (int j = 0; j < n; j++) {
         float row[MAX_HEAD_DIM];
+        rope_t of_key = {0};
+        if (raw) of_key.rows = rope->rows + j * head_dim;
         dequantize_scalar(block, first + j, 1, head_dim, row, type);
-        if (raw) rope_head_scalar(row, rope->rows + j * head_dim, head_dim / 2, 1);
-        s[j] = 0;
-        for (int64_t i = 0; i < head_dim; i++) s[j] += q[i] * row[i];
+        scores_in_c(q, 1, row, 1, head_dim, &of_key, s + j, raw, 1);
     }
 }
 

@@ -197,7 +197,8 @@ typedef struct {
 /* RoPE as a table. Pair i of a head is (x[i], x[i + half]), half = head_dim / 2. */
 typedef struct {
     const float *rows; /* [n_positions][2][half]: cos and sin of position * theta[i] */
-    const float *step; /* [2][half]: 2 (1 - cos theta[i]) and sin theta[i]; NULL: use rows alone */
+    const float *step; /* [2][half]: 2 (1 - cos theta[i]) and sin theta[i]: 0 and 0 for pairs that
+                          no position changes */
     float gain;        /* scores of the pairs that are rotated are multiplied by it */
     int32_t group_n, group_window; /* of group attention; 1: none */
 } rope_t;

@@ -1,16 +1,9 @@
 /* Scores for AVX-512: queries against up to 32 keys of a block as they are stored.
  * attention_scalar.h says what each operation does.
  *
- * The product of a query and a raw key that is rotated to position p + j is the product of the key
- * as it is and the query rotated back by p + j. Let q(j) be a pair of the query, rotated back by j
- * positions more, and theta the angle of the pair. Then
- *     q(j + 1) - 2 cos(theta) q(j) + q(j - 1) = 0.
- * The tiles compute it in Reinsch's form:
- *     d(j + 1) = d(j) - 2 (1 - cos(theta)) q(j),    q(j + 1) = q(j) + d(j + 1).
- * These are 2 operations a component where a rotation has 3, and there is no table to read. The
- * rounding error of the plain recurrence grows with the square of j; that of this form does not,
- * because the small number 2 (1 - cos theta) keeps its full precision. Several queries to a KV head
- * share one rotation of the key instead, by rows 0 to 31 of the table, which stay in the L1 cache.
+ * A raw key is rotated by its offset in the block, by rows 0 to 31 of the table, which stay in the
+ * L1 cache; the query was rotated back by the position of the block's first key. So the key is
+ * rotated alike for all queries, of one token or of many, and every score has the same bits.
  */
 #ifndef LARIAT_SCORES_AVX512_H
 #define LARIAT_SCORES_AVX512_H
@@ -203,8 +196,8 @@ ALWAYS_INLINE void add_rotated_avx512(const float *q, const int n_q, const void 
     }
 }
 
-/* Several queries: key j is rotated by row j of the table, then as above, but four keys at a time,
- * so that a query's numbers are loaded once for four. */
+/* Key j is rotated by row j of the table, then as above, but four keys at a time, so that a query's
+ * numbers are loaded once for four. */
 ALWAYS_INLINE void scores_rotated_avx512(const float *q, const int n_q, const void *k, int n,
                                          int64_t head_dim, const float *rows, float *s,
                                          const int f32, const int fetch, int64_t ahead) {
@@ -276,84 +269,6 @@ ALWAYS_INLINE void scores_transposed_avx512(const float *q, const void *k, int n
     }
 }
 
-/* One query is stepped instead of the keys: 16 * n_v pairs of it, from pair i0 on. The `first`
- * pairs set `partial`, the others add to it. */
-ALWAYS_INLINE void step_query_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                     const float *step, int64_t i0, const int n_v,
-                                     __m512 partial[SLOTS], const int first, const int f32,
-                                     const int masked, const int fetch, int64_t ahead) {
-    const int64_t half = head_dim / 2;
-    __m512 x[4], y[4], dx[4], dy[4], factor[4]; /* factor: 2 (1 - cos theta) */
-    __mmask16 lanes[4];
-    FOR_EACH_VECTOR(v) {
-        const int64_t i = i0 + 16 * v;
-        lanes[v] = masked ? first_lanes_avx512(half - i) : (__mmask16)0xffff;
-        x[v] = _mm512_maskz_loadu_ps(lanes[v], q + i);
-        y[v] = _mm512_maskz_loadu_ps(lanes[v], q + half + i);
-        factor[v] = _mm512_maskz_loadu_ps(lanes[v], step + i);
-        /* d(0) = q(0) - q(-1), where q(-1) is q(0) rotated forward by theta */
-        const __m512 sine = _mm512_maskz_loadu_ps(lanes[v], step + half + i);
-        const __m512 half_factor = _mm512_mul_ps(factor[v], _mm512_set1_ps(0.5f));
-        dx[v] = _mm512_fmadd_ps(half_factor, x[v], _mm512_mul_ps(sine, y[v]));
-        dy[v] = _mm512_fmsub_ps(half_factor, y[v], _mm512_mul_ps(sine, x[v]));
-    }
-    for (int j = 0; j < n; j++) {
-        if (fetch == CACHE_FETCH_LINES)
-            fetch_f16_avx512(k, 2 * SLOTS * i0 + 32 * n_v * j, 32 * n_v, ahead);
-        __m512 sum_x = first ? _mm512_setzero_ps() : partial[j], sum_y = _mm512_setzero_ps();
-        FOR_EACH_VECTOR(v) {
-            const int64_t at = j * head_dim + i0 + 16 * v;
-            const __m512 a = masked ? load_lanes_avx512(k, at, lanes[v], f32)
-                                    : load_avx512(k, at, f32);
-            const __m512 b = masked ? load_lanes_avx512(k, at + half, lanes[v], f32)
-                                    : load_avx512(k, at + half, f32);
-            sum_x = _mm512_fmadd_ps(a, x[v], sum_x);
-            sum_y = _mm512_fmadd_ps(b, y[v], sum_y);
-            dx[v] = _mm512_fnmadd_ps(factor[v], x[v], dx[v]);
-            dy[v] = _mm512_fnmadd_ps(factor[v], y[v], dy[v]);
-            x[v] = _mm512_add_ps(x[v], dx[v]);
-            y[v] = _mm512_add_ps(y[v], dy[v]);
-        }
-        partial[j] = _mm512_add_ps(sum_x, sum_y);
-    }
-}
-
-ALWAYS_INLINE void scores_stepped_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                         const float *step, float *s, const int f32,
-                                         const int fetch, int64_t ahead) {
-    const int64_t half = head_dim / 2;
-    __m512 partial[SLOTS];
-    for (int j = n; j < SLOTS; j++) partial[j] = _mm512_setzero_ps();
-    int64_t i = 0;
-    if (half >= 64) {
-        step_query_avx512(q, k, n, head_dim, step, 0, 4, partial, 1, f32, 0, fetch, ahead);
-        i = 64;
-    } else if (half >= 32) {
-        step_query_avx512(q, k, n, head_dim, step, 0, 2, partial, 1, f32, 0, fetch, ahead);
-        i = 32;
-    } else {
-        step_query_avx512(q, k, n, head_dim, step, 0, 1, partial, 1, f32, 1, fetch, ahead);
-        i = 16;
-    }
-    for (; i + 64 <= half; i += 64)
-        step_query_avx512(q, k, n, head_dim, step, i, 4, partial, 0, f32, 0, fetch, ahead);
-    for (; i + 32 <= half; i += 32)
-        step_query_avx512(q, k, n, head_dim, step, i, 2, partial, 0, f32, 0, fetch, ahead);
-    for (; i < half; i += 16)
-        step_query_avx512(q, k, n, head_dim, step, i, 1, partial, 0, f32, 1, fetch, ahead);
-    _mm512_storeu_ps(s, sum_16_avx512(partial));
-    if (n > 16) _mm512_storeu_ps(s + 16, sum_16_avx512(partial + 16));
-}
-
-ALWAYS_INLINE void scores_one_avx512(const float *q, const void *k, int n, int64_t head_dim,
-                                     const rope_t *rope, float *s, const int f32, const int fetch,
-                                     int64_t ahead) {
-    if (rope->step)
-        scores_stepped_avx512(q, k, n, head_dim, rope->step, s, f32, fetch, ahead);
-    else
-        scores_rotated_avx512(q, 1, k, n, head_dim, rope->rows, s, f32, fetch, ahead);
-}
-
 /* Queries by fours, twos and ones. Each is compiled on its own: so its sums stay in registers. */
 #define BY_QUERIES_AVX512(four, two, one)                                                  \
     for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS, ahead = 0) four;         \
@@ -378,7 +293,7 @@ ALWAYS_INLINE void scores_avx512(const float *q, int n_q, const void *k, int n, 
         scores_transposed_avx512(q, k, n, head_dim, rows, s, f32, fetch, ahead);
     BY_QUERIES_AVX512(scores_rotated_avx512(q, 4, k, n, head_dim, rows, s, f32, fetch, ahead),
                       scores_rotated_avx512(q, 2, k, n, head_dim, rows, s, f32, fetch, ahead),
-                      scores_one_avx512(q, k, n, head_dim, rope, s, f32, fetch, ahead))
+                      scores_rotated_avx512(q, 1, k, n, head_dim, rows, s, f32, fetch, ahead))
 }
 #undef BY_QUERIES_AVX512
 

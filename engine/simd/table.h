@@ -15,6 +15,10 @@ enum {
 enum { C_F16, C_F32, N_FLOAT_TYPES };
 enum { C_Q8_0 = N_FLOAT_TYPES, C_Q4_0, C_Q8_CH, C_Q4_CH, N_CACHE_TYPES };
 
+/* The order in which tile_scores adds up: that of scores[0], that of scores[1], and that of
+ * scores[1] for eight queries at once. So a query has the same bits alone and in a tile. */
+enum { TILE_ROPED, TILE_RAW, TILE_RAW_8 };
+
 /* out [n_cols][out_stride] = n_rows rows of weights times n_cols columns from `col` on; out += with
  * `add` */
 typedef void (*matmul_fn)(const void *weights, const activations_t *a, int64_t col, int n_cols,
@@ -54,7 +58,8 @@ typedef struct {
     void (*rotate_back)(const float *x, int n, const float *row, int64_t half, float *out);
     scores_fn scores[2][N_FLOAT_TYPES]; /* [roped, raw] */
     keys_fn keys[N_FLOAT_TYPES];
-    void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, float *s);
+    void (*tile_scores)(const float *q, int n_q, const float *tile, int64_t head_dim, int order,
+                        float *s);
     void (*softmax_block)(float *s, int n_q, int n, int n_keys, int more, float *m, float *l,
                           float *acc, int64_t head_dim);
     weighted_sum_fn weighted_sum[N_FLOAT_TYPES];

@@ -29,11 +29,11 @@ def blocks_of(context: Context) -> list[int]:
 def test_a_shortened_block_is_never_written_again(path, cache, types):
     """What follows stands in a fresh block, and the old one keeps its bytes."""
     with load(path, cache, type_k=types, type_v=types) as llm, llm.context() as context:
-        context.append(ids_of(70))
+        context.append(ids_of(110))
         pool, memory = llm.runner.cache.pool, llm.runner.cache._memory
         sealed = [pool.is_sealed(block) for block in blocks_of(context)]
-        assert sealed == [True, True, False]
-        first, second, _ = blocks_of(context)
+        assert sealed == [True, True, True, False]
+        first, second, *_ = blocks_of(context)
         sealed = memory.keys.blocks[:, [first, second]].copy()
         with context.fork() as other:
             context.truncate(40)
@@ -50,7 +50,7 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
         n = 40 + 9 + 60
         assert context.compact() == 0
         assert len(context) == n
-    assert (memory.open_at >= 0).sum() <= 2
+    assert (memory.open_at >= 0).sum() <= 4  # two contexts: a block that is not full, and the last one
 
 
 @pytest.mark.parametrize("types", CHANNEL_TYPES)
@@ -63,7 +63,7 @@ def test_raw_edits_quantize_nothing_anew(path, types):
         context.move(30, 60, 0)
         with context.fork() as other:
             context.insert(7, other)
-        assert (memory.open_at == -1).all()
+        assert (memory.open_at >= 0).sum() == 1  # the last one, whose tokens can be taken back
         for array, blocks in zip(memory.arrays, before, strict=True):
             assert np.array_equal(array.blocks, blocks)
 

@@ -196,7 +196,32 @@ class CacheCase:
             q = cache_blocks.hadamard(q).astype(np.float32)
         where = (self.pool, 1, q, plan, out)
         attend = _attention.attend(*where, table if raw else None, self.soft_cap, self.sinks)
-        return Program().then(attend).then(_attention.merge(*where)), out
+        return Program().then(attend).then(_attention.merge(*where, self.sinks)), out
+
+    def run_in_pieces(self, raw: bool, n: int) -> np.ndarray:
+        """As `run`, but n tokens of each request at a time."""
+        whole = self.n_past, self.n_new, self.q
+        starts = np.cumsum([0, *self.n_new])
+        result = np.full((len(self.q), self.n_heads, self.dv), np.nan, np.float32)
+        self.store(raw, 2)
+        try:
+            for done in range(0, max(self.n_new), n):
+                new = [max(0, min(n, n_new - done)) for n_new in whole[1]]
+                rows = [
+                    np.arange(start + done, start + done + length)
+                    for start, length in zip(starts[:-1], new, strict=True)
+                ]
+                at = np.concatenate(rows)
+                self.n_new, self.q = new, np.ascontiguousarray(whole[2][at])
+                self.n_past = [
+                    past + min(done, n_new) for past, n_new in zip(whole[0], whole[1], strict=True)
+                ]
+                program, out = self.program(raw)
+                program.run(2)
+                result[at] = out
+        finally:
+            self.n_past, self.n_new, self.q = whole
+        return result
 
     def expected(self, k_type=np.float32, v_type=np.float32, raw=True) -> np.ndarray:
         keys, values = [], []
