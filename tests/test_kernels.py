@@ -197,6 +197,8 @@ def test_matmul_neither_threads_nor_neighbours_matter(isa, rng, type_name):
         assert np.array_equal(multiply(matrix, x, n_threads), together)
     alone = np.concatenate([multiply(matrix, x[i : i + 1]) for i in range(len(x))])
     assert np.array_equal(alone, together)
+    for n in range(2, 17):  # tiles of every width
+        assert np.array_equal(multiply(matrix, x[-n:]), together[-n:]), n
 
 
 @pytest.mark.parametrize("type_name", [*FLOAT_TYPES, *QUANT_TYPES])

@@ -76,8 +76,8 @@ class BlockPool:
         return self.n_holders(block) == 0 and block not in self._kept
 
     def seal(self, block: int, *, reopenable: bool = False) -> None:
-        """Have nobody write to a block until it is handed out anew, or, if it is `reopenable`, until
-        a list that ends in it goes on."""
+        """Have nobody write to a block until it is handed out anew; if it is `reopenable`, until a
+        list that ends in it goes on."""
         self._sealed[block] = True
         (self._reopenable.add if reopenable else self._reopenable.discard)(block)
 

@@ -274,8 +274,8 @@ class CacheMemory:
     def copy(self, source: int, target: int, first: int, length: int, pool: BlockPool) -> None:
         """Slots of one block to the same slots of another that was just handed out.
 
-        By channel, all of a sealed block is copied, and the other is sealed too. A block that can be
-        reopened counts as open if not all of it is wanted.
+        By channel, all of a sealed block is copied, and the other is sealed too. A block that can
+        be reopened counts as open if not all of it is wanted.
         """
         is_open = bool(self.open_at[source] >= 0)
         if self._is_both(source, pool) and first + length == SLOTS:

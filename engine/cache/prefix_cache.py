@@ -14,9 +14,8 @@ from typing import Protocol
 import numpy as np
 from lariat.cache.blocks import SLOTS, BlockPool, BlockTable
 
-# At least so many of a prompt's last tokens are computed. Fewer are summed by the kernel that is
-# made for decoding, and the logits would differ in their last bits.
-_N_COMPUTED = 5
+# At least so many of a prompt's last tokens are computed: the logits of the last one are wanted.
+_N_COMPUTED = 1
 
 
 class Tokens(Protocol):

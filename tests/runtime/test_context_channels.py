@@ -50,7 +50,7 @@ def test_a_shortened_block_is_never_written_again(path, cache, types):
         n = 40 + 9 + 60
         assert context.compact() == 0
         assert len(context) == n
-    assert (memory.open_at >= 0).sum() <= 4  # two contexts: a block that is not full, and the last one
+    assert (memory.open_at >= 0).sum() <= 4  # each context's last two blocks
 
 
 @pytest.mark.parametrize("types", CHANNEL_TYPES)
