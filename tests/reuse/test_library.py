@@ -131,7 +131,7 @@ def test_quantized_chunks_are_what_was_computed_wherever_they_stand(
             part.append([BOS])
             part.append(ids)
             # The last block is filled, since types by channel quantize whole ones, and left
-                # behind, since a context that is cut short in its last 32 tokens goes on there.
+            # behind, since a context that is cut short in its last 32 tokens goes on there.
             part.append([ids[-1]] * (-len(part) % 32 + 32))
             part.truncate(1 + len(ids))
             part.delete(0, 1)
