@@ -89,6 +89,7 @@ real-models: $(VENV)/.installed
 # Everything that checks results. It takes much longer than `make test`, so .ci/run leaves it out.
 test-long: export LARIAT_STRIKES := 20000
 test-long: export LARIAT_SCHEMAS := 200
+test-long: export LARIAT_KILLS := 20
 test-long: test digests
 	$(BIN)/python -m bench.check_kernels --shapes $(LONG_SHAPES)
 

@@ -4,6 +4,7 @@ A token's way goes down this page, and so do imports:
 
     cli                          one file a command: flags, streams, exit codes
     server                       HTTP: routes, rights, limits
+    jobs                         batches of many rows, which may be interrupted
     protocol                     bodies of OpenAI's and Anthropic's APIs
     tools, measure               quantize, perplexity; what `lariat bench` is made of
     chat                         conversations

@@ -52,7 +52,7 @@ LEVELS = (
     ("async_llm",),
     ("chat",),
     ("tools", "measure", "protocol"),
-    ("server",),
+    ("server", "jobs"),
     ("cli",),
     ("__main__",),
 )

@@ -62,16 +62,17 @@ def choose(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] | None = None,
+    now: float | None = None,
 ) -> ChatTemplate:
     """The template with a name in `FORMATS`, or with this Jinja source; None: the file's own.
 
-    tools, variables: see `Jinja`. A file may have a template of its own for tools. Raises
+    tools, variables, now: see `Jinja`. A file may have a template of its own for tools. Raises
     `ChatError` if there is no template, or if it is a named one, which takes neither.
     """
     if template is None:
         check_present(gguf)
         key = TOOLS_KEY if tools and TOOLS_KEY in gguf.metadata else KEY
-        return Jinja(gguf.get_str(key), tokenizer, tools, variables)
+        return Jinja(gguf.get_str(key), tokenizer, tools, variables, now)
     check_known(template)
     if template in FORMATS:
         for given, what in ((tools, "tools"), (variables, "variables (chat_template_kwargs)")):
@@ -81,7 +82,7 @@ def choose(
                     f"Jinja do"
                 )
         return Named(FORMATS[template], tokenizer)
-    return Jinja(template, tokenizer, tools, variables)
+    return Jinja(template, tokenizer, tools, variables, now)
 
 
 def check_known(template: str) -> None:
@@ -107,8 +108,9 @@ class Jinja:
 
     tools      JSON schemas of functions, which the template describes to the model
     variables  more variables of the template, such as `enable_thinking`
+    now        the time at which the conversation began, in seconds since 1970; None: now
 
-    `strftime_now` always gives the time at which the conversation began. Otherwise the beginning of
+    `strftime_now` always gives that time. Otherwise the beginning of
     a conversation would change at midnight. Raises `ChatError` for a template that is too long, and
     for tools and variables that JSON cannot hold.
     """
@@ -122,6 +124,7 @@ class Jinja:
         tokenizer: Tokenizer,
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
+        now: float | None = None,
     ) -> None:
         if len(source) > MAX_TEMPLATE:
             raise ChatError(f"the chat template has more than {MAX_TEMPLATE} characters")
@@ -138,7 +141,7 @@ class Jinja:
             "add_generation_prompt": True,
             **_checked_variables(variables or {}),
         }
-        self._now = time.time()
+        self._now = time.time() if now is None else now
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as text, ready for the assistant's answer. Raises `ChatError`."""

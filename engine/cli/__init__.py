@@ -1,6 +1,6 @@
 """The command line: `main` parses and reports errors, and each command is a file of its own.
 
-Commands:   generate, chat, serve, chunk, info, list, tokenize, quantize, prepare, imatrix,
+Commands:   generate, chat, serve, batch, chunk, info, list, tokenize, quantize, prepare, imatrix,
             perplexity, bench (bench_output prints its results)
 main        chooses the command; errors to sentences and exit codes
 interrupts  Ctrl-C while modules are imported

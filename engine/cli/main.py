@@ -20,6 +20,7 @@ from lariat.errors import LariatError
 # One module for each command. `register(commands)` adds its parser with the function to run. Only
 # that function imports the engine, so --help is quick.
 _COMMANDS = (
+    "batch",
     "bench",
     "chat",
     "chunk",

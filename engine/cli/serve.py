@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     def load() -> Served:
         llm = engine_flags.load(args, config, overrides)
         defaults = sampling_flags.with_file(params, llm.sampling, args)
-        names = args.alias or [_name(args.model)]
+        names = args.alias or [model_file.name(args.model)]
         return Served(llm, names, template=template, variables=variables, defaults=defaults)
 
     listener = server.listen(options)
@@ -217,8 +217,3 @@ def _options(args: argparse.Namespace) -> ServerOptions:
         library=args.library, context_dir=args.context_dir,
         ssl_cert_file=args.ssl_cert_file, ssl_key_file=args.ssl_key_file,
     )  # fmt: skip
-
-
-def _name(path: str) -> str:
-    """What clients call the model of a file."""
-    return "lariat-demo" if path == DEMO_MODEL else Path(path).stem

@@ -171,9 +171,14 @@ class ChatJob:
         return [self.prompt.ids] * len(self.params)
 
 
-def prepare(request: ChatRequest, served: Served, documents: Sequence[str] = ()) -> ChatJob:
+def prepare(
+    request: ChatRequest,
+    served: Served,
+    documents: Sequence[str] = (),
+    prompt: Prompt | None = None,
+) -> ChatJob:
     """Check a request, and render its conversation, with documents in front of what the user says
-    first. It may take a while.
+    first. It may take a while, unless its `prompt` is known, see `conversation`.
 
     Raises `ApiError`, `ChatError` and other errors of `errors.of`.
     """
@@ -182,7 +187,9 @@ def prepare(request: ChatRequest, served: Served, documents: Sequence[str] = ())
         request, served.defaults, served.llm.n_vocab, limit, logprobs=_n_logprobs(request)
     )
     grammar = structured.grammar(request, request.response_format, served)
-    messages, prompt, rendering = rendered(request, served, documents)
+    messages, rendering = conversation(request, served, documents)
+    if prompt is None:
+        prompt = served.prompt(rendering, messages)
     if grammar is not None and prompt.begun:
         raise errors.bad(
             "the chat template begins a thought, which cannot follow a grammar: switch thoughts off"
@@ -200,6 +207,15 @@ def rendered(
     request: ChatRequest, served: Served, documents: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], Prompt, Rendering]:
     """A conversation as the template takes it, and as tokens. Raises as `prepare`."""
+    messages, rendering = conversation(request, served, documents)
+    return messages, served.prompt(rendering, messages), rendering
+
+
+def conversation(
+    request: ChatRequest, served: Served, documents: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], Rendering]:
+    """A conversation as the template takes it, and how it becomes tokens: `Rendering.prompts` does
+    many at a time. Raises as `prepare`."""
     served.check_name(request.model)
     variables = _variables(request, served)
     tools = tools_for_template(request.tools)
@@ -213,8 +229,7 @@ def rendered(
         raise errors.bad("parallel_tool_calls cannot be forbidden", "parallel_tool_calls")
     rendering = served.rendering(tools, variables)
     messages = for_template(request.messages, rendering.forms.thought_field)
-    messages = with_documents(messages, documents)
-    return messages, served.prompt(rendering, messages), rendering
+    return with_documents(messages, documents), rendering
 
 
 def max_tokens(request: ChatRequest) -> int:

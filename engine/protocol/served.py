@@ -32,6 +32,7 @@ class Served:
     template  as for `lariat.Chat`; None: the one of the model's file
     variables of the template, for all requests
     defaults  sampling where a request says nothing
+    now       the time that templates are told, in seconds since 1970; None: the clock's
     created   seconds since 1970 at which it was loaded
     """
 
@@ -43,10 +44,12 @@ class Served:
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
         defaults: SamplingParams | None = None,
+        now: float | None = None,
     ) -> None:
         self.llm, self.names = llm, tuple(names)
         self.template, self.variables = template, dict(variables or {})
         self.defaults = defaults or llm.sampling.params
+        self.now = now
         self.created = int(time.time())
         self._renderings: OrderedDict[bytes, Rendering] = OrderedDict()
         self._lock = threading.Lock()
@@ -86,7 +89,8 @@ class Served:
         It starts a process where it is not known yet, so call it in a thread.
         """
         variables = {**self.variables, **(variables or {})}
-        day = int(time.time() // _DAY)  # templates may write the date
+        now = time.time() if self.now is None else self.now
+        day = int(now // _DAY)  # templates may write the date
         key = msgspec.json.encode([day, list(tools), variables], order="sorted")
         with self._lock:
             known = self._renderings.get(key)
@@ -94,8 +98,9 @@ class Served:
                 self._renderings.move_to_end(key)
                 return known
         form = chat_template.choose(
-            self.template, self.llm.gguf, self.llm.tokenizer, tools=tools, variables=variables
-        )
+            self.template, self.llm.gguf, self.llm.tokenizer, tools=tools, variables=variables,
+            now=self.now,
+        )  # fmt: skip
         rendering = Rendering(self.llm.tokenizer, form)
         with self._lock:
             self._renderings[key] = rendering
