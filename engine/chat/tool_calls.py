@@ -54,7 +54,7 @@ class ToolParser:
 
     def __init__(self, format: Format, begun: thoughts.Marks | None = None) -> None:
         self.format, self.n_calls = format, 0
-        self._thoughts = None if format is HARMONY else _Thoughts(begun)
+        self._thoughts = None if format is HARMONY else Thoughts(begun)
         self._reader = _Harmony(begun) if format is HARMONY else _Marked(format)
 
     def feed(self, text: str) -> list[Delta]:
@@ -170,7 +170,7 @@ def _spelled(text: str, format: Format, tokenizer: Tokenizer) -> str:
     return " ".join(parts)
 
 
-class _Thoughts:
+class Thoughts:
     """Thoughts without their marks, and the rest of an answer."""
 
     def __init__(self, begun: thoughts.Marks | None) -> None:

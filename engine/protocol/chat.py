@@ -15,18 +15,22 @@ from typing import Any, Literal
 import msgspec
 from lariat.chat.rendering import Prompt, Rendering
 from lariat.chat.segments import with_documents
-from lariat.config import SamplingParams
+from lariat.chat.tool_calls import Delta as Piece
+from lariat.chat.tool_calls import grammar_for
+from lariat.chat.tool_formats import Format
+from lariat.config import SamplingParams, TokenGrammar
 from lariat.protocol import errors, logprobs, sampling, structured, usage
 from lariat.protocol.contexts import DocumentReference, PromptPlan
 from lariat.protocol.conversation import (
     Message,
+    NamedTool,
     Tool,
     ToolChoice,
     for_template,
     tools_for_template,
 )
 from lariat.protocol.logprobs import ChatLogprob, ChatLogprobs
-from lariat.protocol.reading import Piece, Reader
+from lariat.protocol.reading import Reader, format_of
 from lariat.protocol.sampling import SamplingFields
 from lariat.protocol.served import Served
 from lariat.protocol.structured import ResponseFormat
@@ -155,6 +159,8 @@ class ChatJob:
     prompt     its tokens
     params     of each answer
     rendering  how the conversation became tokens
+    format     how the model writes calls of tools; None: there are none
+    is_parallel  whether an answer may have several
     """
 
     served: Served
@@ -162,6 +168,8 @@ class ChatJob:
     prompt: Prompt
     params: list[SamplingParams]
     rendering: Rendering
+    format: Format | None
+    is_parallel: bool = True
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -197,10 +205,20 @@ def prepare(
             "response_format",
         )
     served.check_length(prompt.ids, limit)
+    tools = [] if request.tool_choice == "none" else tools_for_template(request.tools)
+    format = format_of(served.template_source, bool(tools))
+    if tools and request.tool_choice not in (None, "auto"):
+        if grammar is not None:
+            raise errors.bad("tool_choice asks for a call, which has no other form", "tool_choice")
+        assert format is not None
+        grammar = _call_grammar(request, tools, format, prompt, served)
     params = dataclasses.replace(
         params, stop=(*params.stop, *rendering.stop), grammar=grammar or params.grammar
     )
-    return ChatJob(served, messages, prompt, params.each(served.llm.settings.seed), rendering)
+    return ChatJob(
+        served, messages, prompt, params.each(served.llm.settings.seed), rendering,
+        format=format, is_parallel=request.parallel_tool_calls is not False,
+    )  # fmt: skip
 
 
 def rendered(
@@ -223,10 +241,6 @@ def conversation(
         tools = []
     elif request.tool_choice is not None and not tools:
         raise errors.bad("tool_choice is given without tools", "tool_choice")
-    if tools and request.tool_choice not in (None, "auto"):
-        raise errors.bad("tool_choice can be none or auto: no call can be forced", "tool_choice")
-    if tools and request.parallel_tool_calls is False:
-        raise errors.bad("parallel_tool_calls cannot be forbidden", "parallel_tool_calls")
     rendering = served.rendering(tools, variables)
     messages = for_template(request.messages, rendering.forms.thought_field)
     return with_documents(messages, documents), rendering
@@ -240,6 +254,30 @@ def max_tokens(request: ChatRequest) -> int:
         if limit < -1:
             raise errors.bad(f"max_tokens is {limit}, expected -1 or more", "max_tokens")
     return limits[0] if limits else -1
+
+
+def _call_grammar(
+    request: ChatRequest,
+    tools: list[dict[str, Any]],
+    format: Format,
+    prompt: Prompt,
+    served: Served,
+) -> TokenGrammar:
+    """The grammar of a call that has to come. ApiError for one that cannot be held to."""
+    choice = request.tool_choice
+    name = choice.function.name if isinstance(choice, NamedTool) else None
+    return structured.made(
+        "tool_choice",
+        lambda: grammar_for(
+            tools,
+            format,
+            served.llm.tokenizer,
+            name=name,
+            parallel=request.parallel_tool_calls is not False,
+            begun=prompt.begun,
+        ),
+        served,
+    )
 
 
 def _n_logprobs(request: ChatRequest) -> int | None:
@@ -272,9 +310,11 @@ class Answer:
     def __init__(self, job: ChatJob, index: int) -> None:
         self.index = index
         self._job = job
-        self._reader = Reader(job.prompt.begun)
+        params = job.params[index]
+        self._reader = Reader(job.format, job.prompt.begun, job.served.llm.tokenizer, params.stop)
         self._content: list[str] = []
         self._thought: list[str] = []
+        self._calls: list[AnswerCall] = []
         self._logprobs: list[ChatLogprob] = []
         self._reason: FinishReason = "stop"
 
@@ -284,7 +324,7 @@ class Answer:
 
     def feed(self, new: Step) -> list[ChunkChoice]:
         """What is known of the answer with the next step."""
-        chunks = self._chunks(self._reader.feed(new.text))
+        chunks = self._chunks(self._reader.feed(new))
         if new.logprobs is not None:
             tokens = logprobs.chat(self._job.served.llm.tokenizer, new.logprobs)
             self._logprobs += tokens.content
@@ -295,16 +335,20 @@ class Answer:
 
     def finish(self, done: Completion) -> list[ChunkChoice]:
         """The rest of the answer, and how it ended."""
-        chunks = self._chunks(self._reader.flush())
+        chunks = self._chunks(self._reader.finish())
         self._reason = usage.finish_reason(done.finish_reason)
+        if self._calls and self._reason == "stop":
+            self._reason = "tool_calls"
         last = ChunkChoice(index=self.index, delta=Delta(), finish_reason=self._reason)
         return [*chunks, last]
 
     def whole(self) -> AnswerChoice:
         """The answer, once it is finished."""
-        thought = "".join(self._thought).strip()
+        thought, content = "".join(self._thought).strip(), "".join(self._content)
         message = AnswerMessage(
-            content="".join(self._content), reasoning_content=thought or msgspec.UNSET
+            content=content or (None if self._calls else ""),
+            reasoning_content=thought or msgspec.UNSET,
+            tool_calls=self._calls or msgspec.UNSET,
         )
         is_asked = self._job.params[0].logprobs is not None
         return AnswerChoice(
@@ -317,12 +361,21 @@ class Answer:
     def _chunks(self, pieces: list[Piece]) -> list[ChunkChoice]:
         chunks = []
         for piece in pieces:
-            if piece.is_thought:
-                self._thought.append(piece.text)
-                delta = Delta(reasoning_content=piece.text)
+            if piece.call is not None:
+                call = piece.call
+                if call.index and not self._job.is_parallel:
+                    continue
+                function = FunctionCall(name=call.name, arguments=call.arguments)
+                self._calls.append(AnswerCall(id=call.id, function=function))
+                named = {"name": call.name, "arguments": call.arguments}
+                part = CallDelta(index=call.index, id=call.id, type="function", function=named)
+                delta = Delta(tool_calls=[part])
+            elif piece.reasoning_content:
+                self._thought.append(piece.reasoning_content)
+                delta = Delta(reasoning_content=piece.reasoning_content)
             else:
-                self._content.append(piece.text)
-                delta = Delta(content=piece.text)
+                self._content.append(piece.content)
+                delta = Delta(content=piece.content)
             chunks.append(ChunkChoice(index=self.index, delta=delta))
         return chunks
 

@@ -1,30 +1,79 @@
-"""Reads answers as they arrive: what is a thought, and what is the answer itself."""
+"""Reads answers as they arrive: thoughts, content, and calls of tools."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from lariat.chat import tool_formats
+from lariat.chat.thoughts import Marks
+from lariat.chat.tool_calls import Delta, Thoughts, ToolParser, shown_ids
+from lariat.chat.tool_formats import HARMONY, Format
+from lariat.runtime.request import Delta as Step
+from lariat.runtime.request import StopText
+from lariat.tokenizers.tokenizer import Tokenizer
 
-from lariat.chat.thoughts import Marks, Splitter
 
-
-class Piece(NamedTuple):
-    """Some text of an answer."""
-
-    text: str
-    is_thought: bool
+def format_of(template: str, has_tools: bool) -> Format | None:
+    """How answers of a chat template are read; None without tools, where nothing is a call."""
+    format = tool_formats.of_template(template)
+    return format if has_tools or format is HARMONY else None
 
 
 class Reader:
-    """Thoughts and answer apart, without the marks between them."""
+    """Takes one answer apart."""
+
+    def __init__(
+        self,
+        format: Format | None,
+        begun: Marks | None,
+        tokenizer: Tokenizer,
+        stops: tuple[str, ...],
+    ) -> None:
+        """`begun`: the marks of a thought that the prompt has begun; `stops`: texts that end the
+        answer."""
+        self._parser: _Plain | ToolParser = (
+            _Plain(begun) if format is None else ToolParser(format, begun)
+        )
+        shown = shown_ids(tokenizer, format) if format is not None else None
+        # Marks of calls may be control tokens, which the text of a completion does not show.
+        self._decoder = tokenizer.decoder(show=shown) if shown else None
+        self._stop, self._is_over = StopText(stops), False
+
+    def feed(self, new: Step) -> list[Delta]:
+        """What is known with the next step."""
+        if self._decoder is None:
+            return self._parser.feed(new.text)
+        deltas = []
+        for token in new.token_ids:
+            if not self._is_over:
+                text, stop = self._stop.feed(self._decoder.feed(token))
+                self._is_over = bool(stop)
+                deltas += self._parser.feed(text)
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        """What was held back."""
+        deltas = []
+        if self._decoder is not None and not self._is_over:
+            text, stop = self._stop.feed(self._decoder.flush())
+            deltas = self._parser.feed(text + ("" if stop else self._stop.flush()))
+        return deltas + self._parser.finish()
+
+
+class _Plain:
+    """Thoughts and content, without calls."""
 
     def __init__(self, begun: Marks | None) -> None:
-        """`begun`: the marks of a thought that the prompt has begun."""
-        self._splitter = Splitter(begun)
+        self._thoughts = Thoughts(begun)
 
-    def feed(self, text: str) -> list[Piece]:
-        """What is known with this text."""
-        return [Piece(*part) for part in self._splitter.feed(text)]
+    def feed(self, text: str) -> list[Delta]:
+        return _deltas(self._thoughts.feed(text))
 
-    def flush(self) -> list[Piece]:
-        """What was held back."""
-        return [Piece(*part) for part in self._splitter.flush()]
+    def finish(self) -> list[Delta]:
+        return _deltas(self._thoughts.flush())
+
+
+def _deltas(parts: list[tuple[str, bool]]) -> list[Delta]:
+    return [
+        Delta(reasoning_content=text) if is_thought else Delta(text)
+        for text, is_thought in parts
+        if text
+    ]

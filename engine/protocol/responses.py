@@ -358,7 +358,7 @@ class Writing:
         new = self._item_event(name, content_index=0, delta=text, **_no_logprobs(part))
         return [*events, new]
 
-    def _begin_item(self, type: str, **fields: Any) -> list[Event]:
+    def _begin_item(self, type: str, /, **fields: Any) -> list[Event]:
         self._open = type
         short = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[type]
         n = len(self._items)
@@ -369,11 +369,11 @@ class Writing:
         }
         return [self._event("response.output_item.added", output_index=n, item=copy)]
 
-    def _item_event(self, name: str, **fields: Any) -> Event:
+    def _item_event(self, name: str, /, **fields: Any) -> Event:
         n = len(self._items) - 1
         return self._event(name, item_id=self._items[n]["id"], output_index=n, **fields)
 
-    def _event(self, name: str, **fields: Any) -> Event:
+    def _event(self, name: str, /, **fields: Any) -> Event:
         self._number += 1
         return name, {"type": name, "sequence_number": self._number - 1, **fields}
 

@@ -39,32 +39,36 @@ def grammar(
     fields: SamplingFields, form: ResponseFormat | None, served: Served
 ) -> TokenGrammar | None:
     """The grammar of a request, None without one. ApiError for a bad one, and for several."""
-    made: list[tuple[str, Callable[[], Grammar]]] = []
+    asked: list[tuple[str, Callable[[], Grammar]]] = []
     if form is not None and form.type == "json_object":
-        made.append(("response_format", Grammar.json_object))
+        asked.append(("response_format", Grammar.json_object))
     if form is not None and form.type == "json_schema":
         if form.json_schema is None:
             raise errors.bad("response_format has no json_schema", "response_format.json_schema")
         schema = form.json_schema.schema
-        made.append(("response_format", lambda: Grammar.json_schema(schema or {})))
+        asked.append(("response_format", lambda: Grammar.json_schema(schema or {})))
     if fields.json_schema is not None:
         own = fields.json_schema
-        made.append(("json_schema", lambda: Grammar.json_schema(own)))
+        asked.append(("json_schema", lambda: Grammar.json_schema(own)))
     if fields.grammar:
         text = fields.grammar
-        made.append(("grammar", lambda: Grammar.parse(text)))
+        asked.append(("grammar", lambda: Grammar.parse(text)))
     if fields.regex is not None:
         expression = fields.regex
-        made.append(("regex", lambda: Grammar.regex(expression)))
+        asked.append(("regex", lambda: Grammar.regex(expression)))
     if fields.choices is not None:
         texts = fields.choices
-        made.append(("choices", lambda: Grammar.choices(texts)))
-    if not made:
+        asked.append(("choices", lambda: Grammar.choices(texts)))
+    if not asked:
         return None
-    if len(made) > 1:
-        names = " and ".join(name for name, _ in made)
-        raise errors.bad(f"{names} are given: an answer follows one of them", made[1][0])
-    ((name, make),) = made
+    if len(asked) > 1:
+        names = " and ".join(name for name, _ in asked)
+        raise errors.bad(f"{names} are given: an answer follows one of them", asked[1][0])
+    return made(*asked[0], served)
+
+
+def made(name: str, make: Callable[[], Grammar], served: Served) -> TokenGrammar:
+    """A grammar in the model's tokens. ApiError that names the field `name` for a bad one."""
     try:
         return served.llm.token_grammar(make())
     except ValueError as error:

@@ -109,16 +109,3 @@ def test_a_form_that_cannot_be_followed_is_refused(
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == field
     assert server.get("/health").status_code == 200
-
-
-def test_calls_of_tools_that_cannot_be_forced_are_refused(server: Running) -> None:
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    body = {"messages": SAY, "max_tokens": 2, "tools": tools}
-    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
-        answer = server.post("/v1/chat/completions", body | {"tool_choice": choice})
-        assert answer.status_code == 400
-        assert answer.json()["error"]["param"] == "tool_choice"
-    for choice in ("auto", "none"):
-        answer = server.post("/v1/chat/completions", body | {"tool_choice": choice})
-        assert answer.json()["choices"][0]["finish_reason"] != "tool_calls"
-        assert "tool_calls" not in answer.json()["choices"][0]["message"]
