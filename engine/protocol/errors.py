@@ -157,7 +157,7 @@ def of_decoding(error: msgspec.MsgspecError | RecursionError) -> ApiError:
     """An error of msgspec, whose message ends with the place of the fault."""
     text = str(error)
     place = _PLACE.search(text)
-    unknown = re.search(r"unknown field `(.*)`", text)
+    unknown = re.search(r"unknown field `([^`]*)`", text)
     param = place[1] if place else None
     if unknown:
         param = f"{param}.{unknown[1]}" if param else unknown[1]
