@@ -16,19 +16,8 @@ from tests.support.contexts import CACHES, ids_of, load, n_held, write_deep
 PROMPT = ids_of(75)
 PARAMS = SamplingParams(seed=7, max_tokens=30, ignore_eos=True, logprobs=3, temperature=1.0)
 
-# A block of these gets its scales when a pass has filled it.
-SEALED_BY_PASSES = pytest.mark.xfail(strict=False, reason="blocks are sealed at the end of a pass")
-ONE_ALONE = pytest.mark.xfail(
-    strict=False, reason="attention of one token sums in another order than that of several"
-)
 both = pytest.mark.parametrize("cache", CACHES)
-each_type = pytest.mark.parametrize(
-    "type",
-    [
-        pytest.param(type, marks=SEALED_BY_PASSES if type.endswith("_ch") else ())
-        for type in CACHE_TYPES
-    ],
-)
+each_type = pytest.mark.parametrize("type", CACHE_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +77,7 @@ def test_with_a_shared_prefix(path, cache, type):
 
 @both
 @each_type
-@pytest.mark.parametrize(
-    "options", [pytest.param({"n_ubatch": 1}, marks=ONE_ALONE), {"n_ubatch": 7, "n_batch": 40}]
-)
+@pytest.mark.parametrize("options", [{"n_ubatch": 1}, {"n_ubatch": 7, "n_batch": 40}])
 def test_with_the_prompt_in_pieces(path, cache, type, options):
     expected = alone(path, cache, type)
     with loaded(path, cache, type, **options) as llm:
@@ -99,7 +86,6 @@ def test_with_the_prompt_in_pieces(path, cache, type, options):
 
 @both
 @each_type
-@ONE_ALONE
 def test_after_a_preemption(path, cache, type):
     expected = alone(path, cache, type)
     with loaded(path, cache, type, n_ctx=192, prefix_sharing=False) as llm:

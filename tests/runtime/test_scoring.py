@@ -15,8 +15,6 @@ from tests.support.real_models import SMOLLM2, needs_smollm2
 from tests.support.together import run_together
 
 CONTEXT = ids_of(90)
-# One token alone and several at once sum keys of f16 in another order.
-NEAR = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -248,11 +246,10 @@ def test_scores_of_a_real_model():
             ids = llm.tokenize(prompt + continuation)
             n = len(llm.tokenize(prompt))
             assert score.token_ids == ids[n:]
-            assert score.token_logprobs == pytest.approx(expected(llm, ids, n), abs=NEAR)
+            assert score.token_logprobs == pytest.approx(expected(llm, ids, n), abs=1e-5)
 
 
 @needs_smollm2
-@pytest.mark.xfail(strict=False, reason="one token alone sums keys in another order than several")
 def test_greedy_text_of_a_real_model_is_known():
     question = "France lies in the west of Europe, and the capital of France is"
     with LLM(SMOLLM2, n_ctx=512) as llm:
@@ -266,7 +263,6 @@ def test_greedy_text_of_a_real_model_is_known():
 
 
 @needs_smollm2
-@pytest.mark.xfail(strict=False, reason="one token alone sums keys in another order than several")
 def test_an_evaluation_of_a_real_model_gets_the_same_score():
     with LLM(SMOLLM2, n_ctx=512) as llm:
         before, behind = scoring.encode_pair(llm.tokenizer, 9 * "The sky is blue. ", "The sea is")
