@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         ModelError,
     )
     from lariat.formats.gguf import GGUFFile
+    from lariat.jobs.worker import BatchWorker
     from lariat.llm import LLM
     from lariat.reuse.library import ChunkLibrary
     from lariat.reuse.recompute import Recompute
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "DEMO_MODEL": "demo",
     "AsyncLLM": "async_llm",
+    "BatchWorker": "jobs.worker",
     "LLM": "llm",
     "Chat": "chat.chat",
     "ChatError": "errors",
@@ -85,6 +87,7 @@ __all__ = [
     "DEMO_MODEL",
     "LLM",
     "AsyncLLM",
+    "BatchWorker",
     "Chat",
     "ChatError",
     "ChunkLibrary",

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from lariat.jobs import files
     from lariat.jobs.answers import Answers
     from lariat.protocol.bodies import encode
-    from lariat.protocol.served import Served
+    from lariat.protocol.served import Served, name_of
 
     plan = files.Plan(
         Path(args.source), Path(args.output), args.n_parallel, shard, args.resume,
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         engine_flags.load(args, config, overrides) as llm,
         console.Bar("rows", enabled=not args.quiet) as bar,
     ):
-        name = args.alias or model_file.name(args.model)
+        name = args.alias or name_of(args.model)
         defaults = sampling_flags.with_file(params, llm.sampling, args)
         served = Served(
             llm, [name], template=template, variables=variables, defaults=defaults, now=now

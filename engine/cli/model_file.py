@@ -7,7 +7,6 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lariat.cli import console, interrupts
@@ -150,11 +149,6 @@ def shown(path: str) -> str:
         return "the bundled demo model"
     cached = _CACHED.fullmatch(path)
     return "/".join(cached.groups()) if cached else path
-
-
-def name(path: str) -> str:
-    """What clients call the model of a file."""
-    return "lariat-demo" if path == DEMO_MODEL else Path(path).stem
 
 
 def overrides(args: argparse.Namespace) -> dict[str, str | int | float | bool]:

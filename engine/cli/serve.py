@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import asyncio
 
-        from lariat.protocol.served import Served
+        from lariat.protocol.served import Served, name_of
         from lariat.server import run as server
         from lariat.server.service import Service
     except ImportError as error:
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     def load() -> Served:
         llm = engine_flags.load(args, config, overrides)
         defaults = sampling_flags.with_file(params, llm.sampling, args)
-        names = args.alias or [model_file.name(args.model)]
+        names = args.alias or [name_of(args.model)]
         return Served(llm, names, template=template, variables=variables, defaults=defaults)
 
     listener = server.listen(options)

@@ -5,6 +5,6 @@ answers   what a row becomes: requests for the engine, and the line of the outpu
 batch     computes rows, many at a time
 journal   rows that are done, on disk
 files     `lariat batch`: an input, a journal, an output
-tables    rows of Parquet and CSV
+frames    rows as columns: arrays, pandas, pyarrow
 worker    BatchWorker: the same for processes of Dask, Ray, Spark and others
 """

@@ -6,12 +6,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from lariat.chat import chat_template
 from lariat.chat.chat_template import FORMATS
 from lariat.chat.rendering import Prompt, Rendering
+from lariat.demo import DEMO_MODEL
 from lariat.errors import ChatError
 from lariat.protocol import errors
 
@@ -130,6 +132,11 @@ class Served:
             raise errors.too_long(len(ids), n_ctx)
         if not ids:
             raise errors.bad("the prompt is empty")
+
+
+def name_of(path: str) -> str:
+    """What clients call the model of a file."""
+    return "lariat-demo" if path == DEMO_MODEL else Path(path).stem
 
 
 def has_template(served: Served) -> bool:
