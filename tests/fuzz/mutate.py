@@ -6,7 +6,7 @@ import random
 import struct
 from collections.abc import Callable
 
-from tests.fuzz import mutate_gguf, mutate_safetensors
+from tests.fuzz import mutate_gguf, mutate_json, mutate_safetensors
 from tests.fuzz.targets import INPUTS
 
 Raw = Callable[[bytes, int], bytes]  # changes bytes to at most so many, without a plan
@@ -52,6 +52,8 @@ def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
             body = _one_of_two(body, rng)
         elif type == "model" and rng.random() < 0.9:
             body = mutate_gguf.mutate(body, rng)
+        elif type == "request" and rng.random() < 0.9:
+            body = body[:1] + mutate_json.mutate(body[1:], rng)
         elif type in ("context", "chunk", "base") and rng.random() < 0.9:
             body = mutate_safetensors.mutate(body, type, rng)
         elif type in ("text", "index", "template") and rng.random() < 0.6:

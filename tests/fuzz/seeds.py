@@ -10,6 +10,7 @@ from lariat.llm import LLM
 from lariat.reuse.library import ChunkLibrary
 from lariat.tools.perplexity import BaseWriter, cut, measure
 
+from tests.fuzz import requests
 from tests.fuzz.targets import CACHES, INPUTS, N_TOKENIZERS, write_judge
 from tests.support.model_files import write_llama
 
@@ -82,6 +83,8 @@ def write_all(corpus: Path, scratch: Path) -> None:
             write("text", f"{i}-{j}", bytes([i]) + text.encode())
     for i, template in enumerate(_TEMPLATES):
         write("template", str(i), template.encode())
+    for name, body in requests.seeds().items():
+        write("request", name, body)
     judge = write_judge(scratch)
     for i, options in enumerate(CACHES):
         with LLM(judge, n_ctx=128, n_threads=1, **options) as llm, llm.context() as context:

@@ -30,9 +30,10 @@ from lariat.tokenizers.tokenizer import Tokenizer
 from lariat.tools.perplexity import Base, compare
 from lariat.tools.quantize import TYPES, QuantizeConfig, quantize_file
 
+from tests.fuzz.requests import Requests
 from tests.support.model_files import vocabulary_metadata, write_gguf, write_llama
 
-INPUTS = ("model", "text", "context", "chunk", "index", "base", "splits", "template")
+INPUTS = ("model", "text", "context", "chunk", "index", "base", "splits", "template", "request")
 CACHES: tuple[dict[str, Any], ...] = (
     {"cache": "roped"},
     {"cache": "raw"},
@@ -72,7 +73,7 @@ class Targets:
         judge = write_judge(folder)
         self._llms = [LLM(judge, n_ctx=128, n_threads=1, **options) for options in CACHES]
         self._tokenizers = list(_tokenizers(folder))
-        self._run: dict[str, Callable[[bytes], None]] = {
+        self._run: dict[str, Callable[[bytes], object]] = {
             "model": self._model,
             "text": self._text,
             "context": self._context,
@@ -81,6 +82,7 @@ class Targets:
             "base": self._base,
             "splits": self._splits,
             "template": self._template,
+            "request": Requests(judge, folder / "server"),
         }
 
     def __call__(self, data: bytes) -> None:
