@@ -24,6 +24,7 @@ _COMMANDS = (
     "bench",
     "chat",
     "chunk",
+    "eval",
     "generate",
     "imatrix",
     "info",
