@@ -6,6 +6,7 @@ batch       computes rows, many at a time
 journal     rows that are done, on disk
 files       `lariat batch`: an input, a journal, an output
 frames      rows as columns: arrays, pandas, pyarrow
+tables      rows and answers in Parquet and CSV
 worker      BatchWorker: the same for processes of Dask, Ray, Spark and others
 evaluation  the model of lm-evaluation-harness
 """

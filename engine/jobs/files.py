@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 from lariat import _kernels
 from lariat.errors import LariatError
-from lariat.jobs import rows
+from lariat.jobs import rows, tables
 from lariat.jobs.answers import Answers
 from lariat.jobs.batch import Batch, Progress
 from lariat.jobs.journal import Journal
@@ -29,7 +30,7 @@ SUFFIX = ".part"
 class Plan:
     """What is to be done with a file.
 
-    source      lines of JSON
+    source      lines of JSON, or a table
     output      appears when all rows are done
     n_parallel  texts that are computed at a time
     shard       (k, n): rows whose number is k modulo n, k from 1; None: all
@@ -56,6 +57,11 @@ class Plan:
 
 def check(plan: Plan) -> None:
     """Raise LariatError if the output is there already, OSError if there is no input."""
+    if tables.is_table(plan.output) and not tables.is_table(plan.source):
+        raise LariatError(f"{plan.output}: a table of answers needs a table of rows")
+    for path in (plan.source, plan.output):
+        if tables.is_table(path):
+            tables.check(path)
     with open(plan.source, "rb") as file:
         if not file.seekable():
             raise LariatError(f"{plan.source} is a pipe, and a batch is read twice: give a file")
@@ -85,22 +91,30 @@ def run(
             journal.add(row.number, row.custom_id, row.digest, line)
             if report is not None:
                 report(batch.progress, n_to_do)
-        journal.write(plan.output, ordered=plan.ordered)
+        as_table = partial(tables.write, plan.output) if tables.is_table(plan.output) else None
+        journal.write(plan.output, ordered=plan.ordered, form=as_table)
     return batch.progress
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if tables.is_table(path):
+        yield from tables.lines(path)
+        return
+    with open(path, "rb") as file:
+        yield from rows.lines(file)
 
 
 def _rows(plan: Plan, known: _Known, journal: Journal) -> Iterator[Row]:
     """Rows of the shard that are not done."""
-    with open(plan.source, "rb") as file:
-        for number, line in enumerate(rows.lines(file), 1):
-            if not plan.has(number) or not line.strip():
-                continue
-            row = rows.of_line(line, number)
-            first = known.doubles.get(number)
-            if first is not None and row.error is None:
-                row = rows.failed(row, f"row {number} has the custom_id of row {first}")
-            if not journal.has(number, row.digest):
-                yield row
+    for number, line in enumerate(_lines(plan.source), 1):
+        if not plan.has(number) or not line.strip():
+            continue
+        row = rows.of_line(line, number)
+        first = known.doubles.get(number)
+        if first is not None and row.error is None:
+            row = rows.failed(row, f"row {number} has the custom_id of row {first}")
+        if not journal.has(number, row.digest):
+            yield row
 
 
 class _Known:
@@ -113,9 +127,8 @@ class _Known:
 
     def __init__(self, plan: Plan) -> None:
         ids = array("Q")  # a hash of each line's custom_id; 0: a blank line
-        with open(plan.source, "rb") as file:
-            for number, line in enumerate(rows.lines(file), 1):
-                ids.append(_hash(_id_of(line, number)) if line.strip() else 0)
+        for number, line in enumerate(_lines(plan.source), 1):
+            ids.append(_hash(_id_of(line, number)) if line.strip() else 0)
         self.n_lines = len(ids)
         hashes = np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64)
         filled = np.flatnonzero(hashes)

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +94,21 @@ class Journal:
                 os.fsync(self._fd)
                 self._synced = time.monotonic()
 
-    def write(self, path: Path, *, ordered: bool = True) -> int:
+    def write(
+        self,
+        path: Path,
+        *,
+        ordered: bool = True,
+        form: Callable[[Path, Iterator[bytes]], None] | None = None,
+    ) -> int:
         """Write the lines of all rows to a file, which appears whole or not at all, and remove the
         journal. They come in the order of their numbers, or as they were done. Returns how many
-        there are."""
+        there are. `form` writes lines to a path; None: one after the other."""
         offsets = self._offsets[self._offsets >= 0]
         if not ordered:
             offsets.sort()
-        with written_beside(path) as beside, open(beside, "wb") as file:
-            for line in self._outputs(offsets):
-                file.write(line + b"\n")
+        with written_beside(path) as beside:
+            (form or _write_lines)(beside, self._outputs(offsets))
         with contextlib.suppress(OSError):
             os.unlink(self._path)
         return len(offsets)
@@ -206,6 +211,12 @@ class Journal:
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(error.errno, reason, str(self._path)) from error
+
+
+def _write_lines(path: Path, lines: Iterator[bytes]) -> None:
+    with open(path, "wb") as file:
+        for line in lines:
+            file.write(line + b"\n")
 
 
 def _number(digest: bytes) -> int:
