@@ -6,6 +6,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -107,6 +108,21 @@ def test_rows_that_are_done_are_not_computed_again(
     ]
     assert changed == [record["row"] - 1]
     assert b'"mark"' in found[changed[0]]
+
+
+def test_a_file_that_cannot_grow_loses_nothing(
+    source: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    flags = " ".join([str(source), "-o", str(output), *FLAGS])
+    done = subprocess.run(
+        ["sh", "-c", f"ulimit -f 8; {sys.executable} -m lariat batch {flags}"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    said = f"lariat: error: {output}.part: File too large\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert n_lines(Path(f"{output}.part")) > 2
+    assert run(source, output, "--resume") == undisturbed
 
 
 def test_bad_input_is_a_line_of_the_output(command: Run, tmp_path: Path) -> None:

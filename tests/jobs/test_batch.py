@@ -16,6 +16,7 @@ from lariat.jobs.batch import Batch
 from lariat.protocol.served import Served
 
 from tests.support.batches import line, mixed_rows
+from tests.support.real_models import SMOLLM2, needs_smollm2
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}{{ strftime_now('%Y-%m-%d') }}"
 
@@ -147,3 +148,23 @@ def test_lines_that_are_too_long_are_skipped_and_not_kept(tmp_path: Any) -> None
         found = list(rows.lines(file))
     assert [one[:1] for one in found] == [b"a", b"b", b"c", b"d"]
     assert max(map(len, found)) == rows.MAX_LINE + 1
+
+
+@needs_smollm2
+def test_rows_of_a_real_model_are_the_same_alone_and_among_others() -> None:
+    texts = ["Name a colour.", "What is 2 + 2?", "Write a word that rhymes with cat.", "Say hello."]
+    given = [
+        line(f"chat-{i}", "/v1/chat/completions", {
+            "messages": [{"role": "user", "content": texts[i % 4]}], "max_tokens": 4 + 3 * i,
+            "logprobs": True, "top_logprobs": 2,
+        })
+        for i in range(8)
+    ]  # fmt: skip
+    with LLM(SMOLLM2, n_ctx=1024) as llm:
+        real = Served(llm, ["smol"], now=1735732800.0)
+        together = answered(real, given)
+        for row in given[:3]:
+            assert answered(real, [row]) == {row["custom_id"]: together[row["custom_id"]]}
+    with LLM(SMOLLM2, n_ctx=1024, n_threads=1, prefix_sharing=False) as llm:
+        other = Served(llm, ["smol"], now=1735732800.0)
+        assert answered(other, given[::-1], 3) == together
