@@ -27,12 +27,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--grammar",
         action=Text,
-        metavar="GRAMMAR",
+        metavar="TEXT",
         help="a grammar in GBNF, or in Lark as llguidance reads it",
     )
     group.add_argument("--grammar-file", metavar="FILE", help="a grammar in a file")
     group.add_argument(
-        "--regex", action=Text, metavar="EXPRESSION", help="a regular expression of the whole text"
+        "--regex", action=Text, metavar="REGEX", help="a regular expression of the whole text"
     )
 
 
