@@ -21,9 +21,10 @@ A token's way goes down this page, and so do imports:
     simd/                        C: the innermost tiles, an instruction set each
 
 Beside them stand formats (GGUF and other files), tokenizers, structured (texts that follow a
-grammar), hub (models that are fetched), config, checks and errors; below them _lock, _machine,
-_masks, _quantize, _strings (compiled helpers), os_memory and demo. docs/design.md follows a token
-from `LLM.stream` to the multiply-add, and tests hold the directions.
+grammar), speculative (guesses at next tokens), hub (models that are fetched), config, checks and
+errors; below them _lock, _machine, _masks, _quantize, _strings (compiled helpers), os_memory and
+demo. docs/design.md follows a token from `LLM.stream` to the multiply-add, and tests hold the
+directions.
 """
 
 from __future__ import annotations

@@ -213,6 +213,8 @@ class EngineConfig:
     prefix_sharing: bool = True
     check_tensors: bool = False
     swa_window_only: bool = False
+    speculative: str | None = None
+    n_draft: int = 8
 
     def __post_init__(self) -> None:
         for name, (minimum, maximum) in _SIZES.items():
@@ -228,6 +230,9 @@ class EngineConfig:
             raise ValueError(f"{setting} rotates keys anew, which needs the raw cache")
         for name in ("type_k", "type_v"):
             check_choice(name, getattr(self, name), CACHE_TYPES)
+        if self.speculative is not None:
+            check_choice("speculative", self.speculative, ("ngram",))
+        _set(self, "n_draft", check_whole("n_draft", self.n_draft, 1, 31))
 
     @property
     def can_shift(self) -> bool:

@@ -67,6 +67,8 @@ class LLM:
     use_mmap         map the file, or read it: then storage that fails or changes gives an error
     prepared         use the weights that `lariat prepare` has written, where they are there and
                      belong to the file; only with `use_mmap`
+    speculative      "ngram": guess tokens that repeat earlier text, and check up to `n_draft` of
+                     them in one pass; the text stays the same
 
     The attribute `runner` is what runs the model, for those who work below requests, and `engine`
     steps it. `prepared` is the file of prepared weights in use, or None; `prepared_refused` has a
@@ -97,6 +99,8 @@ class LLM:
         overrides: Mapping[str, str | int | float | bool] | None = None,
         use_mmap: bool = True,
         prepared: bool = True,
+        speculative: str | None = None,
+        n_draft: int = 8,
     ) -> None:
         start = time.perf_counter()
         path = check_path("model_path", model_path)
@@ -106,7 +110,7 @@ class LLM:
         settings = EngineConfig(
             n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed,
             RopeConfig() if rope is None else rope, prefix_sharing, check_tensors,
-            swa_window_only,
+            swa_window_only, speculative, n_draft,
         )  # fmt: skip
         n_threads = threads.resolve(n_threads)
         n_threads_batch = threads.resolve(

@@ -44,7 +44,7 @@ LEVELS = (
     ("_attention_plan", "_experts", "config"),
     ("_attention",),
     ("formats",),
-    ("tokenizers", "cache", "hub"),
+    ("tokenizers", "cache", "hub", "speculative"),
     ("architectures", "structured"),
     ("runtime",),
     ("reuse",),

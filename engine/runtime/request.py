@@ -16,6 +16,7 @@ from lariat.runtime.logprobs import Prediction, PromptLogprobs, TokenLogprob
 from lariat.runtime.renewal import Renewal
 from lariat.runtime.rope_choice import RopeRead
 from lariat.runtime.stages import Stages
+from lariat.speculative.drafter import Drafter
 
 _NO_MORE_KEYS = 1 << 31  # as `n_keyed`: above every number of blocks
 
@@ -38,6 +39,8 @@ class Timings:
     n_moved: int = 0  # of `n_reused`, those that other text stands before now
     n_tried: int = 0  # tokens computed to choose a RoPE, each once a setting; `n_prompt` has one
     n_recomputed: int = 0  # of `n_prompt`, those of chunks that were computed anew
+    n_drafted: int = 0  # tokens that were guessed and computed beside another one
+    n_accepted: int = 0  # of those, the ones that came
 
     @property
     def n_exact(self) -> int:
@@ -201,6 +204,9 @@ class Request:
         if params.logprobs is not None:
             completion.logprobs = []
         self._scores = scores
+        self.drafter: Drafter | None = None
+        self.guesses = True  # whether it may compute guesses
+        self.drafts: list[int] = []  # guesses that this step computes
         completion.prompt_logprobs = scores
         self._fresh = ""  # text of the next delta
         self._fresh_ids: list[int] = []
@@ -416,7 +422,7 @@ class Request:
 
     def logits_of(self, n: int) -> str:
         """Which logits the next `n` tokens shall give, see `Part.logits`."""
-        if self.n_to_score and self.table.n_tokens >= self._first_row:
+        if self.drafts or (self.n_to_score and self.table.n_tokens >= self._first_row):
             return "all"
         return "last" if n == self.n_pending else "none"
 
@@ -426,6 +432,9 @@ class Request:
         Those behind the last token give the next one, and it may end the request. LariatError if
         none can be chosen, or if logits are not finite: this request's own error.
         """
+        if self.drafts:
+            self._check_drafts(logits)
+            return
         n = min(self.n_to_score, len(logits))
         if n:
             assert self._scores
@@ -438,6 +447,32 @@ class Request:
                 self._choose(logits[-1])
             finally:
                 self._emit()
+
+    def reject_drafts(self) -> None:
+        """Take tokens that were guessed, and computed, out of the cache."""
+        self.table.truncate(min(self.table.n_tokens, len(self.ids)))
+        self.drafts = []
+
+    def _check_drafts(self, logits: np.ndarray) -> None:
+        """Choose tokens by logits [1 + n_drafts, n_vocab] as long as the guesses were right."""
+        drafts, row = self.drafts, 0
+        n_before = self.table.n_tokens - len(drafts)
+        try:
+            while row <= len(drafts):
+                n_ids = len(self.ids)
+                self._choose(logits[row])
+                new = self.ids[n_ids:]
+                if self.finished or new != drafts[row : row + len(new)]:
+                    break
+                row += len(new)
+        finally:
+            self.drafts = []
+            self.table.truncate(n_before + row)
+            self.completion.timings.n_drafted += len(drafts)
+            self.completion.timings.n_accepted += row
+            self._emit()
+        if self.drafter:
+            self.drafter.accepted(row)
 
     def _choose(self, logits: np.ndarray) -> None:
         """Choose the next token by its logits [n_vocab], and take those that must follow."""

@@ -27,6 +27,7 @@ from lariat.config import EngineConfig, ModelConfig, RopeConfig
 from lariat.errors import ContextError
 from lariat.runtime import rope_choice, sampler, threads
 from lariat.runtime.batch import Part, make_batch, split
+from lariat.runtime.drafting import add_drafts
 from lariat.runtime.pace import Pace
 from lariat.runtime.request import Request
 from lariat.runtime.rope_choice import RopeRead
@@ -514,6 +515,8 @@ class Runner:
     def _parts(self, step: Step) -> list[Part]:
         """The tokens of a step. Logits are wanted wherever a request has no more pending."""
         parts: list[Part] = []
+        n_tokens = min(self.n_ubatch, self._n_rows)
+        add_drafts(step, self.settings, n_tokens, self.n_ctx, self.cache.pool.n_free)
         for request, n in step.compute:
             if request.n_renewing:
                 table, ranges = request.renewing(n)
@@ -524,6 +527,7 @@ class Runner:
                 ]
             elif not request.is_choosing:
                 ids = request.ids[request.table.n_tokens : request.table.n_tokens + n]
+                ids += request.drafts
                 parts.append(
                     self.part(request.table, ids, request.logits_of(n), request, request.rope)
                 )
@@ -567,6 +571,7 @@ def _deal_out(logits: np.ndarray, group: Sequence[Part]) -> None:
         rows = logits[at : at + part.n_rows]
         at += len(rows)
         if request.closed:  # given up meanwhile
+            request.reject_drafts()
             continue
         try:
             if part.start is not None:
