@@ -16,6 +16,7 @@ from lariat.checks import check_choice, check_real, check_switch, check_type, ch
 if TYPE_CHECKING:
     import numpy as np
 
+SPECULATIVE = ("ngram", "auto")
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
 ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
@@ -231,7 +232,7 @@ class EngineConfig:
         for name in ("type_k", "type_v"):
             check_choice(name, getattr(self, name), CACHE_TYPES)
         if self.speculative is not None:
-            check_choice("speculative", self.speculative, ("ngram",))
+            check_choice("speculative", self.speculative, SPECULATIVE)
         _set(self, "n_draft", check_whole("n_draft", self.n_draft, 1, 31))
 
     @property

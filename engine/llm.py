@@ -67,8 +67,8 @@ class LLM:
     use_mmap         map the file, or read it: then storage that fails or changes gives an error
     prepared         use the weights that `lariat prepare` has written, where they are there and
                      belong to the file; only with `use_mmap`
-    speculative      "ngram": guess tokens that repeat earlier text, and check up to `n_draft` of
-                     them in one pass; the text stays the same
+    speculative      "ngram" or "auto": guess tokens that repeat earlier text, and check up to
+                     `n_draft` of them in one pass; the text stays the same
 
     The attribute `runner` is what runs the model, for those who work below requests, and `engine`
     steps it. `prepared` is the file of prepared weights in use, or None; `prepared_refused` has a

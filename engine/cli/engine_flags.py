@@ -12,6 +12,7 @@ from lariat.config import (
     CACHE_STRATEGIES,
     CACHE_TYPES,
     ROPE_SCALINGS,
+    SPECULATIVE,
     EngineConfig,
     RopeConfig,
 )  # fmt: skip
@@ -98,6 +99,22 @@ def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         action="store_true",
         help="layers with an attention window keep only the keys in it: less memory, fewer edits",
     )
+    group.add_argument(
+        "--spec",
+        dest="speculative",
+        choices=("off", *SPECULATIVE),
+        default="off",
+        help="guess tokens that repeat earlier text, and check them together; the text stays the "
+        "same; auto pauses where guesses are wrong (default: off)",
+    )
+    group.add_argument(
+        *("--draft-max", "--draft", "--draft-n"),
+        dest="n_draft",
+        type=int,
+        default=EngineConfig.n_draft,
+        metavar="N",
+        help=f"guesses at a time, up to 31 (default: {EngineConfig.n_draft})",
+    )
     add_rope(parser)
 
 
@@ -127,6 +144,7 @@ def config(args: argparse.Namespace) -> EngineConfig:
         EngineConfig, _FLAGS, args, n_threads=args.n_threads, n_threads_batch=args.n_threads_batch,
         rope=rope(args), check_tensors=args.check_tensors,
         swa_window_only=args.swa_window_only,
+        speculative=None if args.speculative == "off" else args.speculative, n_draft=args.n_draft,
     )  # fmt: skip
     for names, dest, _ in _THREADS:
         try:

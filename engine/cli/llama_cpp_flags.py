@@ -32,7 +32,7 @@ _REASONS = {
     "there are no draft models here": """
         -md --model-draft -ngld --gpu-layers-draft --n-gpu-layers-draft -td --threads-draft -tbd
         --threads-batch-draft -devd --device-draft -cd --ctx-size-draft -ctkd --cache-type-k-draft
-        -ctvd --cache-type-v-draft -hfd --hf-repo-draft --draft --draft-n --draft-max --draft-min
+        -ctvd --cache-type-v-draft -hfd --hf-repo-draft --draft-min
         --draft-p-min --draft-p-split --spec-type --spec-default""",
     "adapters and control vectors are not supported": """
         --lora --lora-scaled --control-vector --control-vector-scaled

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from lariat.speculative.auto import AutoDrafter
 from lariat.speculative.ngram import NgramDrafter
 
 
@@ -18,4 +19,4 @@ class Drafter(Protocol):
         """Learn that the first `n` tokens of the last proposal came."""
 
 
-DRAFTERS: Mapping[str, Callable[[], Drafter]] = {"ngram": NgramDrafter}
+DRAFTERS: Mapping[str, Callable[[], Drafter]] = {"ngram": NgramDrafter, "auto": AutoDrafter}

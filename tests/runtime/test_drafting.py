@@ -41,14 +41,15 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("speculative", ["ngram", "auto"])
 @pytest.mark.parametrize("type", ["f16", "q8_0", "q4_ch"])
 @pytest.mark.parametrize("cache", CACHES)
-def test_the_same_text(path, cache, type):
+def test_the_same_text(path, cache, type, speculative):
     prompts = [ids_of(20) * 4, ids_of(33, seed=1), ids_of(20) * 3, [5, 6] * 20]
     n_accepted = n_rejected = 0
     for params in SETTINGS:
         plain = written(path, cache, type, prompts, params)
-        done = written(path, cache, type, prompts, params, speculative="ngram")
+        done = written(path, cache, type, prompts, params, speculative=speculative)
         assert outcome(done) == outcome(plain), params
         n_accepted += sum(d.timings.n_accepted for d in done)
         n_rejected += sum(d.timings.n_drafted - d.timings.n_accepted for d in done)
