@@ -21,6 +21,7 @@ SANITIZED := $(CURDIR)/build/sanitize
 # leave out those of every pointer, because the address checks make most of them too.
 SANITIZE_FLAGS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
     --param asan-instrumentation-with-call-threshold=0 -fno-sanitize=null,pointer-overflow,object-size
+ARM_TESTS ?= tests/test_kernels.py
 SANITIZE_TESTS ?= --ignore=tests/test_packaging.py
 KERNEL_SOURCES := $(shell find engine -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.def')
 
@@ -29,8 +30,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long real-models digests fuzz check-kernels coverage sanitize bench bench-compare \
-    bench-models results lint build dist clean
+.PHONY: help demo test test-long real-models digests fuzz check-kernels coverage sanitize test-arm \
+    bench bench-compare bench-models results lint build dist clean
 
 help:
 	@echo "make demo [MODEL=file.gguf] [PROMPT='text'] [N=400]   a story, with both cache strategies"
@@ -41,6 +42,7 @@ help:
 	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
 	@echo "make fuzz [FUZZ_SECONDS=300]           changed files and texts, until one does harm"
 	@echo "make sanitize                          the tests, with checks of addresses and undefined behaviour"
+	@echo "make test-arm [ARM_TESTS=...]          compiles for aarch64, and runs kernel tests under qemu-user"
 	@echo "make coverage                          the tests, and the lines of engine/ that they run"
 	@echo "make bench                             the benchmarks, saved in .benchmarks"
 	@echo "make bench-compare                     the benchmarks beside the last saved run"
@@ -102,6 +104,9 @@ coverage: $(VENV)/.built
 	$(BIN)/python -m coverage run -m pytest -q
 	$(BIN)/python -m coverage combine -q
 	@$(BIN)/python -m coverage report --fail-under=95
+
+test-arm: $(VENV)/.installed
+	.ci/test-arm $(BIN)/python $(ARM_TESTS)
 
 # A copy of the sources is compiled with checks and runs the suite. The build in place stays as it is.
 # libstdc++ is loaded first, because the checks must know of it before sentencepiece throws exceptions.

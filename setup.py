@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import sysconfig
 import tempfile
 from glob import glob
 from pathlib import Path
@@ -39,6 +40,10 @@ _MORE_CFLAGS = {
     # unrolls whole searches, which takes the compiler minutes and makes nothing faster.
     "_quantize": ["-ffp-contract=off", "-O2", "-ftree-vectorize"],
 }
+# Where every processor can fuse a multiplication with an addition, compilers do so by themselves, and
+# the bits of the portable kernels would be theirs to choose.
+if not any(name in sysconfig.get_platform() for name in ("x86_64", "amd64")):
+    _CFLAGS.append("-ffp-contract=off")
 _DIRECTIVES = {
     "language_level": "3",
     "boundscheck": False,

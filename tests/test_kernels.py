@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,9 @@ def test_unknown_level_is_an_error():
         _kernels.use_isa("sse9")
 
 
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="kinds of cores are told apart on x86"
+)
 def test_kind_of_core():
     code = "from lariat import _kernels; print(_kernels.core())"
     assert run_python(code, LARIAT_CORE="intel").stdout.strip() == "intel"
