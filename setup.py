@@ -40,8 +40,8 @@ _MORE_CFLAGS = {
     # unrolls whole searches, which takes the compiler minutes and makes nothing faster.
     "_quantize": ["-ffp-contract=off", "-O2", "-ftree-vectorize"],
 }
-# Where every processor can fuse a multiplication with an addition, compilers do so by themselves, and
-# the bits of the portable kernels would be theirs to choose.
+# Where every processor can fuse a multiplication with an addition, compilers do so by themselves,
+# and the bits of the portable kernels would be theirs to choose.
 if not any(name in sysconfig.get_platform() for name in ("x86_64", "amd64")):
     _CFLAGS.append("-ffp-contract=off")
 _DIRECTIVES = {

@@ -1,5 +1,6 @@
 /* Attention tiles for AVX2 with FMA and F16C: queries against one block of up to 32 positions.
- * attention_scalar.h says what each operation does, scores_avx512.h how raw keys are rotated. A row that does not divide by 8 ends in a vector padded with zeros.
+ * attention_scalar.h says what each operation does, scores_avx512.h how raw keys are rotated. A row
+ * that does not divide by 8 ends in a vector padded with zeros.
  */
 #ifndef LARIAT_ATTENTION_AVX2_H
 #define LARIAT_ATTENTION_AVX2_H
