@@ -81,7 +81,7 @@ def test_the_signatures_are_those_agreed():
 
     # Kinds: P positional or keyword, K keyword only.
     required = inspect.Parameter.empty
-    *arguments, progress, overrides, use_mmap, prepared = parameters(LLM)
+    *arguments, progress, overrides, use_mmap, prepared, speculative, n_draft = parameters(LLM)
     assert arguments == [
         ("model_path", "P", required),
         ("n_ctx", "K", 0),
@@ -101,6 +101,7 @@ def test_the_signatures_are_those_agreed():
     assert (progress, overrides) == (("progress", "K", None), ("overrides", "K", None))
     assert use_mmap == ("use_mmap", "K", True)
     assert prepared == ("prepared", "K", True)
+    assert (speculative, n_draft) == (("speculative", "K", None), ("n_draft", "K", 8))
     tokenize = [("text", "P", required), ("add_bos", "P", True), ("parse_special", "P", False)]
     assert parameters(LLM.tokenize) == tokenize
     assert parameters(LLM.detokenize) == [("ids", "P", required)]

@@ -31,9 +31,9 @@ class Timings:
     """
 
     load_s: float = 0.0
-    n_prompt: int = 0  # tokens computed several at a time: of the prompt, or forced by a grammar
+    n_prompt: int = 0  # prompt tokens computed
     prompt_s: float = 0.0
-    n_decode: int = 0  # tokens computed one at a time after the prompt
+    n_decode: int = 0  # tokens computed after the prompt
     decode_s: float = 0.0
     n_reused: int = 0  # prompt tokens whose keys and values were there already
     n_moved: int = 0  # of `n_reused`, those that other text stands before now
@@ -386,6 +386,11 @@ class Request:
     def n_prompt_done(self) -> int:
         """Tokens of the prompt that are in the cache."""
         return min(self.table.n_tokens - self._n_before, len(self.completion.prompt_ids))
+
+    @property
+    def is_prompt_done(self) -> bool:
+        """Whether all tokens of the prompt are in the cache."""
+        return self.n_prompt_done == len(self.completion.prompt_ids)
 
     @property
     def in_prompt(self) -> bool:

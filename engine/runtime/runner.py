@@ -414,13 +414,13 @@ class Runner:
         """Compute parts of requests, and give each its next token. Tokens are counted, and the
         seconds since `start`."""
         requests = list(dict.fromkeys(part.request for part in group if part.request))
-        before = [(request, request.n_computed, request.in_prompt) for request in requests]
+        before = [(r, r.n_computed, r.in_prompt, r.is_prompt_done) for r in requests]
         if not self._compute_for(requests, lambda: _deal_out(self.forward(group), group)):
             return
         seconds, n_prompt, n_decode = time.perf_counter() - start, 0, 0
-        for request, n_before, was_prompt in before:
+        for request, n_before, was_prompt, was_done in before:
             n = request.n_computed - n_before
-            request.count(n, seconds, was_prompt)
+            request.count(n, seconds, was_prompt and not was_done)
             if was_prompt:
                 n_prompt += n
             else:

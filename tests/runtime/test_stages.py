@@ -139,15 +139,24 @@ def test_a_grammar_that_fails_ends_the_request(llm):
 
 
 @pytest.mark.parametrize("max_tokens", [4, 9])
-def test_forced_tokens_are_computed_at_once(llm, max_tokens):
-    tokens = [50, 60, 70, 80, 90]
+def test_forced_tokens_are_computed_at_once(llm, max_tokens, monkeypatch):
+    tokens, n_of_passes = [50, 60, 70, 80, 90], []
     before = llm.generate(PROMPT, greedy(grammar=Written(tokens), max_tokens=max_tokens))
+    forward = llm.runner.forward
+
+    def counted(parts, *more):
+        n_of_passes.append(sum(len(part.token_ids) for part in parts))
+        return forward(parts, *more)
+
+    monkeypatch.setattr(llm.runner, "forward", counted)
     done = llm.generate(PROMPT, greedy(grammar=Written(tokens, 3), max_tokens=max_tokens))
     assert done.token_ids == before.token_ids == tokens[:max_tokens]
     assert done.text == before.text
     assert done.finish_reason == before.finish_reason == ("stop" if max_tokens == 9 else "length")
     assert before.timings.n_decode == len(before.token_ids) - 1
-    assert done.timings.n_decode == 0
+    assert n_of_passes[1:] in ([3], [2])  # those behind the first, which the prompt's pass chose
+    assert done.timings.n_prompt <= len(PROMPT)
+    assert done.timings.n_decode == sum(n_of_passes[1:])
 
 
 # ---- ends that are held back ----
