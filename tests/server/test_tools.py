@@ -100,6 +100,7 @@ def test_responses_and_messages_have_calls_too(server: Running, client: openai.O
         "tools": [tool],
         "tool_choice": "required",
         "parallel_tool_calls": False,
+        "temperature": 0,
     }
     (item,) = client.responses.create(**asked, max_output_tokens=150).output
     assert item.type == "function_call"
@@ -111,6 +112,7 @@ def test_responses_and_messages_have_calls_too(server: Running, client: openai.O
         "model": NAME, "messages": SAY, "max_tokens": 150,
         "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
         "tools": [{"name": "weather", "input_schema": PARAMETERS}],
+        "extra_body": {"temperature": 0},
     }  # fmt: skip
     answer = other.messages.create(**own)
     assert answer.stop_reason == "tool_use"
