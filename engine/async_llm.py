@@ -165,14 +165,16 @@ class AsyncStream(AsyncIterator[str]):
             yield delta
 
     async def _next(self) -> Delta | None:
-        """What comes next; None at the end."""
+        """Wait for the next delta; None at the end."""
         try:
             request = await asyncio.shield(self._begun)
             while True:
                 news = self._begin.news()
                 self._begin.engine.look(request)
                 if request.deltas:
-                    return request.deltas.popleft()
+                    delta = request.deltas.popleft()
+                    self._begin.engine.taken(request)
+                    return delta
                 if request.closed:
                     break
                 await news.wait()

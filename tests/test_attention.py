@@ -282,11 +282,13 @@ def test_a_task_stays_in_its_working_memory(isa, rng, types, grouped, n_threads)
 
 
 def test_working_memory_holds_the_largest_tile(rng):
-    """Queries, sums, keys and a block as it is stored, scores, maxima and sums: cache lines each"""
+    """Queries, sums, keys and a block as it is stored, scores, maxima and sums, and sums,
+    maxima and sums of all spans so far: cache lines each."""
     case = CacheCase(rng, n_heads=6, n_kv_heads=2, dk=64, dv=32, contexts=[(200, 150)])
     program, _ = case.program(raw=False)
     n_rows = 128 // 3 * 3
     lines = [n_rows * 64, n_rows * 32, 64 * 32, 32 * 64, 128 // 3 * 32, n_rows, n_rows]
+    lines += [n_rows * 32, n_rows, n_rows]
     assert program.n_work == sum(-(-n // 16) * 16 for n in lines)
 
 

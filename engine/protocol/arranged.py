@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lariat.reuse.library import Chunk
 
 DEFAULT_WAY = "repaired"
-"""What becomes of documents where the request does not say it. The answer says what was done."""
+"""The way to treat documents where the request names none. The answer names it."""
 
 
 @dataclass

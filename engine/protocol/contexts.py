@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
+"""The name of a file in a folder: it cannot lead out of it."""
 
 
 class TextSegment(
@@ -51,7 +53,7 @@ class CreateContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A new context, of these segments or of a file that was saved."""
 
     segments: list[SegmentInput] = []
-    saved: Name | None = None
+    saved: FileName | None = None
 
 
 class AppendSegments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -87,7 +89,7 @@ class Repair(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class SaveContext(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The name of a file in the server's folder for contexts."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
+    name: FileName
 
 
 class Nothing(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

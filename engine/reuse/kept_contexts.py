@@ -18,8 +18,8 @@ from lariat.runtime.context import Context
 from lariat.runtime.runner import Runner
 
 WAYS = ("exact", "repaired", "placed")
-"""What becomes of text that moved: it is computed again, or reused and repaired where that matters,
-or reused as it is."""
+"""Ways to treat text that moved: compute it again, reuse it and repair what matters, or reuse it as
+it is."""
 
 _MIN_RUN = 16  # tokens that are moved together
 _MAX_SHARE = 0.5  # of the pool's blocks that kept contexts may hold
@@ -160,10 +160,7 @@ class KeptContexts:
         for kept in [*reversed(self._kept), None]:
             tokens, n_exact = (kept.tokens, kept.n_exact) if kept else ([], 0)
             one = plan(tokens, ids, n_exact=n_exact, n_least=n_least, documents=documents)
-            if best is None or (one.n_computed, one.n_moved) < (
-                best[1].n_computed,
-                best[1].n_moved,
-            ):
+            if best is None or _cost(one) < _cost(best[1]):
                 best = kept, one
         assert best is not None
         return best

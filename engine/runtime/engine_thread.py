@@ -108,7 +108,11 @@ class EngineThread:
     def look(self, request: Request) -> None:
         """Whoever had `request` watched is about to take its text: what comes now is news."""
         self._told.discard(request)
-        if len(request.deltas) >= N_UNREAD:
+
+    def taken(self, request: Request) -> None:
+        """Whoever had `request` watched has taken a piece of its text, after which it may be
+        computed further."""
+        if len(request.deltas) == N_UNREAD - 1:
             self._bell.put(None)
 
     def give_up(self, request: Request) -> None:
@@ -207,10 +211,10 @@ class EngineThread:
         it strikes none."""
         requests = self._runner.requests
         before = [request for request in requests if not request.closed]
+        self._runner.sweep()
+        if not self._is_wanted():
+            return False
         try:
-            self._runner.sweep()
-            if not self._is_wanted():
-                return False
             self._runner.step()
         except BaseException as error:
             for request in [one for one in before if one.closed] or before:
@@ -222,8 +226,9 @@ class EngineThread:
         return True
 
     def _is_wanted(self) -> bool:
+        watched = list(self._watched)  # other threads add to it
         return bool(self._waiting) or any(
-            len(request.deltas) < N_UNREAD for request in self._watched if not request.closed
+            len(request.deltas) < N_UNREAD for request in watched if not request.closed
         )
 
     def _tell(self) -> None:

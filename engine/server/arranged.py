@@ -45,7 +45,6 @@ class ArrangedPrompt:
         prepared = self._prepared
         if prepared is None:
             return
-        self._prepared = None
         plan, timings = prepared.plan, done.timings
         done.prompt_ids = list(plan.ids)
         timings.n_prompt = plan.n_computed + timings.n_recomputed + prepared.n_recomputed
@@ -54,11 +53,11 @@ class ArrangedPrompt:
         timings.n_moved = plan.n_moved
         timings.prompt_s += self._seconds
         self._plan, self._done = plan, done
-        if not keep:
-            prepared.context.close()
-            return
-        assert self._service.kept is not None
-        self._service.kept.keep(prepared)
+        if keep and self._service.kept is not None:
+            self._service.kept.keep(prepared)
+            self._prepared = None
+        else:
+            self.close()
 
     def close(self) -> None:
         """Give up a context that nobody has kept."""

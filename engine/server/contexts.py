@@ -73,7 +73,7 @@ async def _create(call: Call) -> ContextAnswer:
     try:
         return await _edited(call, fill, held)
     except BaseException:
-        contexts.close(held.id)
+        contexts.give_up(held.id)
         raise
 
 

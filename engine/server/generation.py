@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +25,7 @@ Begin = Callable[[], tuple["Context", str | list[int]]]
 
 
 class Step(NamedTuple):
-    """What is new in one of the streams.
+    """News of one of the streams.
 
     number      of the stream
     delta       what was written; None at the end
@@ -95,12 +94,13 @@ class Generation:
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            # The thread goes on: what it has begun must be ended.
-            with contextlib.suppress(Exception):
-                await beginning
-                if self._end is not None:
-                    self._end()
+            beginning.add_done_callback(self._end_begun)
             raise
+
+    def _end_begun(self, beginning: asyncio.Future[tuple[Context, str | list[int]]]) -> None:
+        """The thread went on after the client had gone: what it has begun must be ended."""
+        if not beginning.cancelled() and beginning.exception() is None and self._end is not None:
+            self._end()
 
     async def _run(self, index: int, ids: list[int], params: SamplingParams) -> None:
         watch = self._service.metrics.stream(len(ids))

@@ -49,6 +49,7 @@ class HeldContext:
     n_exact: int = 0
     _segments: list[_Segment] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_over: bool = False  # it is to be closed
 
     @contextmanager
     def editing(self) -> Iterator[ContextUsage]:
@@ -57,20 +58,22 @@ class HeldContext:
         ApiError with the status 409 if another request edits it.
         """
         self._acquire()
-        start = time.perf_counter()
-        usage = ContextUsage()
-        before, n_exact = self.context.fork(), self.n_exact
-        segments = [replace(one) for one in self._segments]
         try:
-            yield usage
-        except BaseException:
-            self.context, before = before, self.context
-            self._segments, self.n_exact = segments, n_exact
-            raise
+            start = time.perf_counter()
+            usage = ContextUsage()
+            before, n_exact = self.context.fork(), self.n_exact
+            segments = [replace(one) for one in self._segments]
+            try:
+                yield usage
+            except BaseException:
+                self.context, before = before, self.context
+                self._segments, self.n_exact = segments, n_exact
+                raise
+            finally:
+                before.close()
+                usage.seconds = round(time.perf_counter() - start, 4)
         finally:
-            before.close()
-            usage.seconds = round(time.perf_counter() - start, 4)
-            self._lock.release()
+            self._release()
 
     def put_in(self, inputs: list[SegmentInput], at: int | None, usage: ContextUsage) -> None:
         """Put segments before that with the number `at`; None: behind all."""
@@ -124,10 +127,12 @@ class HeldContext:
         return self.context
 
     def end_stream(self) -> None:
-        """What the stream has read and written is a segment from now on."""
-        self._segments.append(_Segment(_id("seg"), "completion", None, 0))
-        self._take_in()
-        self._lock.release()
+        """Make a segment of the tokens that the stream has read and written."""
+        try:
+            self._segments.append(_Segment(_id("seg"), "completion", None, 0))
+            self._take_in()
+        finally:
+            self._release()
 
     def repair(self, share: float, usage: ContextUsage) -> None:
         """Compute anew what recalls edits; see `Context.repair`."""
@@ -179,7 +184,29 @@ class HeldContext:
     def _acquire(self) -> None:
         if not self._lock.acquire(blocking=False):
             raise ApiError(409, f"another request uses the context {self.id}", code="busy")
-        self._take_in()
+        try:
+            self._take_in()
+        except BaseException:
+            self._release()
+            raise
+
+    def close(self) -> None:
+        """Close the context. ApiError as for `editing`."""
+        self._acquire()
+        self._is_over = True
+        self._release()
+
+    def give_up(self) -> None:
+        """Close the context now, or when the request that uses it is over."""
+        self._is_over = True
+        if self._lock.acquire(blocking=False):
+            self._release()
+
+    def _release(self) -> None:
+        self._lock.release()
+        if self._is_over and self._lock.acquire(blocking=False):
+            self.context.close()
+            self._lock.release()
 
     def _take_in(self) -> None:
         """Count tokens of the last stream. It may have got one more after its client had gone, and
@@ -284,12 +311,10 @@ class HeldContexts:
 
     def new(self) -> HeldContext:
         """Make an empty one."""
-        self.check_room()
         return self._add(HeldContext(_id("ctx"), self._llm.context(), self._document))
 
     def fork(self, of: HeldContext) -> HeldContext:
         """Make one of the same tokens."""
-        self.check_room()
         return self._add(of.fork())
 
     def __getitem__(self, id: str) -> HeldContext:
@@ -304,29 +329,32 @@ class HeldContexts:
         return list(self._held.values())
 
     def close(self, id: str) -> None:
-        """Close one, and forget it."""
-        self[id].context.close()
+        """Close one, and forget it. ApiError as for `HeldContext.editing`."""
+        self[id].close()
         with self._lock:
             self._held.pop(id, None)
 
-    def close_all(self) -> None:
-        """Close all."""
-        for id in list(self._held):
-            self.close(id)
+    def give_up(self, id: str) -> None:
+        """Forget one, and close it now or when the request that uses it is over."""
+        with self._lock:
+            held = self._held.pop(id, None)
+        if held is not None:
+            held.give_up()
 
-    def check_room(self) -> None:
-        """ApiError with the status 429 if there are too many already."""
-        if len(self._held) >= MAX_CONTEXTS:
-            raise ApiError(
-                429,
-                f"the server holds {MAX_CONTEXTS} contexts: delete one",
-                code="too_many_contexts",
-            )
+    def close_all(self) -> None:
+        """Forget all."""
+        for id in list(self._held):
+            self.give_up(id)
 
     def _add(self, held: HeldContext) -> HeldContext:
+        """ApiError with the status 429 if there are too many already."""
         with self._lock:
-            self._held[held.id] = held
-        return held
+            if len(self._held) < MAX_CONTEXTS:
+                self._held[held.id] = held
+                return held
+        held.context.close()
+        told = f"the server holds {MAX_CONTEXTS} contexts: delete one"
+        raise ApiError(429, told, code="too_many_contexts")
 
 
 def _id(kind: str) -> str:

@@ -45,7 +45,7 @@ class PromptSpeed:
 
 
 class Service:
-    """What answers requests. It exists before the model is loaded.
+    """The engine and all that requests share. It exists before the model is loaded.
 
     options    limits and rights
     admission  which streams run, and which wait

@@ -163,6 +163,8 @@ def test_a_context_is_saved_and_taken_up_again(server: Running, folders: Path, m
     for name in ("../x", "a/b", ".hidden", ""):
         assert server.post(f"/v1/contexts/{made['id']}/save", {"name": name}).status_code == 400
     assert server.post("/v1/contexts", {"saved": "other"}).status_code == 404
+    for name in ("/etc/passwd", "../contexts/story", "..", ".story"):
+        assert server.post("/v1/contexts", {"saved": name}).status_code == 400
 
 
 def test_documents_are_kept_and_placed(server: Running, llm: LLM) -> None:
@@ -219,7 +221,33 @@ def test_bad_edits_change_nothing(
 def test_a_context_that_is_used_is_busy(server: Running, made: dict) -> None:
     with server.service.contexts[made["id"]].editing():
         answer = server.post(f"/v1/contexts/{made['id']}/repair", {})
+        assert server.delete(f"/v1/contexts/{made['id']}").status_code == 409
     assert answer.status_code == 409
+
+
+def test_an_edit_that_cannot_begin_leaves_the_context_free(
+    server: Running, made: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = server.service.contexts[made["id"]]
+
+    def refuse() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(held.context, "fork", refuse)
+        assert server.post(f"/v1/contexts/{made['id']}/repair", {}).status_code == 503
+    assert server.post(f"/v1/contexts/{made['id']}/repair", {}).status_code == 200
+
+
+def test_a_context_that_is_given_up_closes_when_its_edit_ends(server: Running, llm: LLM) -> None:
+    made = server.post("/v1/contexts", {"segments": [text(ONE)]}).json()
+    held = server.service.contexts[made["id"]]
+    with held.editing():
+        server.service.contexts.give_up(made["id"])
+        assert len(held.context.logits(" a"))  # still open
+    with pytest.raises(ValueError, match="closed"):
+        held.context.logits(" a")
+    assert server.get(f"/v1/contexts/{made['id']}").status_code == 404
 
 
 def test_a_server_without_folders_says_so(llm: LLM) -> None:
