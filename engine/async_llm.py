@@ -235,7 +235,7 @@ class _Begin:
         return request
 
     def news(self) -> asyncio.Event:
-        """What will be set when the request has news."""
+        """An event that is set when the request has news."""
         assert self.request is not None
         return self._mailbox.news(self.request)
 

@@ -260,15 +260,15 @@ class Matcher(Protocol):
 
 
 class TokenGrammar(Protocol):
-    """What a text must follow, in the tokens of one vocabulary. Requests may share one."""
+    """A grammar in the tokens of one vocabulary. Requests may share one."""
 
     def start(self) -> Matcher:
         """Begin a text."""
 
 
 class TextGrammar(Protocol):
-    """What a text must follow, for any model: `lariat.Grammar`. `LLM` makes a `TokenGrammar` of it
-    before a request begins."""
+    """A grammar for any model: `lariat.Grammar`. `LLM` makes a `TokenGrammar` of it for each
+    request."""
 
     @property
     def text(self) -> str:

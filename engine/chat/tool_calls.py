@@ -58,7 +58,7 @@ class ToolParser:
         self._reader = _Harmony(begun) if format is HARMONY else _Marked(format)
 
     def feed(self, text: str) -> list[Delta]:
-        """What is known of the answer with this text."""
+        """Take in a text; returns the parts of the answer that are known with it."""
         if self._thoughts is None:
             return self._deltas(self._reader.feed(text))
         return self._apart(self._thoughts.feed(text))
@@ -182,7 +182,7 @@ class Thoughts:
         return self._parts(self._splitter.feed(text))
 
     def flush(self) -> list[tuple[str, bool]]:
-        """What was held back."""
+        """The rest, which was held back."""
         return self._parts(self._splitter.flush())
 
     def _parts(self, given: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
@@ -214,7 +214,7 @@ class _Marked:
         self._is_new, self._has_calls = True, False
 
     def feed(self, text: str) -> list[_Part]:
-        """What is known with this text."""
+        """Take in a text; returns what is known with it."""
         self._held += text
         parts: list[_Part] = []
         while True:
@@ -289,7 +289,7 @@ class _Harmony:
         self._header: str | None = "analysis" if begun else None
 
     def feed(self, text: str) -> list[_Part]:
-        """What is known with this text."""
+        """Take in a text; returns what is known with it."""
         self._held += text
         parts: list[_Part] = []
         while True:

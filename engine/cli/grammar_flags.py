@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def asked(args: argparse.Namespace) -> Grammar | None:
-    """What the flags ask for. Raises UsageError that names the flag at fault, LariatError for a
+    """The grammar of the flags. Raises UsageError that names the flag at fault, LariatError for a
     file at fault or a library that is missing, OSError."""
     for flag, text, make in (
         ("-j/--json-schema", args.json_schema, Grammar.json_schema),

@@ -1,4 +1,4 @@
-"""What a row becomes: requests for the engine, and when they are done its line of the output.
+"""Rows become requests for the engine, and when these are done lines of the output.
 
 Nothing in a line depends on the clock, on chance, or on other rows.
 """
@@ -111,7 +111,7 @@ class Answers:
             used = completions.used(job, done)
             whole = completions.completion(job, [text.whole() for text in texts], used)
             body = msgspec.to_builtins(whole)
-        # What was in the cache, and what other rows have computed, is no property of a row.
+        # A row has no part in what the cache held and what other rows computed.
         del body["usage"]["prompt_tokens_details"]
         return self._plain(row, body) if row.is_plain else self._response(row, 200, body)
 
@@ -198,7 +198,7 @@ class Answers:
         return prompts
 
     def _known(self, error: Exception) -> ApiError:
-        """What the row says of an error. One that is nobody's intention is raised."""
+        """The error as the row tells it. One that is nobody's intention is raised."""
         told = errors.of(error)
         if told.status == 500:
             raise error

@@ -27,7 +27,7 @@ _UNLIMITED = 256  # tokens that are expected of a text without a limit
 
 @dataclass
 class Progress:
-    """What was done so far.
+    """The progress so far.
 
     n_rows    rows, of which `n_failed` failed
     n_prompt  tokens that were read, also those that were in the cache

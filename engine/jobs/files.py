@@ -28,7 +28,7 @@ SUFFIX = ".part"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done with a file.
+    """The task for a file.
 
     source      lines of JSON, or a table
     output      appears when all rows are done

@@ -323,7 +323,7 @@ class Answer:
         return ChunkChoice(index=self.index, delta=Delta(role="assistant", content=""))
 
     def feed(self, new: Step) -> list[ChunkChoice]:
-        """What is known of the answer with the next step."""
+        """Take in the next step; returns the parts of the answer that are known with it."""
         chunks = self._chunks(self._reader.feed(new))
         if new.logprobs is not None:
             tokens = logprobs.chat(self._job.served.llm.tokenizer, new.logprobs)

@@ -73,7 +73,7 @@ def too_long(n_prompt: int, n_ctx: int) -> ApiError:
 
 
 def of(error: BaseException) -> ApiError:
-    """What clients are told about an exception, before anything was computed.
+    """The error that clients get for an exception, before anything was computed.
 
     Of an error that is nobody's intention they learn nothing.
     """
@@ -92,7 +92,7 @@ def of(error: BaseException) -> ApiError:
 
 
 def while_running(error: BaseException) -> ApiError:
-    """What clients are told about an exception of the engine: a full cache is not their fault."""
+    """The error for an exception of the engine: a full cache is not the clients' fault."""
     if isinstance(error, ContextError):
         return ApiError(503, str(error), code="cache_full", retry_after=1)
     if isinstance(error, LariatError):
@@ -101,7 +101,7 @@ def while_running(error: BaseException) -> ApiError:
 
 
 class ErrorDetail(msgspec.Struct, kw_only=True):
-    """What an error is about."""
+    """The subject of an error."""
 
     message: str
     type: str
@@ -116,7 +116,7 @@ class ErrorBody(msgspec.Struct, kw_only=True):
 
 
 class AnthropicErrorDetail(msgspec.Struct, kw_only=True):
-    """What an error is about."""
+    """The subject of an error."""
 
     type: str
     message: str

@@ -53,7 +53,7 @@ class ToolUseBlock(
 class ToolResultBlock(
     msgspec.Struct, kw_only=True, tag_field="type", tag="tool_result", forbid_unknown_fields=True
 ):
-    """What a call has given."""
+    """The result of a call."""
 
     tool_use_id: str
     content: str | list[TextBlock] | None = None

@@ -38,7 +38,7 @@ class Reader:
         self._stop, self._is_over = StopText(stops), False
 
     def feed(self, new: Step) -> list[Delta]:
-        """What is known with the next step."""
+        """Take in the next step; returns what is known with it."""
         if self._decoder is None:
             return self._parser.feed(new.text)
         deltas = []
@@ -50,7 +50,7 @@ class Reader:
         return deltas
 
     def finish(self) -> list[Delta]:
-        """What was held back."""
+        """The rest, which was held back."""
         deltas = []
         if self._decoder is not None and not self._is_over:
             text, stop = self._stop.feed(self._decoder.flush())

@@ -135,7 +135,7 @@ class Served:
 
 
 def name_of(path: str) -> str:
-    """What clients call the model of a file."""
+    """The name of a file's model for clients."""
     return "lariat-demo" if path == DEMO_MODEL else Path(path).stem
 
 

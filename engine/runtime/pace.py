@@ -8,7 +8,7 @@ _WEIGHT = 0.25  # of the newest step in what is remembered: some eight steps cou
 
 
 class Pace:
-    """What a prompt's token and a step of decoding have cost lately, in seconds."""
+    """The cost of a prompt's token and of a step of decoding lately, in seconds."""
 
     def __init__(self) -> None:
         self._token = 0.0  # 0: not known yet

@@ -91,7 +91,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step added to a completion.
+    """The part that one step added to a completion.
 
     `text` may be empty: text that a stop text may begin, and bytes of a character that is not
     complete, are held back, and come with the delta that completes them. `logprobs` has one value

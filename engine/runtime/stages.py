@@ -94,7 +94,7 @@ class Stages:
 
 
 def _processed(processor: Any, logits: Floats, ids: Sequence[int]) -> Floats:
-    """What a processor makes of logits. It gets copies, which it may change and keep."""
+    """Have a processor change logits. It gets copies, which it may change and keep."""
     name = getattr(processor, "__name__", type(processor).__name__)
     try:
         made = np.array(processor(list(ids), logits.astype(np.float32)), np.float32)

@@ -44,7 +44,7 @@ class Stream:
             yield delta
 
     def _next(self) -> Delta | None:
-        """What comes next; None at the end."""
+        """Wait for the next delta; None at the end."""
         while True:
             with contextlib.suppress(IndexError):  # another thread may take the last one
                 return self._request.deltas.popleft()

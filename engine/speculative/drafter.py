@@ -1,4 +1,4 @@
-"""What every drafter can do, and which there are."""
+"""The drafters, and the methods that each has."""
 
 from __future__ import annotations
 

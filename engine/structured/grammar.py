@@ -1,4 +1,4 @@
-"""What a text must follow: a JSON schema, an expression, choices, or a grammar."""
+"""Rules that a text must follow: a JSON schema, an expression, choices, or a grammar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLANKS = r"( |\n[ \t]{0,20})"
 
 @dataclass(frozen=True)
 class Grammar:
-    """What the text of a request must follow, for `SamplingParams(grammar=...)`.
+    """Rules that the text of a request must follow, for `SamplingParams(grammar=...)`.
 
     Made by `json_schema`, `json_object`, `regex`, `choices`, `lark` or `gbnf`; `Grammar(text)` is
     in the form of llguidance itself, JSON `{"grammars": [...]}` or Lark. A grammar belongs to no

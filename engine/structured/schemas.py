@@ -75,7 +75,7 @@ def _with_parts(key: str, value: Any, visit: Callable[[Any], Any]) -> Any:
 
 
 class _Facts:
-    """What is known of the values that fit a schema.
+    """Facts about the values that fit a schema.
 
     types      names of JSON types, None if any may be
     constants  for properties that must be there: the values that they may have, as JSON
