@@ -55,6 +55,10 @@ def wait_until(is_true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.001)
 
 
+def engine_threads() -> set[threading.Thread]:
+    return {one for one in threading.enumerate() if one.name == "lariat-engine"}
+
+
 def text_of(request: Request) -> str:
     return "".join(delta.text for delta in request.deltas)
 
@@ -366,6 +370,7 @@ def test_an_interrupt_while_waiting_ends_this_stream_alone(llm):
 
 
 def test_closing_ends_a_pass_and_those_who_wait(path, monkeypatch):
+    of_others = engine_threads()
     llm = LLM(path, n_threads=1)
     gate = Gate(llm, monkeypatch)
     gate.holds_from = 500
@@ -389,16 +394,17 @@ def test_closing_ends_a_pass_and_those_who_wait(path, monkeypatch):
     closer.join(30)
     reader.join(30)
     assert [str(error) for error in (*said, request.error)] == ["the model is closed"] * 2
-    assert "lariat-engine" not in {thread.name for thread in threading.enumerate()}
+    assert engine_threads() <= of_others
     assert llm.health().n_blocks == 0
     llm.close()
 
 
 def test_a_model_that_nobody_holds_is_gone_and_its_thread_too(path):
+    of_others = engine_threads()
     llm = LLM(path, n_threads=1)
     watched(llm, 9, GREEDY)
     wait_until(partial(is_idle, llm))
-    (thread,) = (one for one in threading.enumerate() if one.name == "lariat-engine")
+    (thread,) = engine_threads() - of_others
     runner = weakref.ref(llm.runner)
     del llm
     wait_until(lambda: gc.collect() >= 0 and runner() is None)

@@ -32,7 +32,10 @@ class Page:
     def __init__(self, driver: webdriver.Chrome, url: str) -> None:
         self.driver = driver
         driver.get(url)
-        self.wait(lambda: self.text("#model"))
+        self.wait_until_loaded()
+
+    def wait_until_loaded(self) -> None:
+        self.wait(lambda: self.all("#messages[aria-busy=false]"))
 
     def wait(self, done: Callable[[], object]) -> None:
         end = time.monotonic() + SECONDS
@@ -65,10 +68,11 @@ class Page:
         assert found, f"no {selector} with {text!r}"
 
     def say(self, text: str) -> None:
-        """Write a message and wait for the whole answer."""
+        """Write a message and wait for the whole answer, which the server makes HTML of."""
         n_before = len(self.texts(".message.assistant"))
         self.driver.find_element(By.ID, "input").send_keys(text, Keys.ENTER)
         self.wait(lambda: len(self.texts(".message.assistant")) > n_before and self.is_idle())
+        self.wait(lambda: self.texts(".message.assistant .text")[-1])
 
     def is_idle(self) -> bool:
         return bool(self.js("return document.getElementById('stop').hidden"))
@@ -129,8 +133,7 @@ def test_a_conversation_with_branches(page: Page) -> None:
     page.say("Once upon a time")
     page.say("there was a dog")
     assert len(page.messages()) == 4
-    first = page.messages()[1]
-    assert first
+    page.wait(lambda: all(page.messages()))
     page.click(".message.user button", "Edit")
     page.driver.find_element(By.CSS_SELECTOR, ".edit textarea").send_keys(" in a wood")
     page.click(".edit button", "Save")
@@ -142,6 +145,7 @@ def test_a_conversation_with_branches(page: Page) -> None:
     page.click(".message.assistant:last-of-type button", "Regenerate")
     page.wait(lambda: page.is_idle() and "2 / 2" in page.text(".message.assistant .who"))
     page.driver.refresh()
+    page.wait_until_loaded()
     page.wait(lambda: len(page.messages()) == 4)  # the browser keeps the conversation
     page.click(".message.user button", "Delete")
     page.wait(lambda: len(page.messages()) == 3)

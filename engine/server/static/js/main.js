@@ -13,6 +13,7 @@ const tree = new Tree();
 let server = { model: "", n_ctx: 0, documents: false, reuse: false };
 let running = null; // the AbortController of the answer that is being written
 let planned = 0; // counts requests for a plan, so that an old one is not shown
+let views = new Map(); // of the messages on the screen, by their ids
 
 // ---- requests ----
 
@@ -30,26 +31,29 @@ const streamed = (body) => ({ ...body, stream: true, stream_options: { include_u
 async function answer(question) {
   const id = tree.add(question, "assistant", "");
   const node = tree.nodes[id];
-  const view = showMessages().get(id);
+  showMessages();
   running = new AbortController();
   showRunning();
+  let failure = "";
   try {
     for await (const chunk of api.stream("v1/chat/completions", streamed(bodyOf(question)), running.signal)) {
       const delta = chunk.choices[0]?.delta ?? {};
       node.content += delta.content ?? "";
       node.thoughts += delta.reasoning_content ?? "";
       const follows = chat.isAtEnd();
-      if (delta.content || delta.reasoning_content) view.show(node).then(() => follows && chat.scrollDown());
+      // The messages may be shown anew meanwhile, or another branch may be.
+      if (delta.content || delta.reasoning_content) views.get(id)?.show(node).then(() => follows && chat.scrollDown());
       if (chunk.lariat) showContext(chunk.lariat);
     }
   } catch (error) {
-    if (error.name !== "AbortError") view.fail(error.message);
+    if (error.name !== "AbortError") failure = error.message;
   } finally {
     running = null;
     showRunning();
     tree.save();
   }
   if (node.content || node.thoughts) showMessages();
+  if (failure) views.get(id)?.fail(failure); // behind what was written until then
 }
 
 /** What the next question would cost, before it is asked. */
@@ -80,7 +84,7 @@ function showContext(told) {
 }
 
 function showMessages() {
-  return chat.showAll(tree, actions);
+  views = chat.showAll(tree, actions);
 }
 
 function showRunning() {
@@ -226,6 +230,7 @@ async function begin() {
     strip.showCost(error.message);
   }
   changed();
+  byId("messages").setAttribute("aria-busy", "false");
   byId("input").focus();
 }
 
