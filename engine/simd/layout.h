@@ -15,6 +15,12 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LARIAT_X86 1
 #endif
+/* Little-endian AArch64, and a compiler that knows the instruction sets of single functions. Older
+ * ones get the portable kernels. */
+#if defined(__aarch64__) && !defined(__AARCH64EB__) && \
+    (defined(__clang__) ? __clang_major__ >= 16 : defined(__GNUC__) && __GNUC__ >= 10)
+#define LARIAT_ARM 1
+#endif
 
 enum {
     GROUP_ROWS = 16,   /* rows of a group */

@@ -9,6 +9,12 @@
 #include "table.h"
 #include "test_target.h"
 
+#if defined(LARIAT_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(LARIAT_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 enum {
     TARGET_none = -1,
 #define TARGET(target, ...) TARGET_##target,
@@ -38,6 +44,31 @@ static int has_avx512(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
 }
+#endif
+
+#ifdef LARIAT_ARM
+#if defined(__linux__)
+/* Bits of Linux's hardware capabilities (arch/arm64/include/uapi/asm/hwcap.h), which older headers
+ * do not name: dot products of bytes, and products of 2 x 8 and 8 x 2 bytes. */
+enum { DOTPROD_OF_HWCAP = 1 << 20, I8MM_OF_HWCAP2 = 1 << 13 };
+
+static int has_dotprod(void) { return (getauxval(AT_HWCAP) & DOTPROD_OF_HWCAP) != 0; }
+static int has_i8mm(void) {
+    return has_dotprod() && (getauxval(AT_HWCAP2) & I8MM_OF_HWCAP2) != 0;
+}
+#elif defined(__APPLE__)
+static int has_feature(const char *name) {
+    int value = 0;
+    size_t n = sizeof value;
+    return !sysctlbyname(name, &value, &n, NULL, 0) && value;
+}
+
+static int has_dotprod(void) { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+static int has_i8mm(void) { return has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM"); }
+#else /* nobody to ask */
+static int has_dotprod(void) { return 0; }
+static int has_i8mm(void) { return 0; }
+#endif
 #endif
 
 /* The kind of core at hand, by the maker of the processor */

@@ -66,7 +66,7 @@ def test_levels_may_not_part(of_scalar):
 def test_a_target_may_have_one_kernel_alone(capsys, monkeypatch):
     """It passes all checks, and differs from the target below it in that kernel only."""
     assert ("test", "other") not in _kernels.variants()
-    with pytest.raises(ValueError, match="'test' is unknown, expected one of scalar, avx2, avx512"):
+    with pytest.raises(ValueError, match="'test' is unknown, expected one of scalar"):
         _kernels.use_isa("test")
     monkeypatch.setenv("LARIAT_TEST_TARGETS", "1")
     assert ("test", "other") in _kernels.variants()
