@@ -94,12 +94,12 @@ def _add_vocabulary(writer: GGUFWriter, tokenizer: bytes) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Export a checkpoint as demo-f16.gguf and demo-q4_0.gguf."""
-    import torch
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--train", type=Path, required=True, help="the --out of models.train")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     args = parser.parse_args(argv)
+    import torch
+
     state = torch.load(args.train / "checkpoint.pt", map_location="cpu", weights_only=True)
     state["network"] = {name: w.float().numpy() for name, w in state["network"].items()}
     tokenizer = (args.train / "tokenizer.model").read_bytes()

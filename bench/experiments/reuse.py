@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
     one = actions.add_parser("measure")
     one.add_argument("-m", "--model", default=DEMO_MODEL)
     one.add_argument("--tasks", default="all", help=",".join(TASKS))
-    one.add_argument("--methods", default="all", help="; ".join(METHODS))
+    one.add_argument("--methods", default="all", help="; ".join(METHODS).replace("%", "%%"))
     one.add_argument("--first", type=int, default=0, help="number of the first set of documents")
     one.add_argument("-n", type=int, default=10, help="sets of documents of each task")
     one.add_argument("-t", "--threads", type=int)
