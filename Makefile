@@ -25,7 +25,7 @@ ARM_TESTS ?= tests/test_kernels.py
 SANITIZE_TESTS ?= --ignore=tests/test_packaging.py
 KERNEL_SOURCES := $(shell find engine -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.def')
 
-export MODEL PROMPT
+export MODEL PROMPT FUZZ_INPUTS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -40,7 +40,7 @@ help:
 	@echo "make test-long [LONG_SHAPES=30]        the suite, kernels on many shapes, digests of logits"
 	@echo "make digests                           logits of every type and instruction set, bit for bit"
 	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
-	@echo "make fuzz [FUZZ_SECONDS=300]           changed files and texts, until one does harm"
+	@echo "make fuzz [FUZZ_SECONDS=300] [FUZZ_INPUTS=request]     changed files, texts and requests, until one does harm"
 	@echo "make sanitize [LARIAT_CASES=8]         cases of each test, with checks of addresses and undefined behaviour"
 	@echo "make test-arm [ARM_TESTS=...]          compiles for aarch64, and runs kernel tests under qemu-user"
 	@echo "make coverage                          the tests, and the lines of engine/ that they run"
@@ -122,7 +122,7 @@ sanitize: $(VENV)/.installed
 check-kernels: $(VENV)/.built
 	$(BIN)/python -m bench.check_kernels --shapes $(SHAPES)
 
-# The corpus stays, and the next run goes on from it. An input that does harm stays in .fuzz, and
+# The corpus stays, and the next run goes on from it. FUZZ_INPUTS: types of inputs, all without it. An input that does harm stays in .fuzz, and
 # `make fuzz` ends with an error.
 fuzz: $(VENV)/.built $(VENV)/.fuzz
 	@mkdir -p .fuzz/corpus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tests.fuzz import mutate_gguf, mutate_json, mutate_safetensors
 from tests.fuzz.targets import INPUTS
@@ -33,12 +33,12 @@ _JINJA = (
 )
 
 
-def mutate(data: bytes, max_size: int, seed: int, raw: Raw) -> bytes:
-    """Return another input of the same type, of at most `max_size` bytes; the seed decides all but
-    what `raw` does."""
+def mutate(data: bytes, max_size: int, seed: int, raw: Raw, types: Sequence[str] = INPUTS) -> bytes:
+    """Return another input of the same type, of at most `max_size` bytes, and one of `types` for an
+    empty one; the seed decides all but what `raw` does."""
     rng = random.Random(seed)
     if not data:
-        return bytes([rng.randrange(len(INPUTS))])
+        return bytes([INPUTS.index(rng.choice(types))])
     type = INPUTS[data[0] % len(INPUTS)]
     head, body = data[:1], data[1:]
     size = max_size - 1

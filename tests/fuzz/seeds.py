@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,12 @@ _TEMPLATES = (
 )
 
 
-def write_all(corpus: Path, scratch: Path) -> None:
-    """Write the seeds of every type into a corpus; other inputs in it stay."""
+def write_all(corpus: Path, scratch: Path, types: Collection[str] = INPUTS) -> None:
+    """Write the seeds of these types into a corpus; other inputs in it stay."""
 
     def write(type: str, name: str, data: bytes) -> None:
+        if type not in types:
+            return
         (corpus / f"seed-{type}-{name}").write_bytes(bytes([INPUTS.index(type)]) + data)
 
     for name, shape in _MODELS.items():
