@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _N_EXPECTED = 512  # tokens of an answer without a limit
+_N_STEPS = 16  # that wait for whoever iterates; behind them streams wait, and then the engine does
 
 Begin = Callable[[], tuple["Context", str | list[int]]]
 """Gives a context, and the text or tokens to compute behind it."""
@@ -40,7 +41,8 @@ class Step(NamedTuple):
 class Generation:
     """Texts behind prompts, each a stream that waits for a slot of its own.
 
-    Iterate over it for steps, within `async with`, which cancels what is not finished.
+    Iterate over it for steps, within `async with`, which cancels what is not finished. Who iterates
+    slowly, because a client does not read, holds the streams up: only few steps are kept.
     `completions` has what is known of each stream.
     """
 
@@ -60,7 +62,7 @@ class Generation:
         service.admission.check(len(prompts), sum(map(len, prompts)))
         self._service, self._begin, self._end = service, begin, end
         self._work = list(zip(prompts, params, strict=True))
-        self._steps: asyncio.Queue[Step | ApiError] = asyncio.Queue()
+        self._steps: asyncio.Queue[Step | ApiError] = asyncio.Queue(_N_STEPS)
         self._tasks: list[asyncio.Future[None]] = []
         self.completions = [Completion(ids) for ids in prompts]
 
@@ -116,7 +118,7 @@ class Generation:
                         async for delta in stream.deltas():
                             self.completions[index] = stream.completion
                             watch.tokens(len(delta.token_ids))
-                            self._steps.put_nowait(Step(index, delta, stream.completion))
+                            await self._steps.put(Step(index, delta, stream.completion))
                     finally:
                         await stream.aclose()
                         self.completions[index] = stream.completion
@@ -125,11 +127,11 @@ class Generation:
                 finally:
                     if self._end is not None:
                         self._end()
-            self._steps.put_nowait(Step(index, None, stream.completion))
+            await self._steps.put(Step(index, None, stream.completion))
         except asyncio.CancelledError:
             raise
         except Exception as error:
             told = errors.while_running(error)
             if told.status == 500:
                 log.failure("the engine", error)
-            self._steps.put_nowait(told)
+            await self._steps.put(told)
