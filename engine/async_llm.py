@@ -117,7 +117,12 @@ class AsyncLLM:
         """End all streams and close the `llm`. Closing twice does nothing."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.llm.close)
-        self._workers.shutdown(wait=False)
+        self.release()
+
+    def release(self) -> None:
+        """End the threads of this object, and leave the `llm` as it is. There can be no more
+        streams; prompts that no thread has taken yet are cancelled. Twice does no harm."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> AsyncLLM:
         return self

@@ -128,6 +128,8 @@ class Service:
         if self.kept is not None and self._contexts is not None:
             self.kept.clear()
             self._contexts.close_all()
+        if self._engine is not None:
+            self._engine.release()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def stalled_for(self) -> float:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from lariat import LLM, SamplingParams
 from lariat.protocol.served import Served
+from lariat.runtime.engine_thread import N_UNREAD
 from lariat.server.app import build_app
 from lariat.server.options import ServerOptions
 from lariat.server.service import Service
@@ -153,6 +154,74 @@ def test_a_client_that_does_not_read_is_given_up(llm: LLM) -> None:
     assert len(sent) == 3
     assert service.admission.n_running == 0
     wait_for(lambda: llm.runner.scheduler.n_unfinished == 0)
+
+
+def test_a_client_that_does_not_read_holds_its_stream_up(llm: LLM) -> None:
+    """What it has not read is not kept: the engine waits for it, and goes on when it reads."""
+    body = json.dumps(ENDLESS | {"stream": True}).encode()
+    events: list[bytes] = []
+    n_bound = N_UNREAD + 64  # unread deltas, and those on their way to the client
+    alone = llm.generate(
+        ENDLESS["prompt"], SamplingParams(temperature=0, max_tokens=-1, ignore_eos=True)
+    )
+    assert len(alone.token_ids) > 2 * n_bound
+
+    async def ask() -> None:
+        service = Service(ServerOptions())
+        service.loaded(Served(llm, ["demo"]))
+        reads_on = asyncio.Event()
+        requests = [{"type": "http.request", "body": body}]
+
+        async def receive() -> dict[str, object]:
+            if not requests:
+                await asyncio.sleep(3600)
+            return requests.pop()
+
+        async def send(message: dict[str, object]) -> None:
+            events.append(message.get("body", b""))  # type: ignore[arg-type]
+            if len(events) == 3:
+                await reads_on.wait()
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/completions", "root_path": "",
+            "query_string": b"", "headers": headers,
+        }  # fmt: skip
+        answer = asyncio.ensure_future(build_app(service)(scope, receive, send))  # type: ignore[arg-type]
+        try:
+            n_written, is_over = 0, False
+            while not is_over:
+                await asyncio.sleep(0.01)
+                (request,) = llm.runner.requests or [None]
+                assert request is not None, "the engine has not waited"
+                n_written = len(request.completion.token_ids)
+                is_over = len(request.deltas) == N_UNREAD
+            assert n_written < n_bound
+            assert len(events) == 3
+        finally:
+            reads_on.set()
+            await answer
+            service.close()
+
+    asyncio.run(ask())
+    lines = b"".join(events).decode().split("\n\n")
+    told = [json.loads(line[6:]) for line in lines if line and line != "data: [DONE]"]
+    assert "".join(event["choices"][0]["text"] for event in told) == alone.text
+    wait_for(lambda: llm.runner.scheduler.n_unfinished == 0)
+
+
+def test_a_server_that_ends_leaves_no_thread(llm: LLM) -> None:
+    def theirs() -> set[threading.Thread]:
+        own = ("lariat-prompt", "lariat-request", "lariat-load")
+        return {thread for thread in threading.enumerate() if thread.name.startswith(own)}
+
+    before = theirs()  # of servers that other tests share
+    with running(llm) as server:
+        body = {"prompt": "One day", "max_tokens": 4, "n": 4}
+        assert server.post("/v1/completions", body).status_code == 200
+        assert len({thread.name.rpartition("_")[0] for thread in theirs() - before}) >= 2
+    wait_for(lambda: not theirs() - before)
+    assert llm.generate("One day", SamplingParams(max_tokens=1)).token_ids  # it is open still
 
 
 def test_twenty_clients_go_at_once(server: Running) -> None:
