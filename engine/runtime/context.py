@@ -60,7 +60,7 @@ class Context:
     @property
     def tokens(self) -> list[int]:
         """Token ids, a copy."""
-        return list(self._writer.ids if self._writer else self._ids)
+        return list(writer.ids if (writer := self._writer) else self._ids)
 
     @property
     def positions(self) -> np.ndarray:
@@ -73,7 +73,7 @@ class Context:
         return len(np.unique(self._table.segments[:, 0])) * self._runner.cache.block_bytes
 
     def __len__(self) -> int:
-        return len(self._writer.ids if self._writer else self._ids)
+        return len(writer.ids if (writer := self._writer) else self._ids)
 
     def __repr__(self) -> str:
         return f"<Context of {len(self)} tokens in {len(self._table.segments)} segments>"

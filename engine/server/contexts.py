@@ -46,9 +46,10 @@ async def _edited(call: Call, edit: _Edit, held: HeldContext | None = None) -> C
     one = held or call.service.contexts[call.path["id"]]
 
     def run() -> ContextAnswer:
-        with one.editing() as usage:
+        with one.editing() as usage:  # it sets the seconds at the end
             edit(one, usage)
-        return one.answer(usage)
+            answer = one.described(usage)
+        return answer
 
     return await call.service.in_thread(run)
 
@@ -78,11 +79,11 @@ async def _create(call: Call) -> ContextAnswer:
 
 
 async def _all(call: Call) -> ContextList:
-    return ContextList(data=[held.answer() for held in call.service.contexts.all()])
+    return ContextList(data=[held.look() for held in call.service.contexts.all()])
 
 
 async def _one(call: Call) -> ContextAnswer:
-    return call.service.contexts[call.path["id"]].answer()
+    return call.service.contexts[call.path["id"]].look()
 
 
 async def _delete(call: Call) -> Deleted:
@@ -112,7 +113,7 @@ async def _move(call: Call) -> ContextAnswer:
 
 async def _fork(call: Call) -> ContextAnswer:
     held = call.service.contexts[call.path["id"]]
-    return (await call.service.in_thread(call.service.contexts.fork, held)).answer()
+    return (await call.service.in_thread(call.service.contexts.fork, held)).look()
 
 
 async def _repair(call: Call) -> ContextAnswer:

@@ -40,7 +40,8 @@ class _Segment:
 class HeldContext:
     """A context and its segments, in order; together they are all of its tokens.
 
-    One thread at a time edits it, within `editing`. `document` opens one of the library.
+    One thread at a time edits it, within `editing`. Any thread may have it described meanwhile: it
+    then is as it was before. `document` opens one of the library.
     """
 
     id: str
@@ -49,13 +50,19 @@ class HeldContext:
     n_exact: int = 0
     _segments: list[_Segment] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    # Whoever takes `_lock` holds this one meanwhile, so that no edit finds it taken by a look.
+    _looking: threading.Lock = field(default_factory=threading.Lock)
     _is_over: bool = False  # it is to be closed
+
+    def __post_init__(self) -> None:
+        """Its description before the edit that is under way, or as it was looked at last."""
+        self._before = self.described()
 
     @contextmanager
     def editing(self) -> Iterator[ContextUsage]:
         """Edit it; the usage takes counts, and the time. After an exception all is as it was.
 
-        ApiError with the status 409 if another request edits it.
+        ApiError with the status 409 if another request edits it, and 404 if one has closed it.
         """
         self._acquire()
         try:
@@ -146,11 +153,15 @@ class HeldContext:
         self.n_exact = n
 
     def fork(self) -> HeldContext:
-        """Make another one of the same tokens, with ids of its own."""
-        other = HeldContext(_id("ctx"), self.context.fork(), self.document, self.n_exact)
-        other._segments = [
-            _Segment(_id("seg"), one.type, one.label, one.n_tokens) for one in self._segments
-        ]
+        """Make another one of the same tokens, with ids of its own. ApiError as for `editing`."""
+        self._acquire()
+        try:
+            other = HeldContext(_id("ctx"), self.context.fork(), self.document, self.n_exact)
+            other._segments = [
+                _Segment(_id("seg"), one.type, one.label, one.n_tokens) for one in self._segments
+            ]
+        finally:
+            self._release()
         return other
 
     def restored(self) -> None:
@@ -159,8 +170,19 @@ class HeldContext:
         self._segments = [_Segment(_id("seg"), "saved", None, n)] if n else []
         self.n_exact = 0
 
-    def answer(self, usage: ContextUsage | None = None) -> ContextAnswer:
-        """The body that describes it."""
+    def look(self) -> ContextAnswer:
+        """The body that describes it, from any thread: as it was before an edit that is under
+        way."""
+        with self._looking:
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._note()
+                finally:
+                    self._release()
+            return self._before
+
+    def described(self, usage: ContextUsage | None = None) -> ContextAnswer:
+        """The body that describes it to the thread that edits it."""
         found, start = [], 0
         for one in self._segments:
             found.append(
@@ -182,13 +204,21 @@ class HeldContext:
     # ---- below: tokens and segments stay together ----
 
     def _acquire(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise ApiError(409, f"another request uses the context {self.id}", code="busy")
-        try:
-            self._take_in()
-        except BaseException:
-            self._release()
-            raise
+        with self._looking:
+            if not self._lock.acquire(blocking=False):
+                raise ApiError(409, f"another request uses the context {self.id}", code="busy")
+            try:
+                if self._is_over:
+                    raise _unknown(self.id)
+                self._note()
+            except BaseException:
+                self._release()
+                raise
+
+    def _note(self) -> None:
+        """Take in what streams have written, and keep the description."""
+        self._take_in()
+        self._before = self.described()
 
     def close(self) -> None:
         """Close the context. ApiError as for `editing`."""
@@ -314,14 +344,14 @@ class HeldContexts:
         return self._add(HeldContext(_id("ctx"), self._llm.context(), self._document))
 
     def fork(self, of: HeldContext) -> HeldContext:
-        """Make one of the same tokens."""
+        """Make one of the same tokens. ApiError as for `HeldContext.editing`."""
         return self._add(of.fork())
 
     def __getitem__(self, id: str) -> HeldContext:
         """One of them. ApiError with the status 404 if there is none."""
         held = self._held.get(id)
         if held is None:
-            raise ApiError(404, f"there is no context {id[:100]!r}", code="not_found")
+            raise _unknown(id)
         return held
 
     def all(self) -> list[HeldContext]:
@@ -355,6 +385,10 @@ class HeldContexts:
         held.context.close()
         told = f"the server holds {MAX_CONTEXTS} contexts: delete one"
         raise ApiError(429, told, code="too_many_contexts")
+
+
+def _unknown(id: str) -> ApiError:
+    return ApiError(404, f"there is no context {id[:100]!r}", code="not_found")
 
 
 def _id(kind: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from lariat import DEMO_MODEL, LLM, SamplingParams
+from lariat.protocol.contexts import TextSegment
+from lariat.protocol.errors import ApiError
 
 from tests.support.servers import Running, running
 
@@ -223,6 +227,51 @@ def test_a_context_that_is_used_is_busy(server: Running, made: dict) -> None:
         answer = server.post(f"/v1/contexts/{made['id']}/repair", {})
         assert server.delete(f"/v1/contexts/{made['id']}").status_code == 409
     assert answer.status_code == 409
+
+
+def test_a_look_during_an_edit_sees_what_was_before(server: Running, made: dict) -> None:
+    path = f"/v1/contexts/{made['id']}"
+    held = server.service.contexts[made["id"]]
+    with held.editing() as usage:
+        held.put_in([TextSegment(text=" The end.")], None, usage)
+        for seen in (server.get(path).json(), *server.get("/v1/contexts").json()["data"]):
+            assert seen["segments"] == made["segments"]
+            assert seen["n_tokens"] == made["n_tokens"]
+        assert server.post(f"{path}/fork", {}).status_code == 409
+    after = server.get(path).json()
+    assert len(after["segments"]) == 4
+    check_segments(server, after)
+    held.close()
+    with pytest.raises(ApiError, match="there is no context"), held.editing():
+        pass
+    assert held.look().n_tokens == after["n_tokens"]
+
+
+def test_looks_get_in_the_way_of_no_edit(server: Running, made: dict) -> None:
+    held = server.service.contexts[made["id"]]
+    is_over = threading.Event()
+
+    def look() -> int:
+        n = 0
+        while not is_over.is_set():
+            seen = held.look()
+            assert [one.stop for one in seen.segments][-1] == seen.n_tokens
+            assert [one.start for one in seen.segments[1:]] == [
+                one.stop for one in seen.segments[:-1]
+            ]
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(2) as pool:
+        looks = [pool.submit(look) for _ in range(2)]
+        try:
+            for _ in range(40):
+                with held.editing() as usage:
+                    held.put_in([TextSegment(text=" It ran.")], 1, usage)
+                    held.edit(held.described().segments[1].id, None, None, "", False, usage)
+        finally:
+            is_over.set()
+        assert all(one.result() for one in looks)
 
 
 def test_an_edit_that_cannot_begin_leaves_the_context_free(
