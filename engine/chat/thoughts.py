@@ -76,6 +76,13 @@ class Splitter:
         self._held = ""  # text that may be the beginning of a mark
         self._is_over = False  # whether the rest is the answer
 
+    @property
+    def is_thought(self) -> bool | None:
+        """Whether what comes next belongs to a thought; None: the text may still begin one."""
+        if self._is_over:
+            return False
+        return None if self._marks is None else True
+
     def feed(self, piece: str) -> list[tuple[str, bool]]:
         """The text that is known to be a thought (True) or the answer (False)."""
         text, self._held = self._held + piece, ""

@@ -55,7 +55,12 @@ class ToolParser:
     def __init__(self, format: Format, begun: thoughts.Marks | None = None) -> None:
         self.format, self.n_calls = format, 0
         self._thoughts = None if format is HARMONY else Thoughts(begun)
-        self._reader = _Harmony(begun) if format is HARMONY else _Marked(format)
+        self._reader: _Harmony | _Marked = _Harmony(begun) if format is HARMONY else _Marked(format)
+
+    @property
+    def is_thought(self) -> bool | None:
+        """Whether what comes next belongs to a thought; None: it may begin one."""
+        return self._reader.is_thought if self._thoughts is None else self._thoughts.is_thought
 
     def feed(self, text: str) -> list[Delta]:
         """Take in a text; returns the parts of the answer that are known with it."""
@@ -177,6 +182,11 @@ class Thoughts:
         self._splitter = thoughts.Splitter(begun)
         self._is_open, self._is_new = begun is not None, True
 
+    @property
+    def is_thought(self) -> bool | None:
+        """Whether what comes next belongs to a thought; None: the text may still begin one."""
+        return self._splitter.is_thought
+
     def feed(self, text: str) -> list[tuple[str, bool]]:
         """Parts of the answer, and whether each is a thought."""
         return self._parts(self._splitter.feed(text))
@@ -204,7 +214,10 @@ class _Marked:
     """Content and calls between marks.
 
     drops_blanks  whether blanks come behind a call or a thought, and are no content
+    is_thought    never: it gets what is none
     """
+
+    is_thought = False
 
     def __init__(self, format: Format) -> None:
         self.drops_blanks = False
@@ -287,6 +300,13 @@ class _Harmony:
     def __init__(self, begun: thoughts.Marks | None) -> None:
         self._held = ""
         self._header: str | None = "analysis" if begun else None
+
+    @property
+    def is_thought(self) -> bool | None:
+        """Whether the message that is open is a thought; None: its header is not known yet."""
+        if self._header is None:
+            return None
+        return _TO.search(self._header) is None and "analysis" in self._header
 
     def feed(self, text: str) -> list[_Part]:
         """Take in a text; returns what is known with it."""

@@ -30,7 +30,7 @@ from lariat.protocol.conversation import (
     tools_for_template,
 )
 from lariat.protocol.logprobs import ChatLogprob, ChatLogprobs
-from lariat.protocol.reading import Reader, format_of
+from lariat.protocol.reading import Reader, ThoughtTokens, format_of
 from lariat.protocol.sampling import SamplingFields
 from lariat.protocol.served import Served
 from lariat.protocol.structured import ResponseFormat
@@ -311,12 +311,19 @@ class Answer:
         self.index = index
         self._job = job
         params = job.params[index]
-        self._reader = Reader(job.format, job.prompt.begun, job.served.llm.tokenizer, params.stop)
+        begun, tokenizer = job.prompt.begun, job.served.llm.tokenizer
+        self._reader = Reader(job.format, begun, tokenizer, params.stop)
+        self._thought_tokens = ThoughtTokens(job.format, begun, tokenizer)
         self._content: list[str] = []
         self._thought: list[str] = []
         self._calls: list[AnswerCall] = []
         self._logprobs: list[ChatLogprob] = []
         self._reason: FinishReason = "stop"
+
+    @property
+    def n_reasoning(self) -> int:
+        """Tokens of thoughts so far."""
+        return self._thought_tokens.n
 
     def begin(self) -> ChunkChoice:
         """The first chunk: who speaks."""
@@ -324,6 +331,7 @@ class Answer:
 
     def feed(self, new: Step) -> list[ChunkChoice]:
         """Take in the next step; returns the parts of the answer that are known with it."""
+        self._thought_tokens.feed(new.token_ids)
         chunks = self._chunks(self._reader.feed(new))
         if new.logprobs is not None:
             tokens = logprobs.chat(self._job.served.llm.tokenizer, new.logprobs)
@@ -406,6 +414,11 @@ def completion(
         created=job.created,
         model=job.served.name,
         choices=[answer.whole() for answer in answers],
-        usage=usage.of([done]),
+        usage=used(answers, done),
         lariat=plan or msgspec.UNSET,
     )
+
+
+def used(answers: list[Answer], done: list[Completion]) -> Usage:
+    """The usage of all answers."""
+    return usage.of([done], sum(answer.n_reasoning for answer in answers))

@@ -1,9 +1,11 @@
-"""Reads answers as they arrive: thoughts, content, and calls of tools."""
+"""Reads answers as they arrive: thoughts, content, and calls of tools; and counts thoughts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lariat.chat import tool_formats
-from lariat.chat.thoughts import Marks
+from lariat.chat.thoughts import Marks, Splitter
 from lariat.chat.tool_calls import Delta, Thoughts, ToolParser, shown_ids
 from lariat.chat.tool_formats import HARMONY, Format
 from lariat.runtime.request import Delta as Step
@@ -56,6 +58,37 @@ class Reader:
             text, stop = self._stop.feed(self._decoder.flush())
             deltas = self._parser.feed(text + ("" if stop else self._stop.flush()))
         return deltas + self._parser.finish()
+
+
+class ThoughtTokens:
+    """Counts the tokens of an answer's thoughts, marks included: a token belongs to a thought if
+    one is open before it, or behind it. It reads the tokens itself, one by one, because the text of
+    a step may be that of several, and some of it held back.
+    """
+
+    def __init__(self, format: Format | None, begun: Marks | None, tokenizer: Tokenizer) -> None:
+        """As for `Reader`."""
+        self._parser: Splitter | ToolParser = (
+            ToolParser(format, begun) if format is HARMONY else Splitter(begun)
+        )
+        shown = shown_ids(tokenizer, format) if format is not None else frozenset()
+        self._decoder = tokenizer.decoder(show=shown)
+        self._has_one_thought = format is not HARMONY  # in front of the answer
+        self._n_open = 0  # tokens that may turn out to begin a thought
+        self.n = 0
+
+    def feed(self, token_ids: Sequence[int]) -> None:
+        """Take in the next tokens."""
+        for token in token_ids:
+            before = self._parser.is_thought
+            if self._has_one_thought and before is False:
+                return
+            self._parser.feed(self._decoder.feed(token))
+            after = self._parser.is_thought
+            if before or after:
+                self.n += 1 + self._n_open
+            is_open = before is None and after is None
+            self._n_open = self._n_open + 1 if is_open else 0
 
 
 class _Plain:

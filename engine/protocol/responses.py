@@ -270,14 +270,17 @@ class Writing:
                     events.append(self._item_event(name, delta=arguments))
         return events
 
-    def finish(self, reason: str, done: Completion) -> list[Event]:
+    def finish(self, reason: str, done: Completion, n_reasoning: int) -> list[Event]:
         """The last events."""
         events = self.close()
-        response = self.response(reason, done)
+        response = self.response(reason, done, n_reasoning)
         return [*events, self._event(f"response.{response.status}", response=response)]
 
-    def response(self, reason: str | None = None, done: Completion | None = None) -> Response:
-        """The body of the answer so far; with a reason and a completion, the whole of it."""
+    def response(
+        self, reason: str | None = None, done: Completion | None = None, n_reasoning: int = 0
+    ) -> Response:
+        """The body of the answer so far; with a reason and a completion, the whole of it, of which
+        so many tokens are thoughts."""
         request, params = self._request, self._job.params[0]
         is_cut = reason == "length"
         used = None
@@ -292,7 +295,7 @@ class Writing:
                     "recomputed_tokens": timings.n_recomputed,
                 },
                 output_tokens=len(done.token_ids),
-                output_tokens_details={"reasoning_tokens": 0},
+                output_tokens_details={"reasoning_tokens": n_reasoning},
                 total_tokens=len(done.prompt_ids) + len(done.token_ids),
             )
         ended: Literal["completed", "incomplete"] = "incomplete" if is_cut else "completed"
@@ -401,4 +404,4 @@ def answer(request: ResponseRequest, job: ChatJob, written: Answer, done: Comple
     delta.tool_calls = calls or None
     writing.feed([ChunkChoice(index=0, delta=delta)])
     writing.close()
-    return writing.response(choice.finish_reason, done)
+    return writing.response(choice.finish_reason, done, written.n_reasoning)

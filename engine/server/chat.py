@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from lariat.protocol import arranged, chat, usage
+from lariat.protocol import arranged, chat
 from lariat.protocol.chat import Answer, ChatChunk, ChatCompletion, ChatJob, ChatRequest
 from lariat.protocol.contexts import PromptPlan
 from lariat.runtime.request import Completion
@@ -70,7 +70,8 @@ async def _events(
         if prompt is not None:
             prompt.close()
     if request.stream_options and request.stream_options.include_usage:
-        yield sse.event(chat.chunk(job, [], usage.of([generation.completions]), plan))
+        used = chat.used(answers, generation.completions)
+        yield sse.event(chat.chunk(job, [], used, plan))
     yield sse.DONE
 
 

@@ -45,7 +45,8 @@ async def _events(
             else:
                 *rest, last = answer.finish(step.completion)
                 new = writing.feed(rest)
-                new += writing.finish(last.finish_reason or "stop", step.completion)
+                reason = last.finish_reason or "stop"
+                new += writing.finish(reason, step.completion, answer.n_reasoning)
             if new:
                 yield _frames(new)
     learn(job, generation.completions)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import openai
 import pytest
 from lariat import LLM, SamplingParams
 from lariat.protocol.served import Served
 
-from tests.support.servers import NAME, Running, running
+from tests.support.servers import NAME, SAID, Running, running
 
 SAY = [{"role": "user", "content": "Once upon a time"}]
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -237,3 +238,42 @@ def test_the_tokens_of_answers_are_kept_for_the_next_turn(llm: LLM) -> None:
     assert llm.tokenize(text, add_bos=False) != letters
     served.learn(rendering, prompt, text, letters)
     assert letters in [ids[-len(letters) :] for ids in rendering.known.values()]
+
+
+@pytest.fixture(scope="module")
+def thinker(llm: LLM) -> Iterator[Running]:
+    """A server whose chat template begins a thought."""
+    with running(llm, template=SAID + "<think>") as server:
+        yield server
+
+
+def test_tokens_of_thoughts_are_counted(thinker: Running) -> None:
+    client = openai.OpenAI(base_url=thinker.base_url, api_key="none", max_retries=0)
+    asked = {"model": NAME, "messages": SAY, "max_tokens": 9, "n": 2, "temperature": 1.0, "seed": 1}
+    answer = client.chat.completions.create(**asked)  # type: ignore[call-overload]
+    assert all(choice.message.reasoning_content for choice in answer.choices)
+    assert answer.usage.completion_tokens == 18
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 18
+    chunks = client.chat.completions.create(
+        stream=True,
+        stream_options={"include_usage": True},
+        **asked,  # type: ignore[call-overload]
+    )
+    used = [chunk.usage for chunk in chunks if chunk.usage]
+    assert [one.completion_tokens_details.reasoning_tokens for one in used] == [18]
+    response = client.responses.create(model=NAME, input="Once", max_output_tokens=5)
+    assert response.usage
+    assert response.usage.output_tokens_details.reasoning_tokens == 5
+    events = client.responses.create(model=NAME, input="Once", max_output_tokens=5, stream=True)
+    last = list(events)[-1].response  # type: ignore[union-attr]
+    assert last.usage.output_tokens_details.reasoning_tokens == 5
+
+
+def test_an_answer_behind_a_thought_is_not_counted_as_one(server: Running) -> None:
+    pytest.importorskip("llguidance")
+    body = {"messages": SAY, "choices": ["<think>hm</think>yes and no"], "max_tokens": 60}
+    answer = server.post("/v1/chat/completions", body).json()
+    message, used = answer["choices"][0]["message"], answer["usage"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", "yes and no")
+    n = used["completion_tokens_details"]["reasoning_tokens"]
+    assert 3 <= n <= used["completion_tokens"] - 3
