@@ -13,5 +13,6 @@ rope_read      one fact in long prose: which RoPE finds it when it is chosen as 
 edits          an edit in the middle: what becomes of the text behind it, and what repair costs
 stretch        contexts longer than the training: recall and perplexity by RoPE scaling
 weight_types   each weight type beside llama.cpp: predictions and speed
+load           a server under many clients: throughput, gaps between tokens, first tokens
 agreement      logits and greedy tokens beside llama.cpp's, for each architecture
 """
