@@ -16,12 +16,13 @@ from lariat.checks import check_choice, check_real, check_switch, check_type, ch
 if TYPE_CHECKING:
     import numpy as np
 
-SPECULATIVE = ("ngram", "auto")
+SPECULATIVE = ("ngram", "draft", "auto")
 CACHE_STRATEGIES = ("roped", "raw")
 CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0", "q8_ch", "q4_ch")
 ROPE_SCALINGS = ("none", "linear", "yarn", "dynamic")
 EXPERT_GATINGS = ("softmax", "sigmoid", "softmax of the chosen")
 MAX_CTX = 1 << 27  # positions of a context
+MAX_DRAFT = 31  # guesses at a time: with the token before them, a block
 _MAX_SEED = (1 << 64) - 1
 _MAX_LOGPROBS = 1000  # for each token of a long prompt too
 _MAX_BIAS = 1e38  # far from the largest float32, so that a logit can be added
@@ -233,7 +234,7 @@ class EngineConfig:
             check_choice(name, getattr(self, name), CACHE_TYPES)
         if self.speculative is not None:
             check_choice("speculative", self.speculative, SPECULATIVE)
-        _set(self, "n_draft", check_whole("n_draft", self.n_draft, 1, 31))
+        _set(self, "n_draft", check_whole("n_draft", self.n_draft, 1, MAX_DRAFT))
 
     @property
     def can_shift(self) -> bool:

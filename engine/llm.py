@@ -30,12 +30,14 @@ from lariat.formats.gguf_sampling import FileSampling
 from lariat.formats.gguf_split import GGUFModel
 from lariat.runtime import rope_choice, scoring, threads
 from lariat.runtime.context import Context
+from lariat.runtime.draft_model import find_draft_model, load_draft_model
 from lariat.runtime.engine_thread import EngineThread
 from lariat.runtime.logprobs import PromptLogprobs, check_n_top
-from lariat.runtime.request import Completion, Request, Timings
+from lariat.runtime.request import Completion, Request
 from lariat.runtime.runner import Health, build_runner, is_list
 from lariat.runtime.scoring import Score, Text
 from lariat.runtime.stream import Stream
+from lariat.runtime.timings import Timings
 from lariat.structured.grammar import Grammar
 from lariat.structured.matcher import Grammars, VocabularyGrammar
 from lariat.tokenizers.tokenizer import Tokenizer
@@ -68,7 +70,9 @@ class LLM:
     prepared         use the weights that `lariat prepare` has written, where they are there and
                      belong to the file; only with `use_mmap`
     speculative      "ngram" or "auto": guess tokens that repeat earlier text, and check up to
-                     `n_draft` of them in one pass; the text stays the same
+                     `n_draft` of them in one pass; "draft": a small model guesses; the text stays
+                     the same
+    draft_model      the GGUF file of that small model, which has the same vocabulary
 
     The attribute `runner` is what runs the model, for those who work below requests, and `engine`
     steps it. `prepared` is the file of prepared weights in use, or None; `prepared_refused` has a
@@ -101,12 +105,15 @@ class LLM:
         prepared: bool = True,
         speculative: str | None = None,
         n_draft: int = 8,
+        draft_model: str | os.PathLike[str] | None = None,
     ) -> None:
         start = time.perf_counter()
         path = check_path("model_path", model_path)
         check_switch("use_mmap", use_mmap)
         check_switch("prepared", prepared)
         check_callable("progress", progress)
+        draft_path = find_draft_model(draft_model, speculative)
+        speculative = "draft" if draft_path else speculative
         settings = EngineConfig(
             n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed,
             RopeConfig() if rope is None else rope, prefix_sharing, check_tensors,
@@ -134,11 +141,18 @@ class LLM:
                 weights = load_weights(
                     self.gguf, self.config, n_threads_batch, progress, found.places
                 )
+            guesser = None
+            if draft_path:
+                guesser = load_draft_model(
+                    draft_path, self.tokenizer, self.config, self.settings,
+                    use_mmap=use_mmap, prepared=prepared,
+                )  # fmt: skip
             self.runner = build_runner(
                 self.config,
                 weights,
                 self.settings,
                 fingerprint=partial(context_file.fingerprint, self.gguf),
+                guesser=guesser,
             )
             self.engine = EngineThread(self.runner)
         except BaseException:

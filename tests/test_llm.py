@@ -81,7 +81,9 @@ def test_the_signatures_are_those_agreed():
 
     # Kinds: P positional or keyword, K keyword only.
     required = inspect.Parameter.empty
-    *arguments, progress, overrides, use_mmap, prepared, speculative, n_draft = parameters(LLM)
+    *arguments, progress, overrides, use_mmap, prepared, speculative, n_draft, draft = parameters(
+        LLM
+    )
     assert arguments == [
         ("model_path", "P", required),
         ("n_ctx", "K", 0),
@@ -102,6 +104,7 @@ def test_the_signatures_are_those_agreed():
     assert use_mmap == ("use_mmap", "K", True)
     assert prepared == ("prepared", "K", True)
     assert (speculative, n_draft) == (("speculative", "K", None), ("n_draft", "K", 8))
+    assert draft == ("draft_model", "K", None)
     tokenize = [("text", "P", required), ("add_bos", "P", True), ("parse_special", "P", False)]
     assert parameters(LLM.tokenize) == tokenize
     assert parameters(LLM.detokenize) == [("ids", "P", required)]

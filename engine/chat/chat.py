@@ -20,8 +20,9 @@ from lariat.config import RopeConfig, SamplingParams
 from lariat.errors import ChatError, ContextError
 from lariat.formats import context_file
 from lariat.formats.atomic import written_beside
-from lariat.runtime.request import Completion, Timings
+from lariat.runtime.request import Completion
 from lariat.runtime.rope_choice import Asked
+from lariat.runtime.timings import Timings
 
 if TYPE_CHECKING:
     from lariat.llm import LLM
@@ -350,7 +351,10 @@ class _Writing:
     def _add(self, done: Completion) -> None:
         self.token_ids += done.token_ids
         self.rope = done.rope
-        for name in ("n_prompt", "prompt_s", "n_decode", "decode_s", "n_tried"):
+        for name in (
+            *("n_prompt", "prompt_s", "n_decode", "decode_s", "n_passes", "n_tried"),
+            *("n_drafted", "n_accepted"),
+        ):
             setattr(self.timings, name, getattr(self.timings, name) + getattr(done.timings, name))
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from lariat.cli import bench_output, console, engine_flags, interrupts, model_file
 from lariat.cli.usage import UsageError
-from lariat.config import CACHE_STRATEGIES, CACHE_TYPES, EngineConfig
+from lariat.config import CACHE_STRATEGIES, CACHE_TYPES, MAX_DRAFT, EngineConfig
 from lariat.demo import DEMO_MODEL
 
 if TYPE_CHECKING:
-    from lariat.measure.cases import Case, Result
+    from lariat.measure.cases import Case, Result, Speculation
     from lariat.measure.machine import Pins
 
 _MAX_VALUES = 1000  # of one flag; more is a typing error
@@ -38,6 +38,7 @@ examples:
   lariat bench -m model.gguf
   lariat bench -m model.gguf -p 0 -n 64 -d 0,4096 --cache roped,raw -t 1,2 -o json
   lariat bench -m model.gguf -p 0 --sequences 1-8*2
+  lariat bench -m model.gguf -p 0 --spec off,4:0.7
   lariat bench -m model.gguf --table rope-on-read --plot ratio.png
   lariat bench -m model.gguf --scaling -t 1-8 --pin --plot scaling.pdf
 
@@ -67,6 +68,12 @@ def register(commands: Any) -> None:
         (("-pg",), "PP,TG", "a prompt of PP tokens and then TG tokens written, in one test"),
         (("-d", "--n-depth"), "LIST", "tokens in the cache before the test (default: 0)"),
         (("--sequences",), "LIST", "sequences that run in one batch (default: 1)"),
+        (
+            ("--spec",),
+            "off,N:P",
+            "write with speculation: N guesses a pass, of which each comes with probability P if "
+            "all before it do; guessing itself takes no time (default: off)",
+        ),
     )
     for names, metavar, text in what_lists:
         what.add_argument(*names, metavar=metavar, action="append", help=text)
@@ -268,6 +275,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             ("-d", args.n_depth),
             ("-pg", args.pg),
             ("--sequences", args.sequences),
+            ("--spec", args.spec),
         )
     if args.by_threads:
         _refuse(
@@ -307,7 +315,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             EngineConfig(cache=str(cache), rope=rope)
         except ValueError as error:
             raise UsageError(f"argument --cache: {error}") from None
-    return combinations(shapes, rope, **lists)
+    return combinations(shapes, rope, _specs(args.spec), **lists)
 
 
 def _refuse(args: argparse.Namespace, why: str, *flags: tuple[str, object]) -> None:
@@ -350,6 +358,25 @@ def _range(flag: str, text: str) -> Iterator[int]:
     while first <= last:
         yield first
         first = first * by if match[3] == "*" else first + by
+
+
+def _specs(texts: list[str] | None) -> list[Speculation | None]:
+    """Return the kinds of speculation of --spec, in order, each once."""
+    from lariat.measure.cases import Speculation
+
+    found: dict[Speculation | None, None] = {}
+    for part in ",".join(texts or ["off"]).split(","):
+        match = re.fullmatch(r"(\d{1,2}):(\d(?:\.\d{1,6})?|\.\d{1,6})", part.strip())
+        if part.strip() == "off":
+            found[None] = None
+        elif match and 1 <= int(match[1]) <= MAX_DRAFT and float(match[2]) <= 1:
+            found[Speculation(int(match[1]), float(match[2]))] = None
+        else:
+            raise UsageError(
+                f"argument --spec: {part!r} is not off, nor guesses (1 to {MAX_DRAFT}) and a "
+                "probability, such as 4:0.7"
+            )
+    return list(found)
 
 
 def _pairs(texts: list[str] | None) -> list[tuple[int, int]]:

@@ -100,6 +100,7 @@ FIELDS: dict[str, tuple[str, Callable[[Result], Any]]] = {
     "n_threads_batch": ("INTEGER", lambda r: r.case.n_threads_batch),
     "n_sequences": ("INTEGER", lambda r: r.case.n_sequences),
     "cache": ("TEXT", lambda r: r.case.cache),
+    "spec": ("TEXT", lambda r: str(r.case.spec or "")),
     "rope": ("TEXT", lambda r: _given(r.case.rope)),
     "isa": ("TEXT", lambda r: r.isa),
     "peak_memory": ("INTEGER", lambda r: r.peak_memory),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lariat.chat.chat import Chat
     from lariat.chat.thoughts import Marks
     from lariat.llm import LLM
-    from lariat.runtime.request import Timings
+    from lariat.runtime.timings import Timings
 
 _LONG_PROMPT = 256  # tokens; shorter prompts get no progress bar
 
@@ -266,6 +266,8 @@ class _Session:
                 f"prompt      {report.rate(timings.n_prompt, timings.prompt_s)}",
                 f"generation  {report.rate(timings.n_decode, timings.decode_s)}",
             ]
+            if timings.n_drafted:
+                lines.append(f"guessed     {report.guessed(timings)}")
         if self._rope:
             lines.append(f"rope        {self._rope}")
         console.note("\n".join(lines))

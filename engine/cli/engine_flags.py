@@ -103,9 +103,15 @@ def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         "--spec",
         dest="speculative",
         choices=("off", *SPECULATIVE),
-        default="off",
-        help="guess tokens that repeat earlier text, and check them together; the text stays the "
-        "same; auto pauses where guesses are wrong (default: off)",
+        help="guess tokens, and check them together; the text stays the same: ngram guesses what "
+        "repeats earlier text, auto pauses where it is wrong, draft asks the model of -md "
+        "(default: off; draft with -md)",
+    )
+    group.add_argument(
+        *("-md", "--model-draft"),
+        dest="draft_model",
+        metavar="FILE",
+        help="a small model of the same vocabulary that guesses",
     )
     group.add_argument(
         *("--draft-max", "--draft", "--draft-n"),
@@ -144,7 +150,7 @@ def config(args: argparse.Namespace) -> EngineConfig:
         EngineConfig, _FLAGS, args, n_threads=args.n_threads, n_threads_batch=args.n_threads_batch,
         rope=rope(args), check_tensors=args.check_tensors,
         swa_window_only=args.swa_window_only,
-        speculative=None if args.speculative == "off" else args.speculative, n_draft=args.n_draft,
+        speculative=_speculative(args), n_draft=args.n_draft,
     )  # fmt: skip
     for names, dest, _ in _THREADS:
         try:
@@ -152,6 +158,18 @@ def config(args: argparse.Namespace) -> EngineConfig:
         except ValueError as error:
             raise UsageError(f"argument {'/'.join(names)}: {error}") from None
     return values
+
+
+def _speculative(args: argparse.Namespace) -> str | None:
+    """Who guesses. Raises UsageError where the flags contradict each other."""
+    if args.draft_model is None:
+        if args.speculative == "draft":
+            raise UsageError("argument --spec: draft needs a model that guesses: -md FILE")
+    elif args.speculative in (None, "draft"):
+        return "draft"
+    else:
+        raise UsageError(f"argument -md/--model-draft: not allowed with --spec {args.speculative}")
+    return None if args.speculative == "off" else args.speculative
 
 
 def load(
@@ -175,6 +193,7 @@ def load(
             overrides=overrides,
             use_mmap=args.use_mmap,
             prepared=args.prepared,
+            draft_model=args.draft_model,
         )
     for reason in llm.prepared_refused if not args.quiet else ():
         console.note(f"lariat: warning: prepared weights are not used: {console.brief(reason)}")

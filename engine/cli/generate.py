@@ -82,7 +82,9 @@ neon, dotprod, i8mm.
                  n_reused were in the cache already, n_decode were written one at a time, n_tried
                  were computed to choose among settings of --rope-read; of n_reused, n_exact stand
                  where they were computed, n_moved behind other text; of n_prompt, n_recomputed
-                 were in the cache too; rates: prompt_per_s, decode_per_s"""
+                 were in the cache too; n_passes computed n_decode; with --spec, n_drafted were
+                 guessed, and n_accepted of them came; rates: prompt_per_s, decode_per_s,
+                 decode_per_pass"""
 
 
 def register(commands: Any) -> None:
@@ -214,7 +216,7 @@ def _object(completion: Completion, llm: LLM) -> dict[str, Any]:
     """A completion as -o json prints it."""
     rope = completion.rope and rope_read.words(completion.rope, llm.config.rope)
     timings = completion.timings
-    names = ("n_exact", "prompt_per_s", "decode_per_s")
+    names = ("n_exact", "prompt_per_s", "decode_per_s", "decode_per_pass")
     more = {name: getattr(timings, name) for name in names}
     return {
         "text": completion.text,
@@ -255,6 +257,8 @@ def _statistics(completion: Completion, llm: LLM) -> str:
     rope = rope_read.statistics(completion, llm.config.rope)
     if rope:
         lines.insert(2, f"lariat: rope        {rope}")
+    if timings.n_drafted:
+        lines.insert(-1, f"lariat: guessed     {report.guessed(timings)}")
     if timings.n_reused:
         lines.insert(1, f"lariat: reused      {report.reused(timings)}")
     return "\n".join(lines)

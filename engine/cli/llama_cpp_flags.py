@@ -9,6 +9,7 @@ from __future__ import annotations
 
 _REASONS = {
     "it is for GPUs, and Lariat runs on the processor": """
+        -ngld --gpu-layers-draft --n-gpu-layers-draft -devd --device-draft
         -ngl --gpu-layers --n-gpu-layers -sm --split-mode -ts --tensor-split -mg --main-gpu -dev
         --device --list-devices -nkvo -kvo --kv-offload --no-kv-offload -ot --override-tensor -cmoe
         --cpu-moe -ncmoe --n-cpu-moe -fit --fit -fitt --fit-target -fitc --fit-ctx --op-offload
@@ -29,11 +30,13 @@ _REASONS = {
     "threads run where the system puts them; taskset or numactl limits them": """
         -C --cpu-mask -Cr --cpu-range --cpu-strict -Cb --cpu-mask-batch -Crb --cpu-range-batch
         --cpu-strict-batch --prio --prio-batch --poll --poll-batch --numa""",
-    "there are no draft models here": """
-        -md --model-draft -ngld --gpu-layers-draft --n-gpu-layers-draft -td --threads-draft -tbd
-        --threads-batch-draft -devd --device-draft -cd --ctx-size-draft -ctkd --cache-type-k-draft
-        -ctvd --cache-type-v-draft -hfd --hf-repo-draft --draft-min
-        --draft-p-min --draft-p-split --spec-type --spec-default""",
+    "a draft model has the threads and the context of the other one, and an f16 cache": """
+        -td --threads-draft -tbd --threads-batch-draft -cd --ctx-size-draft -ctkd
+        --cache-type-k-draft -ctvd --cache-type-v-draft""",
+    "a draft model guesses as many tokens as are likely, up to --draft-max": """
+        --draft-min --draft-p-min --draft-p-split""",
+    "draft models come from files (-md)": "-hfd --hf-repo-draft",
+    "the flag here is --spec": "--spec-type --spec-default",
     "adapters and control vectors are not supported": """
         --lora --lora-scaled --control-vector --control-vector-scaled
         --control-vector-layer-range""",

@@ -9,7 +9,7 @@ from lariat.cli import console, model_file, sampling_flags
 
 if TYPE_CHECKING:
     from lariat.llm import LLM
-    from lariat.runtime.request import Timings
+    from lariat.runtime.timings import Timings
 
 
 def headline(llm: LLM, args: argparse.Namespace) -> str:
@@ -32,6 +32,15 @@ def reused(timings: Timings) -> str:
     if timings.n_recomputed:
         text += f"; {timings.n_recomputed} were computed again"
     return text
+
+
+def guessed(timings: Timings) -> str:
+    """How many tokens were guessed, how many of them came, and what a pass gave."""
+    share = 100 * timings.n_accepted / max(timings.n_drafted, 1)
+    return (
+        f"{timings.n_drafted} tokens, of which {timings.n_accepted} came ({share:.0f} %), "
+        f"{timings.decode_per_pass:.2f} tokens per pass"
+    )
 
 
 def rate(n_tokens: int, seconds: float) -> str:

@@ -163,7 +163,10 @@ class Benchmark:
         progress: Callable[[float], None] | None,
     ) -> _Progress:
         """Fill the cache and warm up. Returns the progress, for the repetitions that follow."""
-        first = {case: replace(case, n_gen=min(case.n_gen, 1)) for case in cases}
+        first = {
+            case: replace(case, n_gen=min(case.n_gen, 1 + case.spec.n_draft if case.spec else 1))
+            for case in cases
+        }
         depths: dict[tuple[str, str, str], int] = {}
         for case in cases:
             key = _key(case)
@@ -200,7 +203,8 @@ class Benchmark:
             if case.n_prompt:
                 filled.prompt(tables, prompt, case, self._use(case.n_threads_batch))
             if case.n_gen:
-                filled.decode(tables, written, case, self._use(case.n_threads))
+                decode = filled.speculate if case.spec else filled.decode
+                decode(tables, written, case, self._use(case.n_threads))
             taken = time.perf_counter_ns() - start
             filled.check()
             return taken
@@ -417,6 +421,26 @@ class _Filled:
                 for table, i in zip(tables, column, strict=True)
             ]
             self._forward_all(parts, case, n_threads)
+
+    def speculate(
+        self, tables: Sequence[BlockTable], ids: np.ndarray, case: Case, n_threads: int
+    ) -> None:
+        """Compute ids [n_sequences, n] behind the tables as speculation does: of each sequence a
+        token and its guesses at a time, of which those that do not come are cut off again."""
+        assert case.spec is not None
+        n_done, number = [0] * len(tables), 0
+        while any(n < ids.shape[1] for n in n_done):
+            parts, came = [], []
+            for i, table in enumerate(tables):
+                some = ids[i, n_done[i] : n_done[i] + 1 + case.spec.n_draft].tolist()
+                if some:
+                    number += 1
+                    n_done[i] += min(1 + case.spec.n_accepted(number), len(some))
+                    came.append((table, case.n_depth + case.n_prompt + n_done[i]))
+                    parts.append(self.runner.part(table, some, "all"))
+            self._forward_all(parts, case, n_threads)
+            for table, n in came:
+                table.truncate(n)
 
     def check(self) -> None:
         """Raise LariatError unless the last pass gave numbers: nonsense can be fast, too."""

@@ -6,6 +6,7 @@ Names and fields are those of llama-bench of llama.cpp where it has them.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -36,6 +37,40 @@ PUBLISHED_RATIOS = {
 }
 
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """Speculation whose guesses cost nothing, and come as often as they are told to.
+
+    n_draft     guesses beside each token
+    acceptance  probability that a guess comes, if all before it do
+    """
+
+    n_draft: int
+    acceptance: float
+
+    def __str__(self) -> str:
+        return f"{self.n_draft}:{self.acceptance:g}"
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Mean number of tokens of a pass: those that come, and one more."""
+        return sum(self.acceptance**i for i in range(self.n_draft + 1))
+
+    def n_accepted(self, number: int) -> int:
+        """How many guesses of a pass come, by the number of the pass.
+
+        Multiples of the golden ratio take the place of random numbers: few of them, too, have
+        nearly the mean of many, and each repetition does the same work.
+        """
+        u, n = number * _GOLDEN % 1.0, 0
+        while n < self.n_draft and u < self.acceptance ** (n + 1):
+            n += 1
+        return n
+
+
 @dataclass(frozen=True)
 class Case:
     """One test of one model."""
@@ -52,13 +87,16 @@ class Case:
     type_v: str = "f16"
     n_sequences: int = 1  # sequences that do all this in one batch
     rope: RopeConfig = field(default_factory=RopeConfig)
+    spec: Speculation | None = None  # of decoding
 
     @property
     def name(self) -> str:
-        """As llama-bench writes it: "pp512", "tg128 @ d4096", "pp512+tg128"."""
+        """As llama-bench writes it: "pp512", "tg128 @ d4096", "pp512+tg128"; and "tg128 spec 4:0.7"
+        with speculation."""
         parts = [f"pp{self.n_prompt}"] if self.n_prompt else []
         parts += [f"tg{self.n_gen}"] if self.n_gen else []
-        return "+".join(parts) + (f" @ d{self.n_depth}" if self.n_depth else "")
+        spec = f" spec {self.spec}" if self.spec else ""
+        return "+".join(parts) + spec + (f" @ d{self.n_depth}" if self.n_depth else "")
 
     @property
     def phase(self) -> str:
@@ -92,12 +130,13 @@ _ORDER = (
 def combinations(
     shapes: Sequence[tuple[int, int]],
     rope: RopeConfig | None = None,
+    specs: Sequence[Speculation | None] = (None,),
     **values: Sequence[int] | Sequence[str],
 ) -> list[Case]:
     """Make a case of every combination: (n_prompt, n_gen) pairs with lists of the other fields.
 
     Without `n_threads_batch`, prompts use the threads of decoding. Cases that differ in the cache
-    alone stand next to each other, because they are there to be compared.
+    or the speculation alone stand next to each other, because they are there to be compared.
     """
     outer = [name for name in _ORDER if name in values]
     cases = []
@@ -105,8 +144,9 @@ def combinations(
         others: dict[str, Any] = dict(zip(outer, chosen, strict=True), rope=rope or RopeConfig())
         others.setdefault("n_threads_batch", others.get("n_threads", 1))
         for n_prompt, n_gen in shapes:
-            for cache in values.get("cache", ["roped"]):
-                cases.append(Case(n_prompt, n_gen, cache=str(cache), **others))
+            for cache, spec in itertools.product(values.get("cache", ["roped"]), specs):
+                spec = spec if n_gen else None
+                cases.append(Case(n_prompt, n_gen, cache=str(cache), spec=spec, **others))
     return list(dict.fromkeys(cases))
 
 
@@ -290,11 +330,14 @@ class Cost:
             n_bytes += self.pass_bytes(sum(n for n, _ in parts))
             n_attended += sum(self._n_read(case.n_depth + end, n) for n, end in parts)
         first = case.n_depth + case.n_prompt
+        n_columns = 1 + case.spec.n_draft if case.spec else 1
+        n_passes = case.n_gen / (case.spec.tokens_per_pass if case.spec else 1)
         if case.n_gen:
-            for parts in _passes([1] * case.n_sequences, case):
-                n_bytes += case.n_gen * self.pass_bytes(len(parts))
+            for parts in _passes([n_columns] * case.n_sequences, case):
+                n_bytes += n_passes * self.pass_bytes(sum(n for n, _ in parts))
         for i in range(case.n_gen):
-            n_attended += case.n_sequences * self._n_read(first + i + 1, 1)
+            n_read = self._n_read(first + i + n_columns, n_columns) * n_passes / case.n_gen
+            n_attended += case.n_sequences * n_read
         return (n_bytes + n_attended * position) / max(case.n_tokens, 1)
 
     def _n_read(self, n_keys: int, n_tokens: int) -> float:

@@ -39,9 +39,16 @@ class PromptDetails(msgspec.Struct, kw_only=True):
 
 
 class CompletionDetails(msgspec.Struct, kw_only=True):
-    """Of the tokens of answers, those of thoughts."""
+    """How the tokens of answers came about.
+
+    reasoning_tokens            are those of thoughts
+    accepted_prediction_tokens  were guessed by speculation
+    rejected_prediction_tokens  were guessed and did not come; they are in no other count
+    """
 
     reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -56,13 +63,15 @@ class Usage(msgspec.Struct, kw_only=True):
 
 def of(prompts: Iterable[Sequence[Completion]], n_reasoning: int = 0) -> Usage:
     """The usage of the answers to each prompt. There may be prompts without an answer yet."""
-    details = PromptDetails()
+    details, written = PromptDetails(), CompletionDetails(reasoning_tokens=n_reasoning)
     n_prompt = n_written = 0
     for answers in prompts:
         for number, done in enumerate(answers):
             timings = done.timings
             details.computed_tokens += timings.n_prompt
             n_written += len(done.token_ids)
+            written.accepted_prediction_tokens += timings.n_accepted
+            written.rejected_prediction_tokens += timings.n_drafted - timings.n_accepted
             if number == 0:
                 n_prompt += len(done.prompt_ids)
                 details.cached_tokens += timings.n_reused
@@ -73,5 +82,5 @@ def of(prompts: Iterable[Sequence[Completion]], n_reasoning: int = 0) -> Usage:
         completion_tokens=n_written,
         total_tokens=n_prompt + n_written,
         prompt_tokens_details=details,
-        completion_tokens_details=CompletionDetails(reasoning_tokens=n_reasoning),
+        completion_tokens_details=written,
     )

@@ -3,9 +3,11 @@
 engine_thread  one thread that steps the runner for everybody
 runner     one loaded model with its cache and lock: schedule, run, sample
 scheduler  decides each step: what to compute, to evict, to preempt
+draft_model  a smaller model that guesses the next tokens of requests
 drafting   which requests compute guesses beside their last token
 pace       how long steps take, so that the next one is bounded in time
 request    the state of one request, and the text that comes of it
+timings    seconds and counts of one completion
 batch      parts of requests, laid out as the flat arrays of a forward pass
 sampler    chooses the next token from logits
 scoring    how likely a continuation is

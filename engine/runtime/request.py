@@ -16,46 +16,10 @@ from lariat.runtime.logprobs import Prediction, PromptLogprobs, TokenLogprob
 from lariat.runtime.renewal import Renewal
 from lariat.runtime.rope_choice import RopeRead
 from lariat.runtime.stages import Stages
-from lariat.speculative.drafter import Drafter
+from lariat.runtime.timings import Timings
+from lariat.speculative.drafter import Follower
 
 _NO_MORE_KEYS = 1 << 31  # as `n_keyed`: above every number of blocks
-
-
-@dataclass
-class Timings:
-    """Seconds and counts of one completion. Only the engine's own work is counted.
-
-    Of the computed tokens, `n_recomputed` were in the cache and were computed again, some of them
-    twice; of the reused ones, `n_moved` do not stand behind the text that they were computed
-    behind, and `n_exact` do.
-    """
-
-    load_s: float = 0.0
-    n_prompt: int = 0  # prompt tokens computed
-    prompt_s: float = 0.0
-    n_decode: int = 0  # tokens computed after the prompt
-    decode_s: float = 0.0
-    n_reused: int = 0  # prompt tokens whose keys and values were there already
-    n_moved: int = 0  # of `n_reused`, those that other text stands before now
-    n_tried: int = 0  # tokens computed to choose a RoPE, each once a setting; `n_prompt` has one
-    n_recomputed: int = 0  # of `n_prompt`, those of chunks that were computed anew
-    n_drafted: int = 0  # tokens that were guessed and computed beside another one
-    n_accepted: int = 0  # of those, the ones that came
-
-    @property
-    def n_exact(self) -> int:
-        """Prompt tokens that are reused and are what computing them again would give."""
-        return self.n_reused - self.n_moved
-
-    @property
-    def prompt_per_s(self) -> float:
-        """Prompt tokens per second."""
-        return self.n_prompt / self.prompt_s if self.prompt_s else 0.0
-
-    @property
-    def decode_per_s(self) -> float:
-        """Decoded tokens per second."""
-        return self.n_decode / self.decode_s if self.decode_s else 0.0
 
 
 @dataclass
@@ -204,7 +168,7 @@ class Request:
         if params.logprobs is not None:
             completion.logprobs = []
         self._scores = scores
-        self.drafter: Drafter | None = None
+        self.drafter: Follower | None = None
         self.guesses = True  # whether it may compute guesses
         self.drafts: list[int] = []  # guesses that this step computes
         completion.prompt_logprobs = scores
@@ -238,10 +202,12 @@ class Request:
         return self._take_back is not None
 
     def release(self) -> None:
-        """Give its table back: its blocks to the pool, or a lent table to its context."""
+        """Give its tables back: their blocks to the pool, or a lent table to its context."""
         if self._renewal is not None:
             self._renewal.clear()
             self._renewal = None
+        if self.drafter:
+            self.drafter.close()
         if self._take_back is None:
             self.table.clear()
         else:
@@ -554,6 +520,7 @@ class Request:
         else:
             t.n_decode += n_tokens
             t.decode_s += seconds
+            t.n_passes += 1
 
     def count_reused(self) -> None:
         """Count the prompt's tokens that are in the cache, before any of them is computed."""

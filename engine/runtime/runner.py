@@ -27,7 +27,7 @@ from lariat.config import EngineConfig, ModelConfig, RopeConfig
 from lariat.errors import ContextError
 from lariat.runtime import rope_choice, sampler, threads
 from lariat.runtime.batch import Part, make_batch, split
-from lariat.runtime.drafting import add_drafts
+from lariat.runtime.drafting import Drafting, Guesser
 from lariat.runtime.pace import Pace
 from lariat.runtime.request import Request
 from lariat.runtime.rope_choice import RopeRead
@@ -44,11 +44,13 @@ def build_runner(
     *,
     n_spare: int = SPARE_BLOCKS,
     fingerprint: Callable[[], str] = str,
+    guesser: Guesser | None = None,
 ) -> Runner:
     """Put a runner together; several may share the same weights.
 
     `n_spare` blocks are added to those that `settings.n_ctx` needs (0: as trained). `fingerprint`
     says which model this is, for files of keys and values; it is called when a file needs it.
+    `guesser` guesses tokens if `settings.speculative` is "draft".
     """
     n_ctx = settings.n_ctx or config.n_ctx_train
     factors, factors_of = weights.rope_factors, ""
@@ -65,6 +67,7 @@ def build_runner(
     return Runner(
         config, settings, model, cache, rope,
         n_ctx=n_ctx, n_ubatch=n_ubatch, fingerprint=fingerprint,
+        drafting=Drafting(settings, n_ctx, guesser),
     )  # fmt: skip
 
 
@@ -113,6 +116,7 @@ class Runner:
         n_ctx: int,
         n_ubatch: int,
         fingerprint: Callable[[], str],
+        drafting: Drafting,
     ) -> None:
         """Use `build_runner`."""
         self.config, self.settings = config, settings
@@ -125,7 +129,7 @@ class Runner:
         )
         self.scheduler = Scheduler(cache.pool, settings.n_batch)
         self._n_rows = max(1, _LOGITS // (4 * config.n_vocab))
-        self._rope = rope
+        self._rope, self._drafting = rope, drafting
         self._make_fingerprint, self._fingerprint = fingerprint, ""
         self._closed = False
         self.exclusive = Exclusive(self._check_usable)
@@ -158,6 +162,7 @@ class Runner:
             return
         with self.exclusive:
             self._closed = True
+            self._drafting.close()
             del self.model, self.cache, self.scheduler
 
     def _check_usable(self) -> None:
@@ -234,7 +239,8 @@ class Runner:
         """
         batch = make_batch(parts)
         if n_threads is None:
-            is_decoding = batch.n_tokens == len(parts)
+            n_guesses = sum(len(part.request.drafts) for part in parts if part.request)
+            is_decoding = batch.n_tokens == len(parts) + n_guesses  # both read all weights
             n_threads = self.n_threads if is_decoding else self.n_threads_batch
         with threads.forward_pass():
             return self.model.forward(batch, n_threads)
@@ -516,7 +522,7 @@ class Runner:
         """The tokens of a step. Logits are wanted wherever a request has no more pending."""
         parts: list[Part] = []
         n_tokens = min(self.n_ubatch, self._n_rows)
-        add_drafts(step, self.settings, n_tokens, self.n_ctx, self.cache.pool.n_free)
+        self._drafting.add(step, n_tokens, self.cache.pool.n_free)
         for request, n in step.compute:
             if request.n_renewing:
                 table, ranges = request.renewing(n)

@@ -52,6 +52,11 @@ class Stages:
         """Whether `min_tokens` still asks for more text."""
         return self._n_accepted < self._min_tokens
 
+    def held(self, n_more: int = 0) -> npt.NDArray[np.intp]:
+        """Tokens that would end the text, and must not come behind `n_more` more tokens."""
+        is_too_short = self._n_accepted + n_more < self._min_tokens
+        return self._not_yet if is_too_short else self._never
+
     @property
     def is_done(self) -> bool:
         """Whether the grammar allows no more text."""
@@ -66,7 +71,7 @@ class Stages:
                 self._matcher.mask(logits)
             except Exception as error:
                 raise LariatError(f"the grammar failed: {error}") from error
-        held = self._not_yet if self.holds_ends else self._never
+        held = self.held()
         if held.size:
             kept = logits[held]
             logits[held] = -np.inf

@@ -37,6 +37,15 @@ class Metrics:
         self.generation_tokens = prometheus.Counter(
             "lariat_generation_tokens", "Tokens that were written", registry=registry
         )
+        self.passes = prometheus.Counter(
+            "lariat_generation_passes", "Forward passes that wrote tokens", registry=registry
+        )
+        self.drafted = prometheus.Counter(
+            "lariat_spec_decode_num_draft_tokens", "Tokens that were guessed", registry=registry
+        )
+        self.accepted = prometheus.Counter(
+            "lariat_spec_decode_num_accepted_tokens", "Guessed tokens that came", registry=registry
+        )
         self.prefix_queries = prometheus.Counter(
             "lariat_prefix_cache_queries",
             "Prompt tokens that were looked for",
@@ -103,6 +112,9 @@ class Watch:
         m.prompt_tokens.inc(done.timings.n_prompt)
         m.prefix_hits.inc(done.timings.n_reused)
         m.generation_tokens.inc(len(done.token_ids))
+        m.passes.inc(done.timings.n_passes)
+        m.drafted.inc(done.timings.n_drafted)
+        m.accepted.inc(done.timings.n_accepted)
         if done.finish_reason is None:
             m.cancelled.inc()
             return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lariat.cache.blocks import BlockPool
     from lariat.protocol.served import Served
     from lariat.reuse.library import Chunk
-    from lariat.runtime.request import Timings
+    from lariat.runtime.timings import Timings
     from lariat.server.options import ServerOptions
 
 _N_THREADS = 4  # for templates and tokenizers; the engine has its own

@@ -48,3 +48,6 @@ class AutoDrafter:
         if self._misses >= _MAX_MISSES:
             self._wait, self._pause = self._pause, min(2 * self._pause, _MAX_PAUSE)
             self._misses, self._n = _MAX_MISSES - 1, _FIRST
+
+    def close(self) -> None:
+        """It holds nothing."""

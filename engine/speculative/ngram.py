@@ -37,6 +37,9 @@ class NgramDrafter:
     def accepted(self, n: int) -> None:
         """Learn that the first `n` tokens of the last proposal came: it changes nothing."""
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def _index(self, ids: Sequence[int]) -> None:
         """Take in all n-grams but those that end the text: nothing has come behind them yet."""
         if len(ids) < self._n_indexed:

@@ -26,6 +26,8 @@ from lariat.tokenizers.vocabulary import (
     Vocabulary,
 )
 
+_MAX_PADDING = 128  # tokens at the end of a vocabulary that nobody uses
+
 _SPECIAL_TYPES = (CONTROL, UNKNOWN, USER_DEFINED)
 
 # A marked character is written as its code between two noncharacters of Unicode, which texts that
@@ -247,6 +249,21 @@ class Tokenizer:
         """A new decoder for ids that come one at a time. Of control tokens, which are invisible,
         those in `show` are written as the vocabulary spells them."""
         return StreamDecoder(self, show)
+
+    def difference(self, other: Tokenizer) -> str:
+        """Where the ids of two vocabularies do not mean the same tokens; "" if all do.
+
+        One may have up to 128 more tokens at its end: models of one family pad their vocabularies
+        differently.
+        """
+        if abs(other.n_vocab - self.n_vocab) > _MAX_PADDING:
+            return f"its vocabulary has {other.n_vocab} tokens, and the model's {self.n_vocab}"
+        both = zip(self._vocabulary.tokens, other._vocabulary.tokens, strict=False)
+        for i, (mine, others) in enumerate(both):
+            if mine != others:
+                texts = [quote(text.decode("utf-8", "replace")) for text in (others, mine)]
+                return f"its token {i} is {texts[0]}, and the model's {texts[1]}"
+        return ""
 
     def check_id(self, token_id: SupportsIndex) -> int:
         """The id as an int. Raises ValueError if it is not one of the vocabulary."""

@@ -93,7 +93,7 @@ def test_the_first_unknown_flag_is_named_even_before_the_command(run: Run) -> No
         ("-mu", "the Hugging Face Hub (-hf)"),
         ("-cl", "lariat list"),
         ("-mmp", "--no-mmap"),
-        ("-md", "draft"),
+        ("--draft-p-min", "--draft-max"),
         ("--temperature", "--temp"),
         ("--mirostat", "sampling"),
     ],

@@ -18,7 +18,7 @@ from lariat.architectures.model import Model
 from lariat.errors import ContextError, GGUFError
 from lariat.measure import benchmark
 from lariat.measure.benchmark import Benchmark
-from lariat.measure.cases import Case, ModelFacts, Result, check_fits, combinations
+from lariat.measure.cases import Case, ModelFacts, Result, Speculation, check_fits, combinations
 from lariat.measure.disturbance import Usage
 from lariat.measure.machine import Pins
 from lariat.runtime.batch import Batch
@@ -173,6 +173,50 @@ def test_sequences_are_decoded_together(model, passes):
     assert passes[-5:] == [([3] * 3, [36] * 3, 3, 1)] + [
         ([1] * 3, [37 + i] * 3, 3, 1) for i in range(4)
     ]
+
+
+def test_speculation_computes_guesses_and_cuts_off_those_that_do_not_come(model, passes):
+    spec = Speculation(3, 0.7)
+    case = Case(n_gen=20, n_depth=40, n_sequences=2, n_threads=2, spec=spec)
+    with Benchmark(model, [case]) as b:
+        b.run(2, warm_up=False)
+        assert {table.n_tokens for table in b._tables(case)} == {40}
+    done, n_passes = [[0, 0], [0, 0]], 0
+    for repetition in range(2):
+        number = 0
+        while min(done[repetition]) < 20:
+            new, ends, n_rows, n_threads = passes[passes_of_filling(passes) + n_passes]
+            running = [i for i in range(2) if done[repetition][i] < 20]
+            assert [end - n for n, end in zip(new, ends, strict=True)] == [
+                40 + done[repetition][i] for i in running
+            ]
+            assert (n_rows, n_threads) == (sum(new), 2)
+            for i, n in zip(running, new, strict=True):
+                number += 1
+                assert n == min(4, 20 - done[repetition][i])
+                done[repetition][i] += min(1 + spec.n_accepted(number), n)
+            n_passes += 1
+    assert len(passes) == passes_of_filling(passes) + n_passes
+
+
+def passes_of_filling(passes) -> int:
+    """Passes that fill the cache: those that want no logits."""
+    return sum(n_rows == 0 for _, _, n_rows, _ in passes)
+
+
+@pytest.mark.parametrize(("n", "p"), [(4, 0.7), (8, 0.5), (1, 0.0), (3, 1.0)])
+def test_forced_guesses_come_as_often_as_asked(n, p):
+    spec = Speculation(n, p)
+    came = [spec.n_accepted(i) for i in range(1, 1001)]
+    assert 1 + np.mean(came) == pytest.approx(spec.tokens_per_pass, abs=0.02)
+    for k in range(1, n + 1):  # of the guesses before which all came, a share of p
+        before, those = sum(c >= k - 1 for c in came), sum(c >= k for c in came)
+        assert before < 50 or those / before == pytest.approx(p, abs=0.05)
+
+
+def test_speculation_stands_beside_decoding_without_it():
+    cases = combinations([(5, 0), (0, 7)], None, [None, Speculation(4, 0.7)], n_threads=[1])
+    assert [case.name for case in cases] == ["pp5", "tg7", "tg7 spec 4:0.7"]
 
 
 def test_more_sequences_than_a_batch_holds(model, passes):
