@@ -111,8 +111,10 @@ class Answers:
             used = completions.used(job, done)
             whole = completions.completion(job, [text.whole() for text in texts], used)
             body = msgspec.to_builtins(whole)
-        # A row has no part in what the cache held and what other rows computed.
+        # A row has no part in what the cache held, what other rows computed, and who guessed right.
         del body["usage"]["prompt_tokens_details"]
+        for name in ("accepted_prediction_tokens", "rejected_prediction_tokens"):
+            del body["usage"]["completion_tokens_details"][name]
         return self._plain(row, body) if row.is_plain else self._response(row, 200, body)
 
     def vectors(self, work: Work) -> bytes:

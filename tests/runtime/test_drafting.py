@@ -111,6 +111,9 @@ def test_a_drafter_that_raises_is_switched_off(path, monkeypatch):
         def accepted(self, n):
             pass
 
+        def close(self):
+            pass
+
     plain = written(path, "raw", "f16", [ids_of(9)], GREEDY)
     monkeypatch.setattr(drafting, "DRAFTERS", {"ngram": Broken})
     with pytest.warns(RuntimeWarning, match="switched off: no idea"):
