@@ -11,6 +11,9 @@ refusals       time and memory that costly files take until they are refused
 synthetic      models of real shapes with random weights: `make bench-models`
 reuse_tasks    documents, questions and answers for experiments/reuse
 reuse_readings  ways to reuse documents that the engine does not have, for experiments/reuse
+choices        200 questions of common knowledge, for experiments/evaluation
+cluster        a batch on many nodes, computed on paper, for experiments/cluster
+cluster_runs   two real processes beside that, one of which is killed
 filled         models whose caches are full of random keys and values, for the experiments
 prose          text that lies on any machine with Python, for the experiments
 results        figures in results/, rendered into docs/results.md: `make results`

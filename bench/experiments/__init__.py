@@ -14,5 +14,9 @@ edits          an edit in the middle: what becomes of the text behind it, and wh
 stretch        contexts longer than the training: recall and perplexity by RoPE scaling
 weight_types   each weight type beside llama.cpp: predictions and speed
 load           a server under many clients: throughput, gaps between tokens, first tokens
+batch_memory   resident memory of `lariat batch` as its rows grow in number
+batch_speed    `lariat batch` beside `lariat bench --sequences`, and llama.cpp row by row
+cluster        a batch on 1 to 1,000 nodes, simulated, and two real processes beside it
+evaluation     lm-evaluation-harness: accuracy and log-likelihoods beside transformers
 agreement      logits and greedy tokens beside llama.cpp's, for each architecture
 """

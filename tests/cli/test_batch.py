@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.batches import FLAGS, mixed_rows, run, start, write_rows
 from tests.support.command_line import Run, check_refused, runner
+from tests.support.model_files import write_llama
 
 ROWS = mixed_rows(60)
 N_KILLS = int(os.environ.get("LARIAT_KILLS", "3"))
@@ -84,19 +85,23 @@ def n_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def interrupted(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """A run that ends in its midst, at the same place every time: its journal cannot grow."""
+    flags = " ".join([str(source), "-o", str(output), *FLAGS])
+    return subprocess.run(
+        ["sh", "-c", f"ulimit -f 8; {sys.executable} -m lariat batch {flags}"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+
+
 def test_rows_that_are_done_are_not_computed_again(
     command: Run, source: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
     """An answer in the journal stays as it is, so that it can be told from a new one."""
     output = tmp_path / "out"
-    process = start(source, output)
+    interrupted(source, output)
     journal = Path(f"{output}.part")
-    while process.poll() is None and n_lines(journal) <= 2:
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
     lines = journal.read_bytes().splitlines(keepends=True)
-    lines = [line for line in lines if line.endswith(b"\n")]
     record = json.loads(lines[1])
     record["output"] = {"custom_id": record["custom_id"], "mark": 1}
     lines[1] = json.dumps(record).encode() + b"\n"
@@ -114,11 +119,7 @@ def test_a_file_that_cannot_grow_loses_nothing(
     source: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    flags = " ".join([str(source), "-o", str(output), *FLAGS])
-    done = subprocess.run(
-        ["sh", "-c", f"ulimit -f 8; {sys.executable} -m lariat batch {flags}"],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    done = interrupted(source, output)
     said = f"lariat: error: {output}.part: File too large\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
     assert n_lines(Path(f"{output}.part")) > 2
@@ -128,8 +129,9 @@ def test_a_file_that_cannot_grow_loses_nothing(
 def test_bad_input_is_a_line_of_the_output(command: Run, tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     good = b'{"custom_id": "a", "prompt": "The", "max_tokens": 2}\n'
+    unknown = b'{"custom_id": "u", "method": "POST", "url": "/v1/audio", "body": {}}\n'
     long = b'{"prompt": "' + b"a" * (10 << 20) + b'"}\n'
-    source.write_bytes(good + good + b"\n" + b'{"prompt": "\xff"}\n' + long + good[:20])
+    source.write_bytes(good + good + b"\n" + b'{"prompt": "\xff"}\n' + long + unknown + good[:20])
     assert command(str(source), "-o", str(output)) == (0, "", "")
     found = [json.loads(line) for line in output.read_bytes().splitlines()]
     assert found[0]["error"] is None
@@ -138,7 +140,9 @@ def test_bad_input_is_a_line_of_the_output(command: Run, tmp_path: Path) -> None
         "row 2 has the custom_id of row 1",
         "line 4 is not valid UTF-8 at byte 12",
         "line 5 has more than 10 MiB",
-        "line 6 is cut off: it ends within its JSON",
+        "row 6: the url '/v1/audio' is not one of /v1/chat/completions, /v1/completions, "
+        "/v1/embeddings",
+        "line 7 is cut off: it ends within its JSON",
     ]
 
 
@@ -169,18 +173,24 @@ def test_refusals(command: Run, source: Path, tmp_path: Path) -> None:
     writer.wait()
 
 
-def test_a_journal_of_other_parameters_is_kept(command: Run, source: Path, tmp_path: Path) -> None:
+def test_a_journal_of_others_is_kept(
+    command: Run, source: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    """Of another model, of other parameters, of another input."""
     output = tmp_path / "out"
-    process = start(source, output)
+    interrupted(source, output)
     journal = Path(f"{output}.part")
-    while process.poll() is None and not journal.exists():
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
     resumed = [str(source), "-o", str(output), "--resume"]
     before = journal.read_bytes()
-    if b"\n" in before:
-        check_refused(command(*resumed, "--cache", "raw"), 1, "cache was 'roped' and is 'raw'")
-        check_refused(command(*resumed, "-s", "4"), 1, "seed was 0 and is 4")
-        check_refused(command(*resumed, "--shard", "1/2"), 1, "shard was None and is [1, 2]")
+    other = tmp_path / "other.gguf"
+    write_llama(other)
+    check_refused(command(*resumed, "-m", str(other)), 1, "belongs to another model")
+    check_refused(command(*resumed, "--cache", "raw"), 1, "cache was 'roped' and is 'raw'")
+    check_refused(command(*resumed, "-s", "4"), 1, "seed was 0 and is 4")
+    check_refused(command(*resumed, "--shard", "1/2"), 1, "shard was None and is [1, 2]")
+    check_refused(command(*resumed, "--temp", "0.5"), 1, "belongs to other parameters: defaults")
+    changed = write_rows(tmp_path / "changed", [{**row, "custom_id": "x"} for row in ROWS])
+    check_refused(command(str(changed), *resumed[1:]), 1, "belongs to another input")
     assert journal.read_bytes() == before
+    assert not output.exists()
+    assert run(source, output, "--resume") == undisturbed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,19 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.undo()
         journal.add(4, "id-4", DIGESTS[4], b"{}")
         assert journal.n_done == 4
+
+
+def test_an_output_for_which_the_disk_has_no_room_leaves_the_journal(tmp_path: Path) -> None:
+    path, out = tmp_path / "j", tmp_path / "out"
+    filled(path)
+
+    def full(beside: Path, lines: Iterator[bytes]) -> None:
+        beside.write_bytes(next(lines))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Journal(path, SETTINGS, 5, is_old=True) as journal:
+        with pytest.raises(OSError, match="No space left on device"):
+            journal.write(out, form=full)
+        assert [one.name for one in tmp_path.iterdir()] == ["j"]
+        assert journal.write(out) == 3
+    assert out.read_bytes().count(b"\n") == 3

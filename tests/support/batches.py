@@ -51,6 +51,6 @@ def start(source: Path, output: Path, *more: str) -> subprocess.Popen[str]:
 def run(source: Path, output: Path, *more: str) -> bytes:
     """Run it to its end; returns the output."""
     process = start(source, output, *more)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1800)
     assert (process.returncode, out, err) == (0, "", "")
     return output.read_bytes()
