@@ -1,7 +1,8 @@
-"""Tokens and templates, as llama.cpp's server has them: `/tokenize`, `/detokenize`,
-`/apply-template`.
+"""Tokens and templates, as llama.cpp's server and vLLM's have them: `/tokenize`, `/detokenize`,
+`/apply-template`, `/tokenizer_info`. lm-evaluation-harness asks for tokens in vLLM's words.
 
 https://github.com/ggml-org/llama.cpp/tree/master/tools/server
+https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from lariat.protocol.served import Served
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A text. `add_special` adds the begin token, where the model has one."""
+    """A text, called `content` by llama.cpp and `prompt` by vLLM. `add_special`, or
+    `add_special_tokens`, adds the begin token, where the model has one."""
 
-    content: str
+    content: str | None = None
+    prompt: str | None = None
     add_special: bool = False
+    add_special_tokens: bool = False
     parse_special: bool = True
     with_pieces: bool = False
     model: str | None = None
@@ -35,6 +39,8 @@ class TokenizeAnswer(msgspec.Struct, kw_only=True):
     """The tokens of a text: ids, or with_pieces ids and their texts."""
 
     tokens: list[int | TokenPiece]
+    count: int
+    max_model_len: int
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -45,9 +51,19 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class DetokenizeAnswer(msgspec.Struct, kw_only=True):
-    """The text of token ids; control tokens are invisible."""
+    """The text of token ids under both names; control tokens are invisible."""
 
     content: str
+    prompt: str
+
+
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """The vocabulary, in short: the tokens that begin and end texts, and the chat template."""
+
+    n_vocab: int
+    bos_token: str | None = None
+    eos_token: str | None = None
+    chat_template: str | None = None
 
 
 class TemplateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -67,27 +83,46 @@ class TemplateAnswer(msgspec.Struct, kw_only=True):
 
 
 def tokenize(request: TokenizeRequest, served: Served) -> TokenizeAnswer:
-    """The tokens of a text. ApiError for text that is not valid Unicode."""
+    """The tokens of a text. ApiError without a text, and for one that is not valid Unicode."""
     served.check_name(request.model)
+    given = [text for text in (request.content, request.prompt) if text is not None]
+    if len(given) != 1:
+        raise errors.bad("either content or prompt has to be there", "content")
     tokenizer = served.llm.tokenizer
-    ids = tokenizer.encode(request.content, request.add_special, request.parse_special)
-    if not request.with_pieces:
-        return TokenizeAnswer(tokens=[*ids])
-    pieces: list[int | TokenPiece] = []
-    for i in ids:
-        data = tokenizer.decode_token(i)
-        try:
-            piece: str | list[int] = data.decode()
-        except UnicodeDecodeError:
-            piece = list(data)
-        pieces.append(TokenPiece(id=i, piece=piece or tokenizer.piece(i)))
-    return TokenizeAnswer(tokens=pieces)
+    adds = request.add_special or request.add_special_tokens
+    ids = tokenizer.encode(given[0], adds, request.parse_special)
+    pieces: list[int | TokenPiece] = [*ids]
+    if request.with_pieces:
+        pieces = [_piece(served, i) for i in ids]
+    return TokenizeAnswer(tokens=pieces, count=len(ids), max_model_len=served.llm.n_ctx)
+
+
+def _piece(served: Served, i: int) -> TokenPiece:
+    data = served.llm.tokenizer.decode_token(i)
+    try:
+        piece: str | list[int] = data.decode()
+    except UnicodeDecodeError:
+        piece = list(data)
+    return TokenPiece(id=i, piece=piece or served.llm.tokenizer.piece(i))
 
 
 def detokenize(request: DetokenizeRequest, served: Served) -> DetokenizeAnswer:
     """The text of token ids. ApiError for ids that are not in the vocabulary."""
     served.check_name(request.model)
-    return DetokenizeAnswer(content=served.llm.detokenize(request.tokens))
+    text = served.llm.detokenize(request.tokens)
+    return DetokenizeAnswer(content=text, prompt=text)
+
+
+def tokenizer_info(served: Served) -> TokenizerInfo:
+    """The vocabulary, in short."""
+    tokenizer = served.llm.tokenizer
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    return TokenizerInfo(
+        n_vocab=tokenizer.n_vocab,
+        bos_token=None if bos is None else tokenizer.piece(bos),
+        eos_token=None if eos is None else tokenizer.piece(eos),
+        chat_template=served.template_source or None,
+    )
 
 
 def apply_template(request: TemplateRequest, served: Served) -> TemplateAnswer:

@@ -1,4 +1,5 @@
-"""`POST /tokenize`, `/detokenize`, `/apply-template`. Bodies are `lariat.protocol.tokens`'s."""
+"""`POST /tokenize`, `/detokenize`, `/apply-template`, and `GET /tokenizer_info`. Bodies are
+`lariat.protocol.tokens`'s."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from lariat.protocol.tokens import (
     TemplateRequest,
     TokenizeAnswer,
     TokenizeRequest,
+    TokenizerInfo,
 )
 from lariat.server.endpoint import Call, Endpoint
 
@@ -26,7 +28,15 @@ async def _apply_template(call: Call) -> TemplateAnswer:
     return await call.service.in_thread(tokens.apply_template, call.body, call.served)
 
 
+async def _tokenizer_info(call: Call) -> TokenizerInfo:
+    return tokens.tokenizer_info(call.served)
+
+
 ENDPOINTS = (
+    Endpoint(
+        "GET", "/tokenizer_info", _tokenizer_info, "The vocabulary, in short.",
+        answer=TokenizerInfo,
+    ),
     Endpoint(
         "POST", "/tokenize", _tokenize, "The tokens of a text.",
         request=TokenizeRequest, answer=TokenizeAnswer,
