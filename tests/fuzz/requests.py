@@ -53,6 +53,7 @@ _BODIES: dict[str, list[dict[str, Any]]] = {
     "/apply-template": [{"messages": _SAY}],
     "/ui/markdown": [{"text": "# a\n\n|b|c|\n|-|-|\n|*d*|[e](javascript:f)|\n<g onclick=h>"}],
 }
+_MAX_SECONDS = 0.7  # of an answer; `targets` limits the processor time
 PATHS = sorted({e.path for e in ENDPOINTS if e.method == "POST"})
 
 
@@ -75,8 +76,13 @@ class Requests:
         (folder / "contexts").mkdir(parents=True, exist_ok=True)
         self._llm = LLM(judge, n_ctx=256, n_threads=1, cache="raw")
         self._loop = asyncio.new_event_loop()
+        # Many prompts with long answers are no fault: such requests end by the limit of time.
         self._service = Service(
-            ServerOptions(library=str(folder / "library"), context_dir=str(folder / "contexts"))
+            ServerOptions(
+                library=str(folder / "library"),
+                context_dir=str(folder / "contexts"),
+                request_seconds=_MAX_SECONDS,
+            )
         )
         self._app = build_app(self._service)
         self._loop.run_until_complete(self._load())
