@@ -53,7 +53,11 @@ def arrange(
     Raises what `prepare` raises, and what `open_document` does.
     """
     if (request.n or 1) != 1:
-        raise bad("n is 1 for a conversation with documents or reuse", "n")
+        raise bad(
+            "n is 1 for a conversation with documents or reuse, whose context is put together for"
+            " one answer and kept with it: ask once for each answer",
+            "n",
+        )
     ids = [one.id for one in request.documents or ()]
     chunks = [open_document(id) for id in ids]
     texts = [served.llm.detokenize([int(i) for i in chunk.tokens]) for chunk in chunks]

@@ -133,7 +133,11 @@ def _check_one(request: CompletionRequest) -> None:
     if not (isinstance(request.prompt, str) or all(isinstance(i, int) for i in request.prompt)):
         raise errors.bad("a context goes on with one prompt, a text or token ids", "prompt")
     if request.echo or (request.n or 1) != 1:
-        raise errors.bad("a context goes on once, without echo", "echo" if request.echo else "n")
+        raise errors.bad(
+            "a context keeps what is written, so it goes on once and without echo: fork it for"
+            " other continuations",
+            "echo" if request.echo else "n",
+        )
 
 
 def given_prompts(given: str | list[Any], name: str = "prompt") -> list[str | list[int]]:

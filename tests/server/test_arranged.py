@@ -147,7 +147,7 @@ def test_openais_client_passes_documents_on(server: Running) -> None:
     ("body", "says"),
     [
         ({"messages": [ASK], "reuse": "moved"}, "reuse"),
-        ({"messages": [ASK], "documents": [{"id": "fox"}], "n": 2}, "n is 1"),
+        ({"messages": [ASK], "documents": [{"id": "fox"}], "n": 2}, "ask once for each"),
         ({"messages": [{"role": "system", "content": "a"}], "documents": [{"id": "fox"}]}, "user"),
         ({"messages": [ASK], "documents": [{"id": ""}]}, "documents"),
         ({"messages": [ASK], "documents": [{"id": "fox"}] * 40}, "the context of"),

@@ -221,6 +221,21 @@ def test_characters_of_several_tokens_come_whole(client: openai.OpenAI, llm: LLM
         assert text.encode()  # never half a character that cannot be sent
 
 
+def test_a_stream_never_has_half_a_character(server: Running) -> None:
+    pytest.importorskip("llguidance")
+    text = "a 🦙🦙 and 👩‍🚀!"
+    body = {"messages": SAY, "choices": [text], "max_tokens": 90, "stream": True, "logprobs": True}
+    lines = server.lines("/v1/chat/completions", body)
+    choices = [json.loads(line[6:])["choices"][0] for line in lines[:-1]]
+    parts = [choice["delta"].get("content") or "" for choice in choices]
+    assert "".join(parts) == text
+    assert "🦙" in "".join(parts[:-1])
+    assert not any("\ufffd" in part for part in parts)
+    tokens = [one for c in choices if c["logprobs"] for one in c["logprobs"]["content"]]
+    assert b"".join(bytes(one["bytes"]) for one in tokens).decode() == text
+    assert any(len(one["bytes"]) == 1 and one["bytes"][0] > 127 for one in tokens), "split"
+
+
 def test_a_model_without_a_template_says_so(llm: LLM) -> None:
     with running(llm, template=None) as server:
         answer = server.post("/v1/chat/completions", {"messages": SAY})

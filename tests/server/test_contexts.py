@@ -337,7 +337,10 @@ def test_a_context_goes_on(server: Running, llm: LLM, made: dict) -> None:
     assert lines[-1] == "data: [DONE]"
     check_segments(server, server.get(path).json())
     for wrong in ({"prompt": ["a", "b"]}, {"n": 2}, {"echo": True}, {"prompt": "a " * 3000}):
-        assert server.post(f"{path}/completions", body | wrong).status_code == 400
+        refused = server.post(f"{path}/completions", body | wrong)
+        assert refused.status_code == 400
+        if "n" in wrong:
+            assert "fork it" in refused.json()["error"]["message"]
     with server.service.contexts[made["id"]].editing():
         assert server.post(f"{path}/completions", body).status_code == 409
 
