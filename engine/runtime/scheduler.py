@@ -21,7 +21,8 @@ _NO_BLOCK = "the KV cache is full: close contexts, or load with more n_ctx"
 class Step:
     """One decision of the scheduler.
 
-    compute  requests, and how many of their pending tokens to compute, oldest request first
+    compute  requests, and how many of their pending tokens to compute: those that decode first,
+             then prompts, those with the fewest tokens left first
     evict    requests, and which of their tokens, (start, stop), to take out of the cache. They come
              first and alone: a step that evicts computes nothing, and the next one finds the room.
     """
@@ -29,19 +30,13 @@ class Step:
     compute: list[tuple[Request, int]] = field(default_factory=list)
     evict: list[tuple[Request, tuple[int, int]]] = field(default_factory=list)
     n_tokens_left: int = 0  # of `n_batch`
-    n_promised: int = 0  # blocks that `compute` will take
+    n_promised: int = 0  # blocks that `compute` will take, and later the rest of its prompts
 
-    def add(self, request: Request, n_promised: int) -> None:
-        """Compute as many pending tokens as are left; `n_promised` blocks are kept for them.
-
-        A question that is read with several settings comes whole, with all its logits.
-        """
-        n = request.n_ready
-        if not request.is_choosing:
-            n = min(n, self.n_tokens_left)
+    def add(self, request: Request, n: int) -> None:
+        """Compute so many pending tokens."""
         self.compute.append((request, n))
         self.n_tokens_left = max(0, self.n_tokens_left - n)
-        self.n_promised += n_promised
+        self.n_promised += request.n_new_blocks(n)
 
     def drop(self, request: Request) -> None:
         """Compute nothing of a request that was preempted after it was chosen."""
@@ -84,7 +79,7 @@ class Scheduler:
 
     @property
     def n_running(self) -> int:
-        """Requests that have begun and hold blocks."""
+        """Requests that were let in: their blocks are there, or promised."""
         return len(self._running)
 
     @property
@@ -105,35 +100,42 @@ class Scheduler:
         step = Step(n_tokens_left=self._n_batch)
         for request in self._running:
             self._key_blocks(request)
-        self._continue_running(step, budget)
+        for request in [request for request in self._running if not request.in_prompt]:
+            self._continue(request, 1, step)
+        if step.compute and budget is not None:
+            step.n_tokens_left = min(step.n_tokens_left, budget)
         if not step.evict:
             self._admit_waiting(step)
+        if not step.evict:
+            self._read_prompts(step)
         if step.evict:
             step.compute.clear()
         return step
 
     # ---- requests that run ----
 
-    def _continue_running(self, step: Step, budget: int | None) -> None:
-        """Choose among running requests: those that decode, then prompts, each by age."""
-        prompts = [request for request in self._running if request.in_prompt]
-        self._continue([request for request in self._running if not request.in_prompt], step)
-        if step.compute and budget is not None:
-            step.n_tokens_left = min(step.n_tokens_left, budget)
-        self._continue(prompts, step)
+    def _continue(self, request: Request, n: int, step: Step) -> None:
+        """Compute `n` tokens of a running request, if it stays one, unless the step evicts."""
+        if step.n_tokens_left == 0 or step.evict or request not in self._running:
+            return
+        if self._shorten(request, step) and self._find_room(request, n, step):
+            step.add(request, n)
 
-    def _continue(self, requests: list[Request], step: Step) -> None:
-        """Choose among these, oldest first, until the step has all its tokens or evicts some."""
-        for request in requests:
-            if step.n_tokens_left == 0 or step.evict:
-                return
-            if request not in self._running:  # preempted for another one
-                continue
-            if not self._shorten(request, step):
-                return
-            n = request.n_ready if request.is_choosing else min(request.n_ready, step.n_tokens_left)
-            if self._find_room(request, n, step):
-                step.add(request, request.n_new_blocks(n))
+    def _read_prompts(self, step: Step) -> None:
+        """Share the tokens that are left among the prompts, and promise blocks to all of them."""
+        decoding = {request for request, _ in step.compute}
+        prompts = [r for r in self._running if r not in decoding and not r.closed]
+        for request, n in _shares(prompts, step.n_tokens_left):
+            self._continue(request, n, step)
+        step.n_promised = sum(
+            request.n_new_blocks(1 if request in decoding else request.n_pending)
+            for request in self._running
+        )
+
+    def _n_owed(self, step: Step) -> int:
+        """Blocks that prompts of running requests will take, before `step` has any of them."""
+        decoding = {request for request, _ in step.compute}
+        return sum(r.n_new_blocks(r.n_pending) for r in self._running if r not in decoding)
 
     def _find_room(self, request: Request, n: int, step: Step) -> bool:
         """Make room for `n` tokens of a running request; False: it must not run in this step."""
@@ -157,7 +159,8 @@ class Scheduler:
     # ---- requests that wait ----
 
     def _admit_waiting(self, step: Step) -> None:
-        """Let waiting requests run, the oldest first, as long as the next one has room."""
+        """Let waiting requests run, the oldest first, as long as the next one has room beside all
+        that the others still have to read. They may read in another order, see `_shares`."""
         while self._waiting and step.n_tokens_left:
             request = self._waiting[0]
             if not self._shorten(request, step):
@@ -174,11 +177,10 @@ class Scheduler:
             request.count_reused()
             self._running.append(request)
             self._waiting.popleft()
-            step.add(request, request.n_new_blocks(request.n_pending))
 
     def _find_room_for_all(self, request: Request, step: Step) -> bool:
         """Make room for all pending tokens: a prompt must not get stuck half-way behind another."""
-        while not self._has_room(request, request.n_pending, step):
+        while not self._has_room(request, request.n_pending, step, self._n_owed(step)):
             if self._evict_from_longest(step):
                 return False
             victim = None if request.is_endless else self._youngest_endless()
@@ -201,8 +203,8 @@ class Scheduler:
 
     # ---- below: one decision each ----
 
-    def _has_room(self, request: Request, n: int, step: Step) -> bool:
-        return request.n_new_blocks(n) + step.n_promised <= self._pool.n_free
+    def _has_room(self, request: Request, n: int, step: Step, n_owed: int = 0) -> bool:
+        return request.n_new_blocks(n) + step.n_promised + n_owed <= self._pool.n_free
 
     def _shorten(self, request: Request, step: Step) -> bool:
         """Evict until a request has no more tokens than n_ctx; False: the step evicts first."""
@@ -260,3 +262,30 @@ class Scheduler:
         self._key_blocks(victim)
         victim.table.clear()
         self._waiting.appendleft(victim)
+
+
+def _shares(prompts: list[Request], n_tokens: int) -> list[tuple[Request, int]]:
+    """How many of `n_tokens` each prompt gets, those with the fewest left first; `prompts` by age.
+
+    Half of them go to the prompts with the fewest tokens left, so that a short one does not wait
+    for a long one. The other half, and what is over, go to the oldest, so that a long one takes at
+    most about twice its time, whatever comes behind it.
+    """
+    by_length = sorted(prompts, key=lambda request: request.n_pending)
+    shares = dict.fromkeys(by_length, 0)
+    n_left = n_tokens // 2 + _deal(by_length, n_tokens - n_tokens // 2, shares)
+    _deal(prompts, n_left, shares)
+    return [(request, n) for request, n in shares.items() if n]
+
+
+def _deal(prompts: list[Request], n_tokens: int, shares: dict[Request, int]) -> int:
+    """Give the first of the prompts as many of `n_tokens` as they can have, beside their shares;
+    returns what is left. A question that is read with several settings comes whole."""
+    for request in prompts:
+        if n_tokens <= 0:
+            break
+        n = request.n_ready - shares[request]
+        n = n if request.is_choosing else min(n, n_tokens)
+        shares[request] += n
+        n_tokens -= n
+    return n_tokens

@@ -34,7 +34,7 @@ class Simulation:
         self.scheduler = Scheduler(self.pool, n_batch)
         self.open: list[Request] = []  # in the order they came
         self.n_preempted = 0
-        self._started: list[Request] = []
+        self._let_in: list[Request] = []  # at some time
 
     def add(self, n_prompt: int, max_tokens: int, first: int = 0) -> Request:
         prompt = list(range(first, first + n_prompt))
@@ -109,10 +109,19 @@ class Simulation:
         assert order == sorted(order), "decoding requests come first"
         assert all(n == 1 for s, n in step if not s.in_prompt)
 
-        new = [s for s in chosen if s not in self._started]
-        waiting = [s for s in self.open if s not in self._started]
-        assert new == waiting[: len(new)], "requests begin in the order they came"
-        self._started += new
+        let_in = self.scheduler.requests[: self.scheduler.n_running]
+        new = [s for s in let_in if s not in self._let_in]
+        waiting = [s for s in self.open if s not in self._let_in]
+        assert new == waiting[: len(new)], "requests are let in in the order they came"
+        assert all(s in let_in for s in chosen)
+        self._let_in += new
+        reading = [(s, n) for s, n in step if s.in_prompt]
+        if reading:
+            shares = sum(n for _, n in reading)
+            oldest = next(s for s in let_in if s.in_prompt)
+            assert dict(reading).get(oldest, 0) >= min(oldest.n_pending, shares // 2)
+            left = [s.n_pending for s, _ in reading]
+            assert left == sorted(left), "prompts with few tokens left come first"
 
 
 def next_token(ids: list[int]) -> int:
@@ -176,7 +185,7 @@ def test_a_prompt_is_cut_to_n_batch():
     assert request.finished
 
 
-def test_decoding_comes_first_and_prompts_take_the_rest_oldest_first():
+def test_decoding_comes_first_and_prompts_that_are_equal_take_the_rest_oldest_first():
     simulation = Simulation(16, 8)
     a = simulation.add(4, 10)
     simulation.step()
@@ -332,11 +341,65 @@ def test_prompts_get_the_budget_while_others_decode() -> None:
     simulation.add(3, 90), simulation.add(4, 90)
     assert numbers(simulation.scheduler, 5) == [3, 4], "nobody decodes yet"
     simulation.add(40, 9), simulation.add(6, 9)
-    assert numbers(simulation.scheduler, 7) == [1, 1, 7]
-    assert numbers(simulation.scheduler, 1) == [1, 1, 1]
-    assert numbers(simulation.scheduler, 32) == [1, 1, 32]
-    assert numbers(simulation.scheduler, 500) == [1, 1, 1, 6], "the next one"
+    assert numbers(simulation.scheduler, 7) == [1, 1, 4, 3]
+    assert numbers(simulation.scheduler, 1) == [1, 1, 1], "the short one's"
+    assert numbers(simulation.scheduler, 32) == [1, 1, 1, 31]
+    assert numbers(simulation.scheduler, 500) == [1, 1, 1, 6], "the rest of the long one"
     assert numbers(simulation.scheduler, None) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_a_short_prompt_does_not_wait_for_long_ones(n_before: int) -> None:
+    """Three long ones with 1,000 tokens are there first; it takes the steps of its own tokens."""
+    simulation = Simulation(200, 512)
+    simulation.add(3, 900)
+    numbers(simulation.scheduler, 64)
+    long = [simulation.add(1000, 9, first=2000 * i) for i in range(1, 4)]
+    for _ in range(n_before):
+        numbers(simulation.scheduler, 64)
+    short = simulation.add(50, 9, first=9000)
+    n_steps = 0
+    while not short.completion.token_ids:
+        numbers(simulation.scheduler, 64)
+        n_steps += 1
+    assert n_steps == 2  # of its 32 tokens a step
+    assert not any(request.completion.token_ids for request in long)
+    assert long[0].table.n_tokens >= 32 * n_steps, "the oldest got the other half"
+
+
+def test_a_long_prompt_takes_twice_its_time_at_most_whatever_comes_behind_it() -> None:
+    simulation = Simulation(400, 512)
+    simulation.add(3, 10_000)
+    numbers(simulation.scheduler, 64)
+    long = simulation.add(2000, 9, first=2000)
+    n_steps = 0
+    while not long.completion.token_ids:
+        for request in [r for r in simulation.open if r.completion.token_ids][1:]:
+            simulation.remove(request)
+        while simulation.scheduler.n_unfinished < 12:
+            simulation.add(40, 9, first=10_000 + 100 * n_steps)
+        numbers(simulation.scheduler, 64)
+        n_steps += 1
+    assert n_steps == -(-2000 // 32)
+
+
+def test_a_prompt_that_waits_its_turn_keeps_the_room_that_it_was_let_in_for() -> None:
+    """Six blocks are promised to the long one while the short one is read, so another one that
+    would need them waits."""
+    simulation = Simulation(10, 512)
+    simulation.add(3, 9)
+    numbers(simulation.scheduler, 8)
+    long, short = simulation.add(190, 9, first=1000), simulation.add(20, 9, first=2000)
+    late = simulation.add(90, 9, first=3000)
+    while not short.completion.token_ids:
+        numbers(simulation.scheduler, 8)
+    assert late in simulation.scheduler.requests[simulation.scheduler.n_running :]
+    n_before = long.table.n_tokens
+    while not long.completion.token_ids:
+        numbers(simulation.scheduler, 8)
+        assert long.table.n_tokens >= n_before, "it was preempted"
+        n_before = long.table.n_tokens
+    assert not late.table.n_tokens
 
 
 def test_a_lone_prompt_gets_the_whole_batch() -> None:
