@@ -92,6 +92,7 @@ real-models: $(VENV)/.installed
 test-long: export LARIAT_STRIKES := 20000
 test-long: export LARIAT_SCHEMAS := 200
 test-long: export LARIAT_KILLS := 20
+test-long: export LARIAT_SPECULATIONS := 500
 test-long: test digests
 	$(BIN)/python -m bench.check_kernels --shapes $(LONG_SHAPES)
 

@@ -112,7 +112,7 @@ class LLM:
         check_switch("use_mmap", use_mmap)
         check_switch("prepared", prepared)
         check_callable("progress", progress)
-        draft_path = find_draft_model(draft_model, speculative)
+        draft_path = find_draft_model(path, draft_model, speculative)
         speculative = "draft" if draft_path else speculative
         settings = EngineConfig(
             n_ctx, n_threads, n_threads_batch, n_batch, n_ubatch, cache, type_k, type_v, seed,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from lariat import DEMO_MODEL, LLM, SamplingParams
+from lariat.demo import DEMO_DRAFT_MODEL
 from tqdm import tqdm
 
 from models import corpus
@@ -127,6 +128,32 @@ def report_peer(files: Files, python: str, n: int) -> None:
         print(f"| {name} | {len(texts)} | {same} | {100 * worst:.3f} % |")
 
 
+def report_draft(model: Path, draft: Path, n: int) -> None:
+    """How many guesses of the draft model come, in stories and answers, greedy and sampled."""
+    stories = [corpus.story_number(corpus.HELD_OUT, i) for i in range(n)]
+    columns = ["tokens", "guessed", "came", "tokens a pass"]
+    print(f"\n| draft model, {n} held-out texts each | {' | '.join(columns)} |")
+    print("| --- " * (len(columns) + 1) + "|")
+    with LLM(model, draft_model=draft, n_ctx=1 << 16) as llm:
+        prompts = {
+            "stories": [" ".join(story.split()[:12]) for story in stories],
+            "answers": [passage.prompt for passage in held_out_passages(llm, n)],
+        }
+        ways = {
+            "greedy": SamplingParams(max_tokens=300, temperature=0.0),
+            "sampled as by default, seed 0": SamplingParams(max_tokens=300, seed=0),
+        }
+        for kind, texts in prompts.items():
+            for way, params in ways.items():
+                done = [one.timings for one in llm.generate(texts, params)]
+                n_decode = sum(t.n_decode for t in done)
+                n_drafted = sum(t.n_drafted for t in done)
+                share = sum(t.n_accepted for t in done) / n_drafted
+                per_pass = n_decode / sum(t.n_passes for t in done)
+                shown = f"{n_decode} | {n_drafted} | {100 * share:.1f} % | {per_pass:.2f}"
+                print(f"| {kind}, {way} | {shown} |", flush=True)
+
+
 def report_stories(files: Files, n: int) -> None:
     """One story for each seed, none left out."""
     with LLM(files["Q4_0"]) as llm:
@@ -144,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         "--models", type=Path, help="the --out of models.export (default: the shipped files)"
     )
     parser.add_argument("--peer", help="a Python with llama-cpp-python, to compare with")
+    parser.add_argument("--only-draft", action="store_true", help="measure the draft model alone")
     parser.add_argument("--n-texts", type=int, default=200)
     parser.add_argument("--n-passages", type=int, default=200)
     parser.add_argument("--n-stories", type=int, default=10)
@@ -151,10 +179,15 @@ def main(argv: list[str] | None = None) -> None:
     files: Files = SHIPPED
     if args.models:
         files = {name: args.models / path.name for name, path in SHIPPED.items()}
+    draft = args.models / Path(DEMO_DRAFT_MODEL).name if args.models else Path(DEMO_DRAFT_MODEL)
+    if args.only_draft:
+        report_draft(files["Q4_0"], draft, args.n_texts // 4)
+        return
     report_perplexity(files, args.n_texts)
     report_recall(files, args.n_passages)
     if args.peer:
         report_peer(files, args.peer, 20)
+    report_draft(files["Q4_0"], draft, args.n_texts // 4)
     report_stories(files, args.n_stories)
 
 

@@ -1,9 +1,11 @@
 """Converts checkpoint and tokenizer to GGUF files in F16 and Q4_0.
 
     python -m models.export --train build/train --out build/models
+    python -m models.export --train build/draft --out build/models --shape draft
 
-In the Q4_0 file the embedding is Q8_0, because it is the output matrix too. llama.cpp's quantizer
-also gives it more bits, and it is only an eighth of the file. Norms are F32.
+The draft model becomes one file, in Q4_0. In the Q4_0 files the embedding is Q8_0, because it is
+the output matrix too. llama.cpp's quantizer also gives it more bits, and it is only an eighth of
+the demo model's file. Norms are F32.
 """
 
 from __future__ import annotations
@@ -18,11 +20,24 @@ from gguf import GGUFWriter, LlamaFileType, TokenType
 from lariat.tools.quantize import QuantizeConfig, quantize_file
 from sentencepiece import SentencePieceProcessor
 
-NAME = "Lariat demo"
+_TEXTS = {
+    "demo": (
+        "Lariat demo",
+        "Tells stories of a small world and recalls facts; see models/README.md",
+    ),
+    "draft": ("Lariat demo draft", "Guesses for the demo model; see models/README.md"),
+}
+_Q4_0 = QuantizeConfig("Q4_0", token_embedding_type="Q8_0")
+_FILES = {
+    "demo": {"demo-f16.gguf": QuantizeConfig("F16"), "demo-q4_0.gguf": _Q4_0},
+    "draft": {"demo-draft.gguf": _Q4_0},
+}
 
 
-def write_all(folder: Path, state: dict[str, Any], tokenizer: bytes) -> list[Path]:
-    """Write demo-f16.gguf and demo-q4_0.gguf, and return their paths.
+def write_all(
+    folder: Path, state: dict[str, Any], tokenizer: bytes, shape: str = "demo"
+) -> list[Path]:
+    """Write demo-f16.gguf and demo-q4_0.gguf, or demo-draft.gguf, and return their paths.
 
     state: "shape" (see `network.Shape`) and "network": name -> float32 array, names as in
     `network.Network`. tokenizer: a sentencepiece model.
@@ -30,18 +45,20 @@ def write_all(folder: Path, state: dict[str, Any], tokenizer: bytes) -> list[Pat
     paths = []
     with tempfile.TemporaryDirectory() as scratch:
         exact = Path(scratch) / "demo-f32.gguf"
-        _write_f32(exact, state, tokenizer)
-        for config in (QuantizeConfig("F16"), QuantizeConfig("Q4_0", token_embedding_type="Q8_0")):
-            paths.append(folder / f"demo-{config.type.lower()}.gguf")
+        _write_f32(exact, state, tokenizer, *_TEXTS[shape])
+        for name, config in _FILES[shape].items():
+            paths.append(folder / name)
             quantize_file(exact, paths[-1], config, force=True)
     return paths
 
 
-def _write_f32(path: Path, state: dict[str, Any], tokenizer: bytes) -> None:
+def _write_f32(
+    path: Path, state: dict[str, Any], tokenizer: bytes, name: str, description: str
+) -> None:
     shape = state["shape"]
     writer = GGUFWriter(path, "llama")
-    writer.add_name(NAME)
-    writer.add_description("Tells stories of a small world and recalls facts; see models/README.md")
+    writer.add_name(name)
+    writer.add_description(description)
     writer.add_license("MIT")
     writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_vocab_size(shape["n_vocab"])
@@ -57,8 +74,8 @@ def _write_f32(path: Path, state: dict[str, Any], tokenizer: bytes) -> None:
     writer.add_rope_freq_base(shape["rope_freq_base"])
     writer.add_layer_norm_rms_eps(shape["norm_eps"])
     _add_vocabulary(writer, tokenizer)
-    for name, values in state["network"].items():
-        writer.add_tensor(name + ".weight", np.ascontiguousarray(values, np.float32))
+    for tensor, values in state["network"].items():
+        writer.add_tensor(tensor + ".weight", np.ascontiguousarray(values, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -93,10 +110,11 @@ def _add_vocabulary(writer: GGUFWriter, tokenizer: bytes) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export a checkpoint as demo-f16.gguf and demo-q4_0.gguf."""
+    """Export a checkpoint as demo-f16.gguf and demo-q4_0.gguf, or as demo-draft.gguf."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--train", type=Path, required=True, help="the --out of models.train")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument("--shape", default="demo", choices=_FILES, help="as for models.train")
     args = parser.parse_args(argv)
     import torch
 
@@ -104,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     state["network"] = {name: w.float().numpy() for name, w in state["network"].items()}
     tokenizer = (args.train / "tokenizer.model").read_bytes()
     args.out.mkdir(parents=True, exist_ok=True)
-    for path in write_all(args.out, state, tokenizer):
+    for path in write_all(args.out, state, tokenizer, args.shape):
         print(f"{path}: {path.stat().st_size:,} bytes, step {state['step']}")
 
 

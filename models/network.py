@@ -28,6 +28,12 @@ class Shape:
     rope_freq_base: float = 10000.0
 
 
+SHAPES = {
+    "demo": Shape(),
+    "draft": Shape(dim=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=32, n_ff=384),
+}
+
+
 def rope_table(shape: Shape) -> tuple[Tensor, Tensor]:
     """cos and sin, each float32 [n_ctx, head_dim]; both numbers of a pair have the same angle.
 

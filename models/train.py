@@ -1,4 +1,6 @@
-"""Trains the demo model. It can be stopped at any time; the same command continues.
+"""Trains the demo model, or its draft model (--shape draft).
+
+It can be stopped at any time; the same command continues.
 
     python -m models.train --out build/train
 
@@ -14,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from models import corpus, rows, vocabulary
-from models.network import Network, Shape
+from models.network import SHAPES, Network
 from models.vocabulary import BOS_ID, Encoder
 
 _WARMUP = 100  # steps
@@ -167,13 +169,16 @@ def train(args: argparse.Namespace) -> None:
     threads = Threads(args.threads)
     precision = best_precision() if args.precision == "auto" else getattr(torch, args.precision)
     torch.manual_seed(args.seed)
-    network = Network(Shape(n_vocab=encoder.n_vocab)).to(device)
+    shape = replace(SHAPES[args.shape], n_vocab=encoder.n_vocab)
+    network = Network(shape).to(device)
     optimizers = make_optimizers(network, args.muon_lr, args.adam_lr)
     first, history = 0, []
     checkpoint_path = args.out / "checkpoint.pt"
     if checkpoint_path.exists():
         state = torch.load(checkpoint_path, map_location=device, weights_only=True)
-        extends = args.extend and state["step"] == state["n_steps"] < args.steps
+        extends = args.extend and state["step"] < args.steps
+        if state["shape"] != asdict(shape):
+            raise SystemExit(f"{checkpoint_path} has another shape; name another folder with --out")
         if state["seed"] != args.seed or (state["n_steps"] != args.steps and not extends):
             raise SystemExit(
                 f"{checkpoint_path} is of {state['n_steps']} steps and seed {state['seed']}, not of"
@@ -315,8 +320,11 @@ def main(argv: list[str] | None = None) -> None:
         description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument(
+        "--shape", default="demo", choices=SHAPES, help="the demo model, or its draft model"
+    )
     parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--extend", action="store_true", help="--steps may go past a finished run")
+    parser.add_argument("--extend", action="store_true", help="--steps may be others than so far")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--muon-lr", type=float, default=5e-3)
     parser.add_argument("--adam-lr", type=float, default=3e-3)

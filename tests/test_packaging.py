@@ -93,7 +93,7 @@ def test_source_distribution_is_complete(copy: Path, tmp_path: Path) -> None:
         for pattern in ("**/*.py", "**/*.pyi", "**/*.pyx", "**/*.h", "py.typed", "data/*.gguf")
         for path in (ROOT / "engine").glob(pattern)
     }
-    assert "engine/data/demo-q4_0.gguf" in sources
+    assert {"engine/data/demo-q4_0.gguf", "engine/data/demo-draft.gguf"} <= set(sources)
     assert sources <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "Makefile"} <= names
     assert not any(name.endswith((".so", ".c")) for name in names)

@@ -16,6 +16,7 @@ from lariat.config import (
     EngineConfig,
     RopeConfig,
 )  # fmt: skip
+from lariat.demo import DEMO_MODEL
 
 if TYPE_CHECKING:
     from lariat.llm import LLM
@@ -111,7 +112,7 @@ def add(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         *("-md", "--model-draft"),
         dest="draft_model",
         metavar="FILE",
-        help="a small model of the same vocabulary that guesses",
+        help="a small model of the same vocabulary that guesses (default: the demo model has one)",
     )
     group.add_argument(
         *("--draft-max", "--draft", "--draft-n"),
@@ -163,7 +164,7 @@ def config(args: argparse.Namespace) -> EngineConfig:
 def _speculative(args: argparse.Namespace) -> str | None:
     """Who guesses. Raises UsageError where the flags contradict each other."""
     if args.draft_model is None:
-        if args.speculative == "draft":
+        if args.speculative == "draft" and (args.model != DEMO_MODEL or args.hf_repo):
             raise UsageError("argument --spec: draft needs a model that guesses: -md FILE")
     elif args.speculative in (None, "draft"):
         return "draft"

@@ -24,6 +24,7 @@ from lariat.architectures.loading import check_weights, load_weights, read_confi
 from lariat.architectures.prepared import Found, find
 from lariat.checks import check_path
 from lariat.config import EngineConfig, ModelConfig
+from lariat.demo import DEMO_DRAFT_MODEL, DEMO_MODEL
 from lariat.errors import ModelError
 from lariat.formats.gguf_split import GGUFModel
 from lariat.runtime import sampler, threads
@@ -244,11 +245,11 @@ class _Guessing:
 
 
 def find_draft_model(
-    draft_model: str | os.PathLike[str] | None, speculative: str | None
+    model_path: Path, draft_model: str | os.PathLike[str] | None, speculative: str | None
 ) -> Path | None:
     """The file of the draft model that the parameters of `LLM` ask for, if any.
 
-    ValueError if they contradict each other.
+    The demo model has one of its own. ValueError if they contradict each other.
     """
     if draft_model is not None:
         if speculative not in (None, "draft"):
@@ -256,6 +257,8 @@ def find_draft_model(
         return check_path("draft_model", draft_model)
     if speculative != "draft":
         return None
+    if model_path == Path(DEMO_MODEL):
+        return Path(DEMO_DRAFT_MODEL)
     raise ValueError("speculative 'draft' needs a draft_model")
 
 

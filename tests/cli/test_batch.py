@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lariat import DEMO_MODEL
 
 from tests.support.batches import FLAGS, mixed_rows, run, start, write_rows
 from tests.support.command_line import Run, check_refused, runner
@@ -124,6 +125,10 @@ def test_a_file_that_cannot_grow_loses_nothing(
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
     assert n_lines(Path(f"{output}.part")) > 2
     assert run(source, output, "--resume") == undisturbed
+
+
+def test_guesses_change_no_line(source: Path, undisturbed: bytes, tmp_path: Path) -> None:
+    assert run(source, tmp_path / "out", "-md", DEMO_MODEL) == undisturbed
 
 
 def test_bad_input_is_a_line_of_the_output(command: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lariat import LLM
+from lariat import LLM, GGUFFile
 
 from tests.reference import Reference, relative_error
 
@@ -276,6 +276,15 @@ def files(
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("demo")
     return dict(zip(("F16", "Q4_0"), export.write_all(folder, state, tokenizer), strict=True))
+
+
+def test_the_draft_model_is_one_file(
+    state: dict[str, Any], tokenizer: bytes, tmp_path: Path
+) -> None:
+    (path,) = export.write_all(tmp_path, state, tokenizer, "draft")
+    assert [path] == list(tmp_path.iterdir())
+    with GGUFFile(path) as gguf:
+        assert gguf.metadata["general.name"] == "Lariat demo draft"
 
 
 def test_tokenizer_is_the_same_twice(tokenizer: bytes) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from lariat import DEMO_MODEL, LLM, GGUFFile, SamplingParams
 from lariat._kernels import supported_isas
+from lariat.demo import DEMO_DRAFT_MODEL
 
 ROOT = Path(__file__).parents[2]
 F16 = ROOT / "models" / "demo-f16.gguf"
@@ -27,6 +28,7 @@ def lariat(*arguments: str, folder: Path, **variables: str) -> subprocess.Comple
 
 def test_files_are_small() -> None:
     assert os.path.getsize(DEMO_MODEL) <= 8e6
+    assert os.path.getsize(DEMO_DRAFT_MODEL) < 1e6
     if F16.exists():
         assert os.path.getsize(F16) < 16e6
 
@@ -98,6 +100,30 @@ def test_its_tokenizer_is_the_one_that_the_corpus_makes() -> None:
     for path in (DEMO_MODEL, F16):
         with GGUFFile(path) as gguf:
             assert list(gguf.metadata["tokenizer.ggml.tokens"]) == pieces
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_its_draft_model_is_often_right(temperature: float) -> None:
+    """The model card says how often, over more texts."""
+    params = SamplingParams(max_tokens=100, temperature=temperature, seed=0)
+    prompts = ["Once upon a time", "One misty day", "The key of the red door is 4 8 2 1."]
+    with LLM(DEMO_MODEL) as llm:
+        plain = [llm.generate(prompt, params).text for prompt in prompts]
+    with LLM(DEMO_MODEL, speculative="draft") as llm:
+        done = [llm.generate(prompt, params) for prompt in prompts]
+    assert [d.text for d in done] == plain
+    n_drafted = sum(d.timings.n_drafted for d in done)
+    assert sum(d.timings.n_accepted for d in done) > 0.6 * n_drafted
+    assert sum(d.timings.n_decode for d in done) > 2 * sum(d.timings.n_passes for d in done)
+
+
+def test_no_flag_names_its_draft_model(tmp_path: Path) -> None:
+    command = ("generate", "-p", "Once upon a time", "--temp", "0", "-n", "40")
+    plain = lariat(*command, folder=tmp_path)
+    done = lariat(*command, "--spec", "draft", folder=tmp_path)
+    assert done.stdout == plain.stdout
+    assert "tokens per pass" in done.stderr
+    assert "guessed" not in plain.stderr
 
 
 def test_a_story_ends_and_keeps_its_hero() -> None:
