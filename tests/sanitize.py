@@ -15,16 +15,16 @@ parameters: as many as LARIAT_CASES says, 0 for all. They are drawn by their nam
 
 from __future__ import annotations
 
-import collections
 import os
 import subprocess
-import zlib
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from lariat import os_memory
+
+from tests.support.some_cases import leave_some
 
 _ALIGNMENT = 64
 _N_CASES = int(os.environ.get("LARIAT_CASES", "8"))
@@ -66,20 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = _NOT_HERE.get(getattr(item, "originalname", item.name))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
-    if _N_CASES:
-        drawn = set(some_cases(items, _N_CASES))
-        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
-        items[:] = [item for item in items if item in drawn]
-
-
-def some_cases(items: list[pytest.Item], n: int) -> list[pytest.Item]:
-    """At most `n` of the cases of each test. Drawing keeps no step with the order of parameters."""
-    cases: dict[str, list[pytest.Item]] = collections.defaultdict(list)
-    for item in items:
-        cases[item.nodeid.partition("[")[0]].append(item)
-    for of_one in cases.values():
-        of_one.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
-    return [item for of_one in cases.values() for item in of_one[:n]]
+    leave_some(config, items, _N_CASES)
 
 
 def start_unchecked(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
