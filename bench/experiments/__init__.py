@@ -12,6 +12,7 @@ endless        perplexity of generation without end
 rope_read      one fact in long prose: which RoPE finds it when it is chosen as keys are read
 edits          an edit in the middle: what becomes of the text behind it, and what repair costs
 stretch        contexts longer than the training: recall and perplexity by RoPE scaling
+loops          instructions and cycles of inner loops, for processors that are not at hand
 weight_types   each weight type beside llama.cpp: predictions and speed
 load           a server under many clients: throughput, gaps between tokens, first tokens
 batch_memory   resident memory of `lariat batch` as its rows grow in number

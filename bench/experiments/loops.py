@@ -4,7 +4,8 @@
         [--mca llvm-mca-19 --cpu neoverse-n1,neoverse-v2,apple-m1]
 
 For processors that are not at hand. A loop is a backward branch with no other inside; of those of a
-function with equally many multiply-adds, the one with the fewest instructions is shown. Columns:
+function with equally many multiply-adds and conversions, the one with the fewest instructions is
+shown. Columns:
 vector multiply-adds, conversions, loads, vectors that are kept on the stack, all instructions, and
 the cycles of one pass when the loop goes on for ever and memory is as near as the L1 cache.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 
 _MULTIPLY_ADD = re.compile(r"fml[as]|vfn?m(add|sub)\d+p|[su]dot|[su]mmla|vpdpbusd|vpmaddubsw")
 _CONVERSION = re.compile(r"fcvt|scvtf|ucvtf|vcvt")
-_LOAD = re.compile(r"ld[pr1]|.*,.*\(%r")
+_LOAD = re.compile(r"ld[pr1]|(?!lea|prefetch).*\(%r[^)]*\),")
 _BRANCH = re.compile(r"(?:b\.|cbn?z|tbn?z|b |j)\S*.*?\b([0-9a-f]+) <")
 _ON_STACK = re.compile(r"\b[qds]\d+.*\[sp|%[xyz]mm.*\(%rsp|\(%rsp.*%[xyz]mm")
 
@@ -106,14 +107,13 @@ def main() -> None:
     names = ("function", "multiply-adds", "conversions", "loads", "stack", "instructions", *cpus)
     print("|", " | ".join(names), "|\n|", " | ".join(["---"] + ["---:"] * (len(names) - 1)), "|")
     for name, code in functions_of(listing, args.functions):
-        best: dict[int, Loop] = {}
+        best: dict[tuple[int, int], Loop] = {}
         for loop in loops_of(name, code):
-            n = loop.count(_MULTIPLY_ADD)
-            if n >= args.least and (n not in best or len(loop.body) < len(best[n].body)):
-                best[n] = loop
-        for n, loop in sorted(best.items()):
-            counts = (n, loop.count(_CONVERSION), loop.count(_LOAD), loop.n_on_stack)
-            row = [name, *counts, len(loop.body)]
+            of = (loop.count(_MULTIPLY_ADD), loop.count(_CONVERSION))
+            if of[0] >= args.least and (of not in best or len(loop.body) < len(best[of].body)):
+                best[of] = loop
+        for of, loop in sorted(best.items()):
+            row = [name, *of, loop.count(_LOAD), loop.n_on_stack, len(loop.body)]
             row += [f"{cycles(loop, args.mca, cpu, arch):.1f}" for cpu in cpus]
             print("|", " | ".join(map(str, row)), "|")
 

@@ -28,11 +28,12 @@ def leave_some(
         items[:] = [item for item in items if item in drawn]
 
 
-def some_cases(
-    items: list[pytest.Item], n: int, at_each_level: bool = False
-) -> list[pytest.Item]:
-    """Those of `leave_some`. They are drawn by their names, always the same; so drawing keeps no
-    step with the order of parameters."""
+def some_cases(items: list[pytest.Item], n: int, at_each_level: bool = False) -> list[pytest.Item]:
+    """At most `n` of the cases of each test, as `leave_some` counts them.
+
+    They are drawn by their names, always the same; so drawing keeps no step with the order of
+    parameters.
+    """
     cases: dict[tuple[str, object], list[pytest.Item]] = collections.defaultdict(list)
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
