@@ -143,6 +143,17 @@ def test_modules_that_are_run_exist() -> None:
     assert not is_module("bench.depths")
 
 
+def test_the_readme_names_every_extra() -> None:
+    """All but those of people who change the code."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    table = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    names = set(re.findall(r"^(\w+) = \[", table, re.M)) - {"dev", "fuzz"}
+    section = README.read_text("utf-8").split("\n## Extras\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == names
+    assert len(names) > 5
+
+
 def test_the_package_is_called_lariat() -> None:
     """Not by the name of its folder, which is all that `engine` is."""
     assert not missing(r"(?:^|[\s>`$\"])((?:from|import|python -m) engine)\b", lambda name: False)

@@ -1,11 +1,16 @@
 """lm-evaluation-harness on a GGUF file: Lariat beside transformers.
 
-    python -m bench.experiments.evaluation -m model.gguf
+    python -m bench.experiments.evaluation -m model.gguf [-m model-f16.gguf]
 
 The task is the 200 questions of `bench.choices`. Both models answer it in the harness's own way,
 each with its own tokens. transformers reads the file by itself, its weights as float32. Prints the
-accuracy of both, and how far the log-likelihoods of all choices are apart. It needs
-`pip install 'lariat[eval]' torch transformers gguf accelerate`.
+accuracy of both, and how far the log-likelihoods of all choices are apart.
+
+Of several files, Lariat evaluates each and transformers the first. With quantized weights, Lariat's
+kernels round activations to 8 bits; with those of `lariat quantize --allow-requantize model.gguf
+model-f16.gguf F16`, which are the same but for their last bits, they do not.
+
+It needs `pip install 'lariat[eval]' torch transformers gguf accelerate`.
 """
 
 from __future__ import annotations
@@ -112,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-m", "--model", required=True, metavar="FILE")
+    parser.add_argument("-m", "--model", action="append", required=True, metavar="FILE")
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep the task's files there")
@@ -123,8 +128,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = args.write or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         choices.write_task(folder.resolve(), choices.questions())
-        rest = (args.model, folder, args.limit, args.threads)
-        print(report(ours(*rest), theirs(*rest)))
+        rest = (folder, args.limit, args.threads)
+        found = {model: ours(model, *rest) for model in args.model}
+        others = theirs(args.model[0], *rest)
+        for model, answers in found.items():
+            print(f"\n{os.path.basename(model)}: {report(answers, others)}")
 
 
 if __name__ == "__main__":
