@@ -43,7 +43,7 @@ help:
 	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
 	@echo "make fuzz [FUZZ_SECONDS=300] [FUZZ_INPUTS=request]     changed files, texts and requests, until one does harm"
 	@echo "make sanitize [LARIAT_CASES=8]         cases of each test, with checks of addresses and undefined behaviour"
-	@echo "make test-arm [LARIAT_CASES=2]         compiles for aarch64; cases of kernel and model tests under qemu-user"
+	@echo "make test-arm [LARIAT_CASES=1]         compiles for aarch64; cases of kernel and model tests under qemu-user"
 	@echo "make coverage                          the tests, and the lines of engine/ that they run"
 	@echo "make bench                             the benchmarks, saved in .benchmarks"
 	@echo "make bench-compare                     the benchmarks beside the last saved run"
@@ -108,7 +108,7 @@ coverage: $(VENV)/.built
 	@$(BIN)/python -m coverage report --fail-under=95
 
 test-arm: $(VENV)/.installed
-	LARIAT_CASES=$${LARIAT_CASES:-2} .ci/test-arm $(BIN)/python $(ARM_TESTS)
+	LARIAT_CASES=$${LARIAT_CASES:-1} .ci/test-arm $(BIN)/python $(ARM_TESTS)
 
 # A copy of the sources is compiled with checks and runs the suite. The build in place stays as it is.
 # libstdc++ is loaded first, because the checks must know of it before sentencepiece throws exceptions.
