@@ -14,6 +14,7 @@ from lariat.cache.prefix_cache import PrefixCache
 from lariat.errors import ContextError
 from lariat.runtime.request import Request
 
+_MAX_PASSED = 8  # requests that wait for others' blocks, and are passed by in a step
 _NO_BLOCK = "the KV cache is full: close contexts, or load with more n_ctx"
 
 
@@ -160,26 +161,40 @@ class Scheduler:
 
     def _admit_waiting(self, step: Step) -> None:
         """Let waiting requests run, the oldest first, as long as the next one has room beside all
-        that the others still have to read. They may read in another order, see `_shares`."""
-        while self._waiting and step.n_tokens_left:
-            request = self._waiting[0]
+        that the others still have to read. They may read in another order, see `_shares`.
+
+        Those that wait for blocks which a running request is about to compute are passed by: the
+        others do not wait with them, but leave them their room.
+        """
+        n_passed = n_kept = 0
+        for request in list(self._waiting):
+            if not step.n_tokens_left or n_passed > _MAX_PASSED:
+                return
             if not self._shorten(request, step):
                 return
             if self.prefixes and not request.is_lent:
                 self.prefixes.reuse(request)
                 if self.prefixes.is_coming(request, self._running):
                     request.table.clear()
-                    return
-            if not self._find_room_for_all(request, step):
+                    n_passed += 1
+                    n_kept += request.n_new_blocks(request.n_pending)
+                    continue
+            if not self._find_room_for_all(request, step, n_kept):
                 if step.evict and not request.is_lent:
                     request.table.clear()  # the next step looks for its prefix again
                 return
             request.count_reused()
             self._running.append(request)
-            self._waiting.popleft()
+            self._waiting.remove(request)
 
-    def _find_room_for_all(self, request: Request, step: Step) -> bool:
-        """Make room for all pending tokens: a prompt must not get stuck half-way behind another."""
+    def _find_room_for_all(self, request: Request, step: Step, n_kept: int) -> bool:
+        """Make room for all pending tokens: a prompt must not get stuck half-way behind another.
+        Nothing is evicted or preempted for it while `n_kept` blocks are those of older ones."""
+        if n_kept:
+            has_room = self._has_room(request, request.n_pending, step, self._n_owed(step) + n_kept)
+            if not has_room and not request.is_lent:
+                request.table.clear()
+            return has_room
         while not self._has_room(request, request.n_pending, step, self._n_owed(step)):
             if self._evict_from_longest(step):
                 return False

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lariat.cache.blocks import SLOTS, BlockPool, BlockTable
+from lariat.cache.prefix_cache import PrefixCache
 from lariat.config import SamplingParams
 from lariat.runtime.request import Completion, Request
 from lariat.runtime.scheduler import Scheduler, Step
@@ -400,6 +401,31 @@ def test_a_prompt_that_waits_its_turn_keeps_the_room_that_it_was_let_in_for() ->
         assert long.table.n_tokens >= n_before, "it was preempted"
         n_before = long.table.n_tokens
     assert not late.table.n_tokens
+
+
+@pytest.mark.parametrize(("n_blocks", "passes"), [(100, True), (60, False)])
+def test_who_waits_for_anothers_blocks_holds_up_nobody_but_keeps_its_room(
+    n_blocks: int, passes: bool
+) -> None:
+    """Two prompts of 1,000 tokens are the same, so the second waits for the blocks of the first."""
+    simulation = Simulation(n_blocks, 512)
+    simulation.scheduler.prefixes = PrefixCache(simulation.pool)
+    simulation.add(3, 900, first=9000)
+    numbers(simulation.scheduler, 64)
+    first, same = simulation.add(1000, 9), simulation.add(1000, 9)
+    other = simulation.add(50, 9, first=5000)
+    for _ in range(2):
+        numbers(simulation.scheduler, 64)
+    assert bool(other.completion.token_ids) == passes
+    assert not same.table.n_tokens
+    while not same.completion.token_ids:
+        numbers(simulation.scheduler, 64)
+        if not first.completion.token_ids:
+            assert not same.table.n_tokens
+    assert same.table.segments[:30, 0].tolist() == first.table.segments[:30, 0].tolist()
+    assert same.completion.timings.n_reused == 992
+    while not other.completion.token_ids:
+        numbers(simulation.scheduler, 64)
 
 
 def test_a_lone_prompt_gets_the_whole_batch() -> None:
