@@ -14,6 +14,7 @@ edits          an edit in the middle: what becomes of the text behind it, and wh
 stretch        contexts longer than the training: recall and perplexity by RoPE scaling
 loops          instructions and cycles of inner loops, for processors that are not at hand
 weight_types   each weight type beside llama.cpp: predictions and speed
+speculation    decoding with each way to guess, on text that repeats and text that does not
 load           a server under many clients: throughput, gaps between tokens, first tokens
 batch_memory   resident memory of `lariat batch` as its rows grow in number
 batch_speed    `lariat batch` beside `lariat bench --sequences`, and llama.cpp row by row

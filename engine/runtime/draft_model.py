@@ -16,6 +16,7 @@ distribution: for a guess that is known before the token is drawn, rejection sam
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from lariat.errors import ModelError
 from lariat.formats.gguf_split import GGUFModel
 from lariat.runtime import sampler, threads
 from lariat.runtime.batch import Part, split
+from lariat.runtime.pace import Pace
 from lariat.runtime.request import Request
 from lariat.runtime.runner import Runner, build_runner
 from lariat.tokenizers.tokenizer import Tokenizer
@@ -113,6 +115,7 @@ class DraftModel:
         """Use `load_draft_model`."""
         self._runner, self._gguf = runner, gguf
         self._n_vocab = n_vocab  # of the other model
+        self._pace = Pace()  # of passes that read texts
 
     def close(self) -> None:
         """Give back memory and the file."""
@@ -124,7 +127,7 @@ class DraftModel:
         """Guess at most so many next tokens of each request, often fewer.
 
         There are none for a request whose text the cache has no room for, nor yet for one whose
-        prompt takes more than a forward pass.
+        prompt is too long for one step: others would wait.
         """
         pool = self._runner.cache.pool
         pool.recount()
@@ -151,11 +154,12 @@ class DraftModel:
     def _begin(self, texts: Sequence[_Guessing]) -> list[_Guessing]:
         """Compute what is new of each text, those with few new tokens first, and guess one token.
         Returns the texts that go on."""
-        n_left, n_free = self._runner.n_ubatch, self._runner.cache.pool.n_free
+        n_left, n_free = self._budget(len(texts)), self._runner.cache.pool.n_free
         prefixes = self._runner.scheduler.prefixes
         parts: list[Part] = []
         counts: list[tuple[DraftText, int]] = []
         begun: list[_Guessing] = []
+        n_prompt = 0
         for text in texts:
             cached = text.cached
             cached.catch_up(text.request.ids)
@@ -164,7 +168,9 @@ class DraftModel:
                 cached.know(cached.table.n_tokens)
         for text in sorted(texts, key=lambda text: text.cached.n_pending):
             cached = text.cached
-            n = min(n_left, cached.n_pending)
+            n = cached.n_pending
+            is_long = n > _MAX_DECODED
+            n = min(n, n_left) if is_long else n
             is_whole = n == cached.n_pending
             n_new = cached.table.n_new_blocks(n + (text.k - 1 if is_whole else 0))
             if not n or n_new > n_free:
@@ -174,17 +180,27 @@ class DraftModel:
             if max(ids) >= self._runner.config.n_vocab:  # a token that this model does not have
                 text.request.guesses = False
                 continue
-            n_left, n_free = n_left - n, n_free - n_new
+            n_free -= n_new
+            n_left -= n if is_long else 0
+            n_prompt += n if is_long else 0
             parts.append(self._runner.part(cached.table, ids, "last" if is_whole else "none"))
             if is_whole:
                 begun.append(text)
             counts.append((cached, n))
+        start = time.perf_counter()
         rows = self._forward(parts)
+        n_decode = sum(n for _, n in counts) - n_prompt
+        self._pace.add(n_prompt, n_decode, time.perf_counter() - start)
         for cached, n in counts:
             cached.computed(n)
             if prefixes:
                 prefixes.key_blocks(cached)
         return [text for text, row in zip(begun, rows, strict=True) if text.take(row)]
+
+    def _budget(self, n_texts: int) -> int:
+        """Tokens of prompts that may be computed: as many as `Pace` allows if others wait."""
+        budget = self._pace.budget if n_texts > 1 else self._runner.settings.n_batch
+        return self._runner.n_ubatch if budget is None else budget
 
     def _go_on(self, texts: list[_Guessing]) -> None:
         """Guess further tokens, one of each text at a time."""

@@ -8,6 +8,7 @@ from lariat import DEMO_MODEL, LLM, RopeConfig, SamplingParams
 from lariat.errors import ModelError
 from lariat.runtime import draft_model
 from lariat.runtime.draft_model import DraftModel
+from lariat.runtime.pace import Pace
 from lariat.runtime.runner import Runner
 
 from tests.support.contexts import CACHES, ids_of, load, n_held
@@ -151,11 +152,14 @@ def test_prompts_that_begin_alike_share_its_blocks(path, rough, drafts, monkeypa
 
 def test_a_long_prompt_is_read_step_by_step(path, rough, drafts, monkeypatch):
     """A text that is not read yet has no guesses, and holds nobody up."""
-    largest = []
+    monkeypatch.setattr(Pace, "budget", 48)  # whatever the machine is doing
+    largest, read = [], []
     forward = Runner.forward
 
     def noted(self, parts, n_threads=None):
         largest.append(sum(len(part.token_ids) for part in parts))
+        if self is drafts[0]:
+            read.extend(n for part in parts if (n := len(part.token_ids)) > 32)
         return forward(self, parts, n_threads)
 
     prompts = [ids_of(200), ids_of(10, seed=3)]
@@ -166,6 +170,7 @@ def test_a_long_prompt_is_read_step_by_step(path, rough, drafts, monkeypatch):
         done = llm.generate(prompts, GREEDY)
     assert outcome(done) == outcome(plain)
     assert max(largest) <= 64
+    assert read[:4] == [48] * 4
     assert all(d.timings.n_accepted for d in done)
 
 
