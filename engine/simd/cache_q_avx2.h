@@ -38,7 +38,12 @@ ALWAYS_INLINE float loaded_scale_avx2(const int type) {
     return type == C_Q4_0 ? 0x1p-28f : 1.0f;
 }
 
-/* `part` is 0 for the first 16 numbers of a group of 32, 1 for the last. */
+/* A nibble of q4_ch is put into the mantissa of 1 or 16, so nothing converts it: the float is
+ * (BASE + number) / NIBBLE_UNIT. Scale and zero point take that back in one multiply-add. */
+enum { NIBBLE_UNIT = 128, LOW_BASE = 128, HIGH_BASE = 16 * 128 };
+
+/* `part` is 0 for the first 16 numbers of a group of 32, 1 for the last. Those of q4_0 are times a
+ * power of two, those of q4_ch as said above. */
 ALWAYS_INLINE void load_half_group_avx2(const uint8_t *group, const int part, __m256 x[2],
                                         const int type) {
     if (type == C_Q8_0 || type == C_Q8_CH) {
@@ -50,14 +55,15 @@ ALWAYS_INLINE void load_half_group_avx2(const uint8_t *group, const int part, __
     __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)group));
     /* q - 8 in four bits with a sign is q with its highest bit inverted */
     if (type == C_Q4_0) bytes = _mm256_xor_si256(bytes, _mm256_set1_epi8((char)0x88));
-    if (type == C_Q4_CH)
-        bytes = _mm256_and_si256(part ? _mm256_srli_epi16(bytes, 4) : bytes,
-                                 _mm256_set1_epi8(15));
+    else bytes = _mm256_and_si256(bytes, _mm256_set1_epi8((char)(part ? 0xf0 : 15)));
     for (int v = 0; v < 2; v++) {
-        __m256i q_i32x8 = spread_avx2(bytes, v, type == C_Q4_0 ? 3 : 0);
-        if (type == C_Q4_0)
-            q_i32x8 = part ? _mm256_and_si256(q_i32x8, _mm256_set1_epi32((int)0xf0000000))
-                           : _mm256_slli_epi32(q_i32x8, 4);
+        __m256i q_i32x8 = spread_avx2(bytes, v, type == C_Q4_0 ? 3 : part ? 1 : 2);
+        if (type == C_Q4_CH) {
+            x[v] = _mm256_or_ps(_mm256_castsi256_ps(q_i32x8), _mm256_set1_ps(part ? 16 : 1));
+            continue;
+        }
+        q_i32x8 = part ? _mm256_and_si256(q_i32x8, _mm256_set1_epi32((int)0xf0000000))
+                       : _mm256_slli_epi32(q_i32x8, 4);
         x[v] = _mm256_cvtepi32_ps(q_i32x8);
     }
 }
@@ -108,36 +114,15 @@ ALWAYS_INLINE void slot_scales_avx2(const void *block, int first, int n, int64_t
     }
 }
 
-ALWAYS_INLINE void dequantize_avx2(const void *block, int first, int n, int64_t head_dim,
-                                   float *out, const int type) {
-    const f16_t *scales = scales_of(block, head_dim, type);
-    for (int64_t j = first; j < first + n; j++)
-        for (int64_t i = 0; i < head_dim; i += 32) {
-            const uint8_t *group = group_of(block, j, i / 32, head_dim, type);
-            __m256 x[4];
-            load_half_group_avx2(group, 0, x, type);
-            load_half_group_avx2(group, 1, x + 2, type);
-            for (int v = 0; v < 4; v++, out += 8) {
-                if (type == C_Q4_CH)
-                    x[v] = _mm256_add_ps(x[v], channel_zeros_avx2(block, i + 8 * v, head_dim));
-                const float of_slot = _cvtsh_ss(scales[i / 32 * SLOTS + j]);
-                const __m256 scale =
-                    type >= C_Q8_CH ? channel_scales_avx2(block, i + 8 * v, head_dim, type)
-                                    : _mm256_set1_ps(of_slot * loaded_scale_avx2(type));
-                _mm256_storeu_ps(out, _mm256_mul_ps(x[v], scale));
-            }
-        }
-}
-
-/* What becomes of the numbers of a block as they are loaded: (number + zero) * scale. Every product
- * is exact, as those of dequantize_avx2 are. */
+/* What becomes of a number of a block as it is loaded: number * scale, and for q4_ch + offset. The
+ * result is exact, so a product with it has the bits of one with the number as float. */
 typedef struct {
-    float slot_scales[SLOTS * MAX_HEAD_DIM / 32]; /* types by row */
-    float scales[MAX_HEAD_DIM], zeros[MAX_HEAD_DIM]; /* types by channel */
+    float slot_scales[SLOTS * MAX_HEAD_DIM / 32];      /* types by row */
+    float scales[MAX_HEAD_DIM], offsets[MAX_HEAD_DIM]; /* types by channel */
 } scales_avx2_t;
 
 ALWAYS_INLINE void load_channels_avx2(const void *block, int first, int n, int64_t head_dim,
-                                    scales_avx2_t *of, const int type) {
+                                      scales_avx2_t *of, const int type) {
     if (type < C_Q8_CH) {
         slot_scales_avx2(block, first, n, head_dim, of->slot_scales, type);
         return;
@@ -145,9 +130,14 @@ ALWAYS_INLINE void load_channels_avx2(const void *block, int first, int n, int64
     for (int64_t i = 0; i < head_dim; i += 8) {
         if (type == C_Q8_CH ? i % 32 == 0 : i % 64 == 0)
             fetch_channels_avx2(block, i, head_dim, type);
-        _mm256_storeu_ps(of->scales + i, channel_scales_avx2(block, i, head_dim, type));
-        if (type == C_Q4_CH)
-            _mm256_storeu_ps(of->zeros + i, channel_zeros_avx2(block, i, head_dim));
+        __m256 scale = channel_scales_avx2(block, i, head_dim, type);
+        if (type == C_Q4_CH) {
+            const __m256 base = _mm256_set1_ps(i % 32 < 16 ? LOW_BASE : HIGH_BASE);
+            const __m256 zero = channel_zeros_avx2(block, i, head_dim);
+            _mm256_storeu_ps(of->offsets + i, _mm256_mul_ps(_mm256_sub_ps(zero, base), scale));
+            scale = _mm256_mul_ps(scale, _mm256_set1_ps(NIBBLE_UNIT));
+        }
+        _mm256_storeu_ps(of->scales + i, scale);
     }
 }
 
@@ -157,11 +147,27 @@ ALWAYS_INLINE void values_16_avx2(const uint8_t *row, int64_t j, int64_t i, cons
     const int is_byte = type == C_Q8_0 || type == C_Q8_CH;
     load_half_group_avx2(row + i / 32 * (is_byte ? 32 : 16), (int)(i % 32 / 16), x, type);
     _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) {
-        if (type == C_Q4_CH) x[v] = _mm256_add_ps(x[v], _mm256_loadu_ps(of->zeros + i + 8 * v));
-        x[v] = _mm256_mul_ps(x[v], type >= C_Q8_CH
-                                       ? _mm256_loadu_ps(of->scales + i + 8 * v)
-                                       : _mm256_set1_ps(of->slot_scales[i / 32 * SLOTS + j]));
+        const __m256 scale = type >= C_Q8_CH
+                                 ? _mm256_loadu_ps(of->scales + i + 8 * v)
+                                 : _mm256_set1_ps(of->slot_scales[i / 32 * SLOTS + j]);
+        x[v] = type == C_Q4_CH
+                   ? _mm256_fmadd_ps(x[v], scale, _mm256_loadu_ps(of->offsets + i + 8 * v))
+                   : _mm256_mul_ps(x[v], scale);
     }
+}
+
+ALWAYS_INLINE void dequantize_avx2(const void *block, int first, int n, int64_t head_dim,
+                                   float *out, const int type) {
+    const int64_t row_bytes = cache_row_bytes(type, head_dim);
+    scales_avx2_t of;
+    load_channels_avx2(block, first, n, head_dim, &of, type);
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < head_dim; i += 16, out += 16) {
+            __m256 x[2];
+            values_16_avx2((const uint8_t *)block + (first + j) * row_bytes, j, i, &of, x, type);
+            _mm256_storeu_ps(out, x[0]);
+            _mm256_storeu_ps(out + 8, x[1]);
+        }
 }
 
 /* One query against keys that are made float on their way. The sums are those of scores_rows_avx2
@@ -234,9 +240,10 @@ ALWAYS_INLINE void block_weighted_sum_rows_avx2(const float *s, const void *bloc
     scales_avx2_t of;
     load_channels_avx2(block, first, n, head_dim, &of, type);
     int64_t g = 0;
-    for (; g + 2 <= head_dim / 32; g += 2)
+    /* Scales and offsets of 64 channels beside their sums would be too many registers. */
+    for (; g + 2 <= head_dim / 32 && type != C_Q4_CH; g += 2)
         block_weighted_sum_groups_avx2(s, block, first, n, head_dim, g, 2, &of, acc, type);
-    if (g < head_dim / 32)
+    for (; g < head_dim / 32; g++)
         block_weighted_sum_groups_avx2(s, block, first, n, head_dim, g, 1, &of, acc, type);
 }
 

@@ -82,11 +82,11 @@ ALWAYS_INLINE void slot_scales_avx512(const void *block, int first, int n, int64
     }
 }
 
-/* A number of a block as it is loaded becomes (number + zero) * scale. All of that is exact, as in
- * dequantize_avx512, so a product with it has the bits of one with the number as float. */
+/* What becomes of a number of a block as it is loaded: number * scale, and for q4_ch + offset. The
+ * result is exact, so a product with it has the bits of one with the number as float. */
 typedef struct {
-    float slot_scales[SLOTS * MAX_HEAD_DIM / 32];    /* types by row */
-    float scales[MAX_HEAD_DIM], zeros[MAX_HEAD_DIM]; /* types by channel */
+    float slot_scales[SLOTS * MAX_HEAD_DIM / 32];      /* types by row */
+    float scales[MAX_HEAD_DIM], offsets[MAX_HEAD_DIM]; /* types by channel */
 } scales_avx512_t;
 
 ALWAYS_INLINE void load_channels_avx512(const void *block, int first, int n, int64_t head_dim,
@@ -97,9 +97,11 @@ ALWAYS_INLINE void load_channels_avx512(const void *block, int first, int n, int
     }
     for (int64_t i = 0; i < head_dim; i += 16) {
         prefetch_channels_avx512(block, i, head_dim, type);
-        _mm512_storeu_ps(of->scales + i, channel_scales_avx512(block, i, head_dim, type));
+        const __m512 scale = channel_scales_avx512(block, i, head_dim, type);
+        _mm512_storeu_ps(of->scales + i, scale);
         if (type == C_Q4_CH)
-            _mm512_storeu_ps(of->zeros + i, channel_zeros_avx512(block, i, head_dim));
+            _mm512_storeu_ps(of->offsets + i,
+                             _mm512_mul_ps(channel_zeros_avx512(block, i, head_dim), scale));
     }
 }
 
@@ -110,35 +112,23 @@ ALWAYS_INLINE void scaled_group_avx512(const uint8_t *row, int64_t j, int64_t g,
     load_group_avx512(row + g * group_bytes, x, type);
     _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) {
         const int64_t i = 32 * g + 16 * v;
-        if (type == C_Q4_CH) x[v] = _mm512_add_ps(x[v], _mm512_loadu_ps(of->zeros + i));
-        x[v] = _mm512_mul_ps(x[v], type >= C_Q8_CH
-                                       ? _mm512_loadu_ps(of->scales + i)
-                                       : _mm512_set1_ps(of->slot_scales[g * SLOTS + j]));
-    }
-}
-
-/* Channels 32 g.. of slot j, dequantized */
-ALWAYS_INLINE void values_avx512(const void *block, int64_t j, int64_t g, int64_t head_dim,
-                                 __m512 x[2], const int type) {
-    const f16_t *scales = scales_of(block, head_dim, type);
-    load_group_avx512(group_of(block, j, g, head_dim, type), x, type);
-    for (int v = 0; v < 2; v++) {
-        const int64_t i = 32 * g + 16 * v;
-        if (type == C_Q4_CH)
-            x[v] = _mm512_add_ps(x[v], channel_zeros_avx512(block, i, head_dim));
-        const __m512 scale = type >= C_Q8_CH
-                                 ? channel_scales_avx512(block, i, head_dim, type)
-                                 : _mm512_set1_ps(_cvtsh_ss(scales[i / 32 * SLOTS + j]));
-        x[v] = _mm512_mul_ps(x[v], scale);
+        const __m512 scale = type >= C_Q8_CH ? _mm512_loadu_ps(of->scales + i)
+                                             : _mm512_set1_ps(of->slot_scales[g * SLOTS + j]);
+        x[v] = type == C_Q4_CH ? _mm512_fmadd_ps(x[v], scale, _mm512_loadu_ps(of->offsets + i))
+                               : _mm512_mul_ps(x[v], scale);
     }
 }
 
 ALWAYS_INLINE void dequantize_avx512(const void *block, int first, int n, int64_t head_dim,
                                      float *out, const int type) {
-    for (int j = 0; j < n; j++)
+    const int64_t row_bytes = cache_row_bytes(type, head_dim);
+    scales_avx512_t of;
+    load_channels_avx512(block, first, n, head_dim, &of, type);
+    for (int64_t j = 0; j < n; j++)
         for (int64_t g = 0; g < head_dim / 32; g++, out += 32) {
             __m512 x[2];
-            values_avx512(block, first + j, g, head_dim, x, type);
+            scaled_group_avx512((const uint8_t *)block + (first + j) * row_bytes, j, g, &of, x,
+                                type);
             _mm512_storeu_ps(out, x[0]);
             _mm512_storeu_ps(out + 16, x[1]);
         }
