@@ -15,7 +15,8 @@ LONG_SHAPES ?= 30
 DIGESTS := results/digests.json
 # The same as [build-system] in pyproject.toml; a test compares the two.
 BUILD_REQUIRES := "setuptools>=77" "Cython>=3.0,<4"
-SOURCES := engine tests bench models docs results Makefile setup.py pyproject.toml $(wildcard *.md)
+SOURCES := engine tests bench models release docs results licenses Makefile Dockerfile setup.py \
+    pyproject.toml $(wildcard *.md)
 SANITIZED := $(CURDIR)/build/sanitize
 # Checks are calls, not inline code, because gcc would need minutes for each file. The undefined checks
 # leave out those of every pointer, because the address checks make most of them too.
@@ -32,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-long real-models digests fuzz check-kernels coverage sanitize test-arm \
-    bench bench-compare bench-models results lint build dist clean
+    bench bench-compare bench-models results lint build dist wheels test-wheels compile-others clean
 
 help:
 	@echo "make demo [MODEL=file.gguf] [PROMPT='text'] [N=400]   a story, with both cache strategies"
@@ -49,9 +50,12 @@ help:
 	@echo "make bench-compare                     the benchmarks beside the last saved run"
 	@echo "make bench-models [MODELS='110m 7b']   synthetic models for lariat bench, in .bench-models"
 	@echo "make results                           docs/results.md from the figures in results/"
-	@echo "make lint                              ruff, mypy, cython-lint"
+	@echo "make lint                              ruff, mypy, cython-lint, hadolint"
 	@echo "make build                             compiles the kernels in place"
 	@echo "make dist                              wheel and source distribution in dist/"
+	@echo "make wheels [WHEELS=aarch64]           wheels for Linux that need no compiler, in dist/"
+	@echo "make test-wheels                       each in an empty environment, and on emulated processors"
+	@echo "make compile-others                    compiles for macOS and musl, by Zig's clang"
 	@echo "make clean                             removes all of it, .venv too"
 
 # The environment. It is filled again when pyproject.toml changes.
@@ -160,9 +164,24 @@ lint: $(VENV)/.installed build/package/lariat
 	$(BIN)/mypy
 	@# It looks for pycodestyle on the PATH.
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint engine
+	$(BIN)/hadolint Dockerfile
 
 dist: $(VENV)/.built
 	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# Wheels that need no compiler, for two architectures, with the Pythons at hand (docs/install.md).
+wheels: $(VENV)/.release build/package/lariat
+	$(BIN)/python -m release.wheels $(WHEELS)
+
+test-wheels: $(VENV)/.built $(VENV)/.release
+	$(BIN)/python -m release.check
+
+compile-others: $(VENV)/.release build/package/lariat
+	$(BIN)/python -m release.others
+
+$(VENV)/.release: $(VENV)/.installed
+	LARIAT_SKIP_KERNELS=1 $(BIN)/python -m pip install -q --no-build-isolation -e '.[release]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info engine/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis .fuzz

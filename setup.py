@@ -1,9 +1,11 @@
 """Builds the Cython modules of `lariat`; everything else is in pyproject.toml.
 
 Extra compiler and linker flags come from the environment variable LARIAT_CFLAGS. With
-LARIAT_SKIP_KERNELS=1 nothing is compiled: the Makefile installs first and builds after. There is no
-`-march=native`: the module holds every instruction set and picks one when it loads. There is no
-`-ffast-math`: results must not depend on what a compiler likes to reorder.
+LARIAT_SKIP_KERNELS=1 nothing is compiled: the Makefile installs first and builds after. With
+LARIAT_LIMITED_API=1 modules use the stable ABI of Python 3.11, so that one wheel serves all newer
+ones; Pythons without it ignore that. There is no `-march=native`: the module holds every
+instruction set and picks one when it loads. There is no `-ffast-math`: results must not depend on
+what a compiler likes to reorder.
 """
 
 from __future__ import annotations
@@ -21,7 +23,24 @@ from setuptools.command.build_ext import build_ext
 
 _SKIP = os.environ.get("LARIAT_SKIP_KERNELS") == "1"
 _EXTRA = shlex.split(os.environ.get("LARIAT_CFLAGS", ""))
-_OPENMP = ["-fopenmp"]
+# Cython's memory views need the buffer protocol, which the stable ABI has from 3.11 on.
+_LIMITED_API = (
+    os.environ.get("LARIAT_LIMITED_API") == "1"
+    and sys.version_info >= (3, 11)
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+)
+# Flags of the compiler and of the linker. Apple's clang has OpenMP without a driver's flag and
+# without the library, which Homebrew keeps in a folder of its own.
+_OPENMP = [(["-fopenmp"], ["-fopenmp"])]
+if sysconfig.get_platform().startswith("macosx"):
+    _OPENMP += [
+        (["-Xpreprocessor", "-fopenmp", *include], ["-lomp", *library])
+        for include, library in [([], [])]
+        + [
+            ([f"-I{prefix}/include"], [f"-L{prefix}/lib"])
+            for prefix in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")
+        ]
+    ]
 _CFLAGS = [
     "-O3",
     "-std=gnu11",
@@ -63,8 +82,8 @@ int main(void) {
 _NO_OPENMP = (
     "lariat needs a C compiler with OpenMP, and '{command}' could not build a small OpenMP "
     "program; install one (Debian and Ubuntu: apt install gcc libgomp1 libc6-dev; "
-    "Fedora: dnf install gcc libgomp; macOS: brew install gcc) and name it with CC if it is "
-    "not the default, for example CC=gcc-14"
+    "Fedora: dnf install gcc libgomp; Alpine: apk add gcc musl-dev libgomp; macOS: brew install "
+    "libomp) and name it with CC if it is not the default, for example CC=gcc-14"
 )
 
 
@@ -73,7 +92,10 @@ class BuildExt(build_ext):
 
     def build_extensions(self) -> None:
         """Build all of them, or exit with a sentence."""
-        self._check_openmp()
+        compile_flags, link_flags = self._find_openmp()
+        for ext in self.extensions:
+            ext.extra_compile_args += compile_flags
+            ext.extra_link_args += link_flags
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
@@ -92,21 +114,28 @@ class BuildExt(build_ext):
         )[0].sources
         super().build_extension(ext)
 
-    def _check_openmp(self) -> None:
-        """Exit with a sentence unless a small OpenMP program compiles and links."""
+    def _find_openmp(self) -> tuple[list[str], list[str]]:
+        """Flags with which a small OpenMP program compiles and links; without any, exit."""
+        for flags in _OPENMP:
+            if self._has_openmp(*flags):
+                return flags
+        command = shlex.join([*getattr(self.compiler, "compiler", ["cc"])[:1], *_EXTRA])
+        sys.exit("error: " + _NO_OPENMP.format(command=command))
+
+    def _has_openmp(self, compile_flags: list[str], link_flags: list[str]) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(_PROBE)
             try:
                 objects = self.compiler.compile(
-                    [str(source)], output_dir=folder, extra_postargs=_OPENMP + _EXTRA
+                    [str(source)], output_dir=folder, extra_postargs=compile_flags + _EXTRA
                 )
                 self.compiler.link_executable(
-                    objects, str(Path(folder, "probe")), extra_postargs=_OPENMP + _EXTRA
+                    objects, str(Path(folder, "probe")), extra_postargs=link_flags + _EXTRA
                 )
             except Exception:  # setuptools and distutils raise several unrelated classes
-                command = shlex.join([*getattr(self.compiler, "compiler", ["cc"])[:1], *_EXTRA])
-                sys.exit("error: " + _NO_OPENMP.format(command=command))
+                return False
+        return True
 
 
 def _folder_with_package() -> str:
@@ -143,13 +172,17 @@ setup(
             extra_compile_args=[
                 *_CFLAGS,
                 *_MORE_CFLAGS.get(Path(pyx).stem, ()),
-                *_OPENMP,
                 *_EXTRA,
             ],
-            extra_link_args=[*_OPENMP, *_EXTRA],
+            extra_link_args=[*_EXTRA],
+            define_macros=[("Py_LIMITED_API", "0x030B0000"), ("CYTHON_LIMITED_API", "1")]
+            if _LIMITED_API
+            else [],
+            py_limited_api=_LIMITED_API,
         )
         for pyx in sorted(glob("engine/*.pyx"))
         if not _SKIP
     ],
     cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if _LIMITED_API else {},
 )

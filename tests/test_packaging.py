@@ -137,3 +137,54 @@ def test_compiler_without_openmp_gets_a_sentence(copy: Path, tmp_path: Path) -> 
     assert "apt install gcc" in last
     assert "Traceback" not in result.stderr
     assert not list((copy / "build").glob("engine*"))  # it was found before any work was done
+
+
+@pytest.mark.parametrize("platform", ["linux", "macos"])
+def test_cibuildwheel_reads_its_settings(platform: str, tmp_path: Path) -> None:
+    pytest.importorskip("cibuildwheel")
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (tmp_path / "setup.py").touch()
+    options = ["--print-build-identifiers", "--platform", platform, "--archs", "x86_64"]
+    result = subprocess.run(
+        [sys.executable, "-m", "cibuildwheel", *options, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    found = result.stdout.split()
+    system = {"linux": "manylinux", "macos": "macosx"}[platform]
+    assert {f"cp3{n}-{system}_x86_64" for n in range(10, 15)} <= set(found)
+    assert not any(
+        re.match(r"pp|cp3\d+t", name) for name in found
+    )  # PyPy, free threads: not tested
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_limited_api_makes_a_wheel_for_newer_pythons(
+    copy: Path, tmp_path: Path, value: str
+) -> None:
+    """The compiler stands in for a real one: names and tags are what counts here."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        '#!/bin/sh\nfor last do :; done\nwhile [ "$1" != -o ]; do shift; done\n: >"$2"\n'
+    )
+    compiler.chmod(0o755)
+    for path in (copy / "engine").glob("*.pyx"):
+        if path.stem != "_masks":
+            path.unlink()
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path)],
+        cwd=copy,
+        env=os.environ
+        | {"CC": str(compiler), "LDSHARED": str(compiler), "LARIAT_LIMITED_API": value},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (wheel,) = tmp_path.glob("lariat-*.whl")
+    has_stable_abi = value == "1" and sys.version_info >= (3, 11)
+    assert ("-cp311-abi3-" in wheel.name) == has_stable_abi
+    with zipfile.ZipFile(wheel) as archive:
+        (module,) = (name for name in archive.namelist() if name.endswith(".so"))
+    assert (module == "lariat/_masks.abi3.so") == has_stable_abi

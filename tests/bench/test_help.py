@@ -1,4 +1,4 @@
-"""`--help` of every command of bench/ and models/, and of their parts."""
+"""`--help` of every command of bench/, models/ and release/, and of their parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for folder in ("bench", "models")
+    for folder in ("bench", "models", "release")
     for path in (ROOT / folder).rglob("*.py")
     if "ArgumentParser(" in path.read_text(encoding="utf-8")
 )
