@@ -21,7 +21,7 @@ from release.pythons import Environment
 from release.toolchain import BUILD, TARGETS
 from release.wheels import DIST, check_size
 
-PYTHONS = {"cp310-cp310": ("3.10",), "cp311-abi3": ("3.11", "3.12", "3.13", "3.14")}
+STABLE_ABI = ("3.11", "3.12", "3.13", "3.14")  # Pythons that have it
 # Processors of qemu, and the instruction set that must be in use there. Nehalem has no AVX, and
 # NumPy needs all that it has.
 PROCESSORS = {
@@ -72,7 +72,7 @@ def environments(wheel: Path) -> list[tuple[Environment, str | None]]:
     _, _, python, abi, platform = wheel.stem.split("-")
     target = next(t for t in TARGETS.values() if t.name in platform)
     found: list[tuple[Environment, str | None]] = []
-    for version in PYTHONS[f"{python}-{abi}"]:
+    for version in STABLE_ABI if abi == "abi3" else [f"3.{python.removeprefix('cp3')}"]:
         environment = pythons.environment(version, target, wheel)
         if environment is None:
             print(f"{target.name} {version}: not run, there is no such Python here", flush=True)

@@ -1,6 +1,7 @@
 """Builds wheels for Linux: `make wheels`, or `python -m release.wheels x86_64 aarch64`.
 
-Two for each architecture: CPython 3.10, and the stable ABI of 3.11 for all that are newer. GCC
+One for each architecture and each Python of this machine, or with --stable-abi one of Python 3.11
+for all that are newer. GCC
 compiles and Zig links (toolchain.py); auditwheel proves that glibc 2.17 is enough and puts libgomp
 into the wheel.
 """
@@ -18,8 +19,7 @@ from pathlib import Path
 from release import openmp, pythons
 from release.toolchain import BUILD, TARGETS, Target, write_compiler
 
-# Versions of Python that build, and whether the wheel has the stable ABI
-KINDS = {"3.10": False, "3.11": True}
+VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 DIST = Path("dist")
 MOST_BYTES = 12_000_000  # without the demo model
 
@@ -35,14 +35,17 @@ def requirements() -> list[str]:
     return found
 
 
-def build(target: Target, version: str) -> Path:
-    """The wheel for `target` of Python `version`; exit with a sentence if something is missing."""
+def build(target: Target, version: str, stable: bool = False) -> Path | None:
+    """The wheel for `target` of Python `version`; None if this machine has no such Python.
+
+    With `stable` it is one for all newer Pythons. Exit with a sentence if a tool is missing.
+    """
     python = pythons.builder(version, requirements())
     if python is None:
-        sys.exit(f"error: Python {version} is missing, with its headers and venv")
+        return None
     openmp_folder = openmp.build(target)
     compiler = write_compiler(target, target.folder / "cc", [f"-L{openmp_folder}", "-lgomp", "-s"])
-    stable, folder = KINDS[version], target.folder / f"build-{version}"
+    folder = target.folder / f"build-{version}{'-stable' if stable else ''}"
     raw = folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)
     tag = f"cpython-{version.replace('.', '')}-{target.name}-linux-gnu"
@@ -87,9 +90,17 @@ def check_size(wheel: Path) -> None:
 
 
 def _repair(wheel: Path, target: Target, openmp_folder: Path) -> Path:
-    """Put libgomp into the wheel and name it by its glibc. auditwheel refuses newer symbols."""
+    """Put libgomp into the wheel, and name it by the oldest glibc that has all of its symbols.
+
+    Exit with a sentence if that is younger than it should be.
+    """
     repaired = wheel.parent / "repaired"
-    options = ["--plat", target.platform, "--only-plat", "-w", repaired]
+    options = [
+        "--plat",
+        "auto",
+        "-w",
+        repaired,
+    ]  # it takes the names of other architectures so only
     subprocess.run(
         [sys.executable, "-m", "auditwheel", "repair", *options, wheel],
         check=True,
@@ -100,6 +111,8 @@ def _repair(wheel: Path, target: Target, openmp_folder: Path) -> Path:
         },
     )
     (found,) = repaired.glob("*.whl")
+    if target.platform not in found.name:
+        sys.exit(f"error: {found.name} needs a younger glibc than {target.platform}")
     DIST.mkdir(exist_ok=True)
     return Path(shutil.move(found, DIST / found.name))
 
@@ -108,13 +121,19 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", nargs="*", help=f"{' or '.join(TARGETS)} (default: both)")
-    parser.add_argument("--python", choices=KINDS, action="append", help="default: all")
+    parser.add_argument(
+        "--python", metavar="3.N", choices=VERSIONS, action="append", help="default: all"
+    )
+    parser.add_argument("--stable-abi", action="store_true", help="one for Python 3.11 and newer")
     args = parser.parse_args(arguments)
     for name in args.target or TARGETS:
         if name not in TARGETS:
             parser.error(f"target {name!r} is unknown, expected {' or '.join(TARGETS)}")
-        for version in args.python or KINDS:
-            wheel = build(TARGETS[name], version)
+        for version in ["3.11"] if args.stable_abi else args.python or VERSIONS:
+            wheel = build(TARGETS[name], version, args.stable_abi)
+            if wheel is None:
+                print(f"{name} {version}: not built, there is no such Python here", flush=True)
+                continue
             print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
             subprocess.run([sys.executable, "-m", "auditwheel", "show", wheel], check=True)
 
