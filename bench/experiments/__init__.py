@@ -20,5 +20,6 @@ batch_memory   resident memory of `lariat batch` as its rows grow in number
 batch_speed    `lariat batch` beside `lariat bench --sequences`, and llama.cpp row by row
 cluster        a batch on 1 to 1,000 nodes, simulated, and two real processes beside it
 evaluation     lm-evaluation-harness: accuracy and log-likelihoods beside transformers
+tile_counts    instructions a multiply-add takes in the matmul tiles of each set
 agreement      logits and greedy tokens beside llama.cpp's, for each architecture
 """

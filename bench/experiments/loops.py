@@ -77,7 +77,7 @@ def cycles(loop: Loop, mca: str, cpu: str, arch: str) -> float:
     code = [re.sub(r"\b[0-9a-f]+ <.*", "0", re.sub(r"//.*", "", line)) for line in loop.body]
     done = subprocess.run(
         [mca, f"-march={arch}", f"-mcpu={cpu}", "-iterations=200", "-resource-pressure=0",
-         "-instruction-info=0"],
+         "-instruction-info=0", *(["-mattr=+i8mm"] if arch == "aarch64" else [])],
         input="\n".join(code), capture_output=True, text=True, check=False,
     )  # fmt: skip
     total = re.search(r"Total Cycles: +(\d+)", done.stdout)

@@ -337,8 +337,8 @@ ALWAYS_INLINE void tile_rows_neon(const float *q, const int n_q, const float *ti
     }
 }
 
-ALWAYS_INLINE void tile_neon(const float *q, int n_q, const float *tile, int64_t head_dim, float *s,
-                             const int raw) {
+ALWAYS_INLINE void tile_of_scores_neon(const float *q, int n_q, const float *tile,
+                                       int64_t head_dim, float *s, const int raw) {
     for (; n_q >= 4; n_q -= 4, q += 4 * head_dim, s += 4 * SLOTS)
         for (int j = 0; j < SLOTS; j += 16) tile_rows_neon(q, 4, tile, head_dim, j, 4, s, raw);
     if (n_q >= 2) {
@@ -350,8 +350,8 @@ ALWAYS_INLINE void tile_neon(const float *q, int n_q, const float *tile, int64_t
 
 static void tile_scores_neon(const float *q, int n_q, const float *tile, int64_t head_dim,
                              int order, float *s) {
-    if (order == TILE_ROPED) tile_neon(q, n_q, tile, head_dim, s, 0);
-    else tile_neon(q, n_q, tile, head_dim, s, 1);
+    if (order == TILE_ROPED) tile_of_scores_neon(q, n_q, tile, head_dim, s, 0);
+    else tile_of_scores_neon(q, n_q, tile, head_dim, s, 1);
 }
 
 static void softmax_block_neon(float *s, int n_q, int n, int n_keys, int more, float *m, float *l,

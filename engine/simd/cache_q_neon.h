@@ -106,7 +106,7 @@ typedef struct {
 } scales_neon_t;
 
 /* Slots are counted from the first one that is read. */
-ALWAYS_INLINE void load_scales_neon(const void *block, int first, int n, int64_t head_dim,
+ALWAYS_INLINE void load_cached_scales_neon(const void *block, int first, int n, int64_t head_dim,
                                     scales_neon_t *of, const int type) {
     if (type < C_Q8_CH) {
         for (int64_t g = 0; g < head_dim / 32; g++) {
@@ -148,7 +148,7 @@ ALWAYS_INLINE void dequantize_neon(const void *block, int first, int n, int64_t 
                                    float *out, const int type) {
     const int64_t row_bytes = cache_row_bytes(type, head_dim);
     scales_neon_t of;
-    load_scales_neon(block, first, n, head_dim, &of, type);
+    load_cached_scales_neon(block, first, n, head_dim, &of, type);
     for (int64_t j = 0; j < n; j++) {
         const uint8_t *row = (const uint8_t *)block + (first + j) * row_bytes;
         for (int64_t i = 0; i < head_dim; i += 32, out += 32)
@@ -169,7 +169,7 @@ ALWAYS_INLINE void block_scores_rows_neon(const float *q, const void *block, int
     const int64_t row_bytes = cache_row_bytes(type, head_dim);
     const int n_k = raw ? 4 : 8;
     scales_neon_t of;
-    load_scales_neon(block, first, n, head_dim, &of, type);
+    load_cached_scales_neon(block, first, n, head_dim, &of, type);
     const uint8_t *rows_of_block = (const uint8_t *)block + first * row_bytes;
     for (int j0 = 0; j0 < n; j0 += n_k) {
         float32x4_t sum[8];
@@ -205,7 +205,7 @@ ALWAYS_INLINE void block_weighted_sum_rows_neon(const float *s, const void *bloc
     const int is_byte = type == C_Q8_0 || type == C_Q8_CH;
     const int64_t row_bytes = cache_row_bytes(type, head_dim);
     scales_neon_t of;
-    load_scales_neon(block, first, n, head_dim, &of, type);
+    load_cached_scales_neon(block, first, n, head_dim, &of, type);
     for (int64_t g = 0; g < head_dim / 32; g++) {
         float32x4_t sum[8];
         for (int v = 0; v < 8; v++) sum[v] = vld1q_f32(acc + 32 * g + 4 * v);

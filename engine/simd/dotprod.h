@@ -2,8 +2,8 @@
 #ifndef LARIAT_DOTPROD_H
 #define LARIAT_DOTPROD_H
 
-#include "table.h"
+#include "matmul_dotprod.h"
 
-static void use_dotprod(kernels_t *k) { (void)k; }
+static void use_dotprod(kernels_t *k) { use_matmul_dotprod(k); }
 
 #endif

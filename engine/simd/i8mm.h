@@ -2,8 +2,8 @@
 #ifndef LARIAT_I8MM_H
 #define LARIAT_I8MM_H
 
-#include "table.h"
+#include "matmul_i8mm.h"
 
-static void use_i8mm(kernels_t *k) { (void)k; }
+static void use_i8mm(kernels_t *k) { use_matmul_i8mm(k); }
 
 #endif
