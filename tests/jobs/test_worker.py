@@ -139,23 +139,32 @@ def test_dask_with_a_worker_that_is_killed(expected: list[dict[str, Any]], tmp_p
 # Ray's own deadlines are for quiet machines, and it kills workers where memory is short.
 PATIENT_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_gcs_server_request_timeout_seconds": "600",
+    "RAY_gcs_server_request_timeout_seconds": "120",
     "RAY_health_check_failure_threshold": "100",
     "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_raylet_start_wait_time_s": "60",
     "RAY_worker_register_timeout_seconds": "600",
 }
-NOT_STARTED = "The current node timed out during startup"  # after half a minute, which is fixed
+RAY_NOT_STARTED = "The current node timed out during startup"
+N_STARTS = 3
 
 
 def run_program(*arguments: str | Path, home: Path) -> str:
-    """Run Python; returns what it printed. Ray that did not start in time is started again."""
-    for _ in range(10):
+    """Run Python; returns what it printed. What it keeps for its user goes to `home`.
+
+    Ray gives its processes 15 seconds to start, which nothing can change. It is started again;
+    where others have all processors, it may not start at all, and then the test is skipped.
+    """
+    for _ in range(N_STARTS):
         done = subprocess.run(
             [sys.executable, *arguments], capture_output=True, text=True, timeout=1800,
             cwd=Path(__file__).parents[2], env={**os.environ, **PATIENT_RAY, "HOME": str(home)},
         )  # fmt: skip
-        if NOT_STARTED not in done.stderr:
+        if RAY_NOT_STARTED not in done.stderr:
             break
+    else:
+        if os.getloadavg()[1] > 4 * (os.cpu_count() or 1):
+            pytest.skip(f"Ray does not start: {os.getloadavg()[1]:.0f} processes want to run")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -166,7 +175,7 @@ import ray
 from tests.jobs.test_worker import DiesOnce, PLAIN, RAY_ROWS
 from pathlib import Path
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 mark = Path(sys.argv[1])
 
 class Worker(DiesOnce):
