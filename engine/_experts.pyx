@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 from lariat import _kernels
 from lariat._kernels cimport (
     GROUP_ROWS, TASK_BYTES, TASK_PRODUCTS, Activations, Matrix, activations_t, kernels_t, matmul_fn,
-    q8_of, q8_t, quantize_row, table, tile_width
+    matmul_of, q8_of, q8_t, quantize_row, table
 )
 from lariat._program cimport Operation
 from lariat._routing cimport Routing, q8_of_expert, routing_t
@@ -101,14 +101,14 @@ cdef void multiply(const experts_t *w, int64_t expert, int64_t row, int64_t n_ro
 
     `row` is the first of a group. The columns stand as those of a matmul of their own.
     """
-    cdef matmul_fn tile = KERNELS.matmul[w.type]
     cdef const uint8_t *group = (w.weights + expert * w.expert_bytes
                                  + row // GROUP_ROWS * w.group_bytes)
+    cdef matmul_fn tile
     cdef int64_t r = 0, c, width
     while r < n_rows:
         c = 0
         while c < n_cols:
-            width = tile_width(n_cols - c)
+            tile = matmul_of(KERNELS, w.type, w.n_cols, n_cols - c, &width)
             tile(group, x, col + c, <int>width, out + c * stride + r, stride,
                  <int>min(GROUP_ROWS, n_rows - r), False)
             c += width

@@ -34,6 +34,7 @@ cdef extern from "simd/table.h" nogil:
     ctypedef void (*quantize_fn)(const float *, int, int64_t, void *) noexcept nogil
     ctypedef struct kernels_t:
         matmul_fn matmul[N_WEIGHT_TYPES]
+        matmul_fn matmul_many[N_WEIGHT_TYPES]
         void (*rms_norm)(const float *, const float *, float, int64_t, float *) noexcept nogil
         void (*quantize_column)(const float *, int64_t, int64_t, int8_t *, float *, int32_t *,
                                 int16_t *) noexcept nogil
@@ -56,6 +57,7 @@ cdef extern from "simd/table.h" nogil:
         block_weighted_sum_fn block_weighted_sum[N_CACHE_TYPES]
         dequantize_fn dequantize[N_CACHE_TYPES]
         quantize_fn quantize[N_CACHE_TYPES]
+    matmul_fn matmul_of(const kernels_t *, int, int64_t, int64_t, int64_t *) noexcept
     int64_t tile_width(int64_t) noexcept
     int64_t cache_row_bytes(int, int64_t) noexcept
     int64_t cache_scale_bytes(int, int64_t) noexcept

@@ -360,12 +360,12 @@ def matmul(Matrix w, const float[:, ::1] x, Activations q8, float[:, ::1] out, b
 cdef void matmul_task(const void *args, int64_t task, float *work) noexcept nogil:
     """Some row groups times all columns, tile after tile."""
     cdef const matmul_t *a = <const matmul_t *>args
-    cdef matmul_fn tile = KERNELS.matmul[a.type]
+    cdef matmul_fn tile
     cdef int64_t group, col, width
     for group in range(task * a.per_task, min(a.n_groups, (task + 1) * a.per_task)):
         col = 0
         while col < a.n_cols:
-            width = tile_width(a.n_cols - col)
+            tile = matmul_of(&KERNELS, a.type, a.x.n_k, a.n_cols - col, &width)
             tile(a.weights + group * a.group_bytes, &a.x, col, <int>width,
                  a.out + col * a.n_rows + group * GROUP_ROWS, a.n_rows,
                  <int>min(GROUP_ROWS, a.n_rows - group * GROUP_ROWS), a.add)

@@ -117,6 +117,70 @@ def test_matmul(isa, rng, type_name, n_tokens):
         assert relative_error(got, expected_product(data, type_name, x)) < BOUND
 
 
+needs_amx = pytest.mark.skipif("amx" not in ISAS, reason="no AMX here")
+
+
+@pytest.fixture
+def level_restored():
+    level, core = _kernels.isa(), _kernels.core()
+    yield
+    _kernels.use_isa(level)
+    _kernels.use_core(core)
+
+
+@needs_amx
+@pytest.mark.parametrize("core", ["other", "intel"])
+@pytest.mark.parametrize("type_name", QUANT_TYPES)
+def test_amx_has_the_bits_of_avx512(level_restored, rng, type_name, core):
+    """Tiles of many columns differ in nothing, so a result does not depend on the batch."""
+    _kernels.use_core(core)
+    per_block = block_formats.BLOCK[GGMLType[type_name]][0]
+    for n_rows, n_cols in ((53, 1024), (16, 1056 if per_block == 32 else 1280)):
+        matrix = pack(raw_weights(type_name, n_rows, n_cols, rng), type_name, n_cols)
+        x = rng.standard_normal((150, n_cols)).astype(np.float32)
+        x[40:48] *= np.float32(1e-37)
+        start = rng.standard_normal((len(x), n_rows)).astype(np.float32)
+        for n in (*range(1, 41), 128, 150):
+            found = []
+            for level in ("avx512", "amx"):
+                _kernels.use_isa(level)
+                found.append(multiply(matrix, x[:n], n % 3 + 1, start[:n] if n % 2 else None))
+            assert np.array_equal(found[0].view(np.int32), found[1].view(np.int32)), (n_cols, n)
+
+
+@needs_amx
+@pytest.mark.parametrize("type_name", QUANT_TYPES)
+def test_amx_agrees_with_the_reference(level_restored, rng, type_name):
+    _kernels.use_isa("amx")
+    data = raw_weights(type_name, 19, 1024, rng)
+    x = rng.standard_normal((45, 1024)).astype(np.float32)
+    got = multiply(pack(data, type_name, 1024), x)
+    assert relative_error(got, expected_product(data, type_name, x)) < BOUND
+
+
+@needs_amx
+def test_where_the_system_refuses_tiles_the_level_below_is_used():
+    """Linux refuses them if a thread has a stack for signals that is too small for them."""
+    code = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(4096)
+stack = Stack(ctypes.addressof(memory), 0, len(memory))
+if ctypes.CDLL(None, use_errno=True).sigaltstack(ctypes.byref(stack), None):
+    raise SystemExit("skip")
+from lariat import _kernels
+print(_kernels.isa(), *_kernels.supported_isas())
+"""
+    env = {"LARIAT_ISA": "", "PYTHONFAULTHANDLER": ""}
+    done = run_python(code, **env)
+    if done.stderr.strip() == "skip":
+        pytest.skip("the system wants larger stacks for signals always")
+    assert done.stdout.split() == ["avx512", *(isa for isa in ISAS if isa != "amx")]
+    done = run_python(code, **env | {"LARIAT_ISA": "amx"})
+    assert "LARIAT_ISA: instruction set 'amx' is not supported here" in done.stderr
+
+
 @pytest.mark.parametrize("type_name", FLOAT_TYPES)
 @pytest.mark.parametrize("n_cols", [1, 2, 31, 33, 172])
 def test_matmul_of_lengths_that_do_not_divide(isa, rng, type_name, n_cols):

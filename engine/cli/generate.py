@@ -67,8 +67,8 @@ examples:
 The text ends at the model's end token, at a text of -r (which is not printed), after -n tokens, or
 when the context is full. With -n -1 --context-shift --ignore-eos it never ends. Ctrl-C ends it and
 prints the statistics so far. Exit code: 0, 1 error, 2 usage, 130 Ctrl-C, 141 closed pipe. The
-environment variable LARIAT_ISA forces an instruction set: scalar, avx2, avx512; on ARM scalar,
-neon, dotprod, i8mm.
+environment variable LARIAT_ISA forces an instruction set: scalar, avx2, avx512, amx; on ARM
+scalar, neon, dotprod, i8mm.
 
 -o json prints a line for each completion, an object with
   text           what the model wrote, without the prompt

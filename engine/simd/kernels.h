@@ -21,6 +21,7 @@
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c"))), \
     apply_to = function)
 #include "avx512.h"
+#include "matmul_amx.h" /* its own instructions are assembler */
 #pragma clang attribute pop
 #else
 #pragma GCC push_options
@@ -30,6 +31,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,fma,f16c")
 #include "avx512.h"
+#include "matmul_amx.h"
 #pragma GCC pop_options
 #endif
 #endif

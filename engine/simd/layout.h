@@ -27,6 +27,9 @@ enum {
     BLOCK = 32,        /* weights that share a scale, and activations that do */
     SLOTS = 32,        /* positions of a cache block */
     TILE_COLUMNS = 16, /* of one matmul tile at most */
+    MANY_COLUMNS = 128, /* of one call of matmul_many at most */
+    /* Of one call at least, and two tiles: with fewer, to begin and to unpack costs too much. */
+    MANY_ACTIVATIONS = 32768,
     MAX_HEAD_DIM = 4096, /* of quantized keys and values */
     SCORE_ROWS = 8     /* queries at most of one call that reads keys in their stored type */
 };

@@ -156,7 +156,8 @@ ALWAYS_INLINE void tile_scalar(const void *weights, const activations_t *a, int6
 #include "types.def"
 
 static void use_matmul_scalar(kernels_t *k) {
-#define TYPE(NAME, name) k->matmul[W_##NAME] = matmul_##name##_scalar;
+#define TYPE(NAME, name) \
+    k->matmul[W_##NAME] = matmul_##name##_scalar, k->matmul_many[W_##NAME] = NULL;
 #include "types.def"
 }
 

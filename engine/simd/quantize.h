@@ -298,6 +298,8 @@ TARGET_AVX512 static int quantize_avx512(const uint8_t *weights, int from, int64
                                          uint8_t *out, const float *importance, int64_t n_cols) {
     return quantize_weights(weights, from, n, to, out, importance, n_cols);
 }
+
+#define quantize_amx quantize_avx512 /* tiles have no use in it */
 #endif
 
 /* The quantizer of an instruction set by its name in targets.def; NULL if there is none of that

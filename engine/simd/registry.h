@@ -9,6 +9,14 @@
 #include "table.h"
 #include "test_target.h"
 
+#ifdef LARIAT_X86
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #if defined(LARIAT_ARM) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(LARIAT_ARM) && defined(__APPLE__)
@@ -43,6 +51,24 @@ static int has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+}
+
+/* Linux saves the tiles of a process only after it has asked for that (Documentation/arch/x86/
+ * xstate.rst). It refuses where a thread's stack for signals would be too small for them. */
+static int has_amx(void) {
+#if defined(__linux__) && defined(__x86_64__)
+    enum { TILE = 1 << 24, INT8 = 1 << 25, XSAVE_IN_USE = 1 << 27 };
+    enum { SAVED = 3 << 17, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d, high;
+    if (!has_avx512() || !__get_cpuid(1, &a, &b, &c, &d) || !(c & XSAVE_IN_USE) ||
+        !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (TILE | INT8)) != (TILE | INT8))
+        return 0;
+    __asm__("xgetbv" : "=a"(a), "=d"(high) : "c"(0));
+    return (a & SAVED) == SAVED &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 0;
+#endif
 }
 #endif
 

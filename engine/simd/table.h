@@ -44,7 +44,9 @@ typedef void (*dequantize_fn)(const void *block, int first, int n, int64_t head_
 typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *block);
 
 typedef struct {
-    matmul_fn matmul[N_WEIGHT_TYPES]; /* of types that have tiles */
+    matmul_fn matmul[N_WEIGHT_TYPES]; /* of types that have tiles; n_cols is a `tile_width` */
+    /* Tiles of 16 columns in a row, up to MANY_COLUMNS; NULL where `matmul` is as good */
+    matmul_fn matmul_many[N_WEIGHT_TYPES];
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*quantize_column)(const float *x, int64_t n_k, int64_t width, int8_t *q, float *scale,
                             int32_t *neg8_sum, int16_t *half_sum);
@@ -68,6 +70,18 @@ typedef struct {
     dequantize_fn dequantize[N_CACHE_TYPES];
     quantize_fn quantize[N_CACHE_TYPES]; /* a position, or (by channel) all of a block's */
 } kernels_t;
+
+/* The kernel for the next columns of a matmul, of which n_left are left, and how many it takes */
+static inline matmul_fn matmul_of(const kernels_t *k, int type, int64_t n_k, int64_t n_left,
+                                  int64_t *width) {
+    const int64_t many = (n_left < MANY_COLUMNS ? n_left : MANY_COLUMNS) & -TILE_COLUMNS;
+    if (k->matmul_many[type] && many > TILE_COLUMNS && many * n_k >= MANY_ACTIVATIONS) {
+        *width = many;
+        return k->matmul_many[type];
+    }
+    *width = tile_width(n_left);
+    return k->matmul[type];
+}
 
 /* Bytes of a cached position of one KV head, without scales */
 static inline int64_t cache_row_bytes(int type, int64_t head_dim) {
