@@ -86,7 +86,7 @@ def cycles(loop: Loop, mca: str, cpu: str, arch: str) -> float:
     return int(total[1]) / 200
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--mca", help="llvm-mca of LLVM 17 or newer, which knows these cores")
     parser.add_argument("--cpu", default="neoverse-n1,neoverse-v2,apple-m1")
     parser.add_argument("--least", type=int, default=8, help="multiply-adds of a loop (8)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     listing = subprocess.run(
         [args.objdump, "-d", "--no-show-raw-insn", args.file],
         capture_output=True, text=True, check=True,
