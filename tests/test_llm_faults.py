@@ -206,16 +206,18 @@ def test_an_interrupted_stream_keeps_what_it_said(llm, monkeypatch, expected):
 
 def test_an_interrupted_step_leaves_those_that_wait(path, monkeypatch, expected):
     """Only the sequences of the step are given up."""
-    with LLM(path, n_threads=1, n_ctx=64, n_batch=4) as llm:
-        first = llm.stream(PROMPTS[0], PARAMS)
-        second = llm.stream(PROMPTS[2], PARAMS)
-        with monkeypatch.context() as patch:
-            Fault(patch, "run", 1, KeyboardInterrupt())
-            with pytest.raises(KeyboardInterrupt):
-                next(first)
-        assert list(first) == []
-        list(second)
-        assert second.completion.token_ids == expected[2]
+    with LLM(path, n_threads=1, n_ctx=64) as llm:
+        with llm.context() as context:
+            context.append([7] * 64)  # two of four blocks
+            first = llm.stream(PROMPTS[1], PARAMS)  # takes the other two
+            second = llm.stream(PROMPTS[2], PARAMS)
+            with monkeypatch.context() as patch:
+                Fault(patch, "run", 1, KeyboardInterrupt())
+                with pytest.raises(KeyboardInterrupt):
+                    next(first)
+            assert list(first) == []
+            list(second)
+            assert second.completion.token_ids == expected[2]
         assert_idle(llm)
 
 

@@ -30,7 +30,7 @@ _REASONS = {
     "threads run where the system puts them; taskset or numactl limits them": """
         -C --cpu-mask -Cr --cpu-range --cpu-strict -Cb --cpu-mask-batch -Crb --cpu-range-batch
         --cpu-strict-batch --prio --prio-batch --poll --poll-batch --numa""",
-    "a draft model has the threads and the context of the other one, and an f16 cache": """
+    "a draft model has the threads and context of the other one, and an f16 cache": """
         -td --threads-draft -tbd --threads-batch-draft -cd --ctx-size-draft -ctkd
         --cache-type-k-draft -ctvd --cache-type-v-draft""",
     "a draft model guesses as many tokens as are likely, up to --draft-max": """

@@ -267,11 +267,12 @@ def find_draft_model(
 
     The demo model has one of its own. ValueError if they contradict each other.
     """
+    asks = isinstance(speculative, str) and speculative == "draft"  # it may be anything yet
     if draft_model is not None:
-        if speculative not in (None, "draft"):
+        if not asks and speculative is not None:
             raise ValueError(f"a draft_model guesses with speculative 'draft', not {speculative!r}")
         return check_path("draft_model", draft_model)
-    if speculative != "draft":
+    if not asks:
         return None
     if model_path == Path(DEMO_MODEL):
         return Path(DEMO_DRAFT_MODEL)
