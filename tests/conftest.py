@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from lariat import ChunkLibrary, _kernels
+from lariat.runtime import sampler
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -44,3 +45,16 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param[0]
     _kernels.use_isa(level)
     _kernels.use_core(core)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int], list[int]], None]:
+    """Make the model say given ids: script(prompt, ids)."""
+    answers: dict[tuple[int, ...], list[int]] = {}
+
+    def sample(logits, params, previous, rng, change) -> int:
+        n, ids = next((len(p), a) for p, a in answers.items() if tuple(previous[: len(p)]) == p)
+        return ids[len(previous) - n]
+
+    monkeypatch.setattr(sampler, "sample", sample)
+    return lambda prompt, ids: answers.__setitem__(tuple(prompt), list(ids))

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -122,6 +122,25 @@ def test_streams_side_by_side_are_the_same_as_alone(server: Running, n: int) -> 
     wait_for(lambda: is_idle(server), 5)
 
 
+async def ask_for_completion(
+    service: Service, body: bytes, send: Callable[[dict[str, object]], Awaitable[None]]
+) -> None:
+    """As a client of which the server sees nothing but the request, and what `send` takes."""
+    requests = [{"type": "http.request", "body": body}]
+
+    async def receive() -> dict[str, object]:
+        if not requests:
+            await asyncio.sleep(3600)
+        return requests.pop()
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/completions", "root_path": "",
+        "query_string": b"", "headers": headers,
+    }  # fmt: skip
+    await build_app(service)(scope, receive, send)  # type: ignore[arg-type]
+
+
 def test_a_client_that_does_not_read_is_given_up(llm: LLM) -> None:
     """Its buffers are full, and nothing tells that it is gone."""
     body = json.dumps(ENDLESS | {"stream": True}).encode()
@@ -130,24 +149,13 @@ def test_a_client_that_does_not_read_is_given_up(llm: LLM) -> None:
     async def ask() -> Service:
         service = Service(ServerOptions(send_seconds=0.2))
         service.loaded(Served(llm, ["demo"]))
-        requests = [{"type": "http.request", "body": body}]
-
-        async def receive() -> dict[str, object]:
-            if not requests:
-                await asyncio.sleep(3600)
-            return requests.pop()
 
         async def send(message: dict[str, object]) -> None:
             sent.append(message)
             if len(sent) == 3:
                 await asyncio.sleep(3600)
 
-        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/completions", "root_path": "",
-            "query_string": b"", "headers": headers,
-        }  # fmt: skip
-        await build_app(service)(scope, receive, send)  # type: ignore[arg-type]
+        await ask_for_completion(service, body, send)
         return service
 
     service = asyncio.run(ask())
@@ -170,29 +178,21 @@ def test_a_client_that_does_not_read_holds_its_stream_up(llm: LLM) -> None:
         service = Service(ServerOptions())
         service.loaded(Served(llm, ["demo"]))
         reads_on = asyncio.Event()
-        requests = [{"type": "http.request", "body": body}]
-
-        async def receive() -> dict[str, object]:
-            if not requests:
-                await asyncio.sleep(3600)
-            return requests.pop()
 
         async def send(message: dict[str, object]) -> None:
             events.append(message.get("body", b""))  # type: ignore[arg-type]
             if len(events) == 3:
                 await reads_on.wait()
 
-        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/completions", "root_path": "",
-            "query_string": b"", "headers": headers,
-        }  # fmt: skip
-        answer = asyncio.ensure_future(build_app(service)(scope, receive, send))  # type: ignore[arg-type]
+        answer = asyncio.ensure_future(ask_for_completion(service, body, send))
         try:
             n_written, is_over = 0, False
             while not is_over:
                 await asyncio.sleep(0.01)
                 (request,) = llm.runner.requests or [None]
+                if request is None and len(events) < 3:
+                    assert not answer.done(), "it ended before it began"
+                    continue
                 assert request is not None, "the engine has not waited"
                 n_written = len(request.completion.token_ids)
                 is_over = len(request.deltas) == N_UNREAD

@@ -57,3 +57,8 @@ def next_step(scheduler: Scheduler) -> list[tuple[Request, int]]:
             request.table.delete(start, stop)
             request.evicted(start, stop)
     return step.compute
+
+
+def byte_ids(text: str) -> list[int]:
+    """One token for each byte: the tokens <0x00> to <0xFF> begin at 3."""
+    return [3 + byte for byte in text.encode()]
