@@ -15,6 +15,7 @@ import shlex
 import sys
 import sysconfig
 import tempfile
+import threading
 from glob import glob
 from pathlib import Path
 
@@ -90,8 +91,18 @@ _NO_OPENMP = (
 class BuildExt(build_ext):
     """Checks for OpenMP first, then runs Cython and the compiler."""
 
+    _cython = threading.Lock()  # nothing says that Cython may run in several threads
+
+    def finalize_options(self) -> None:
+        """As many modules at once as there are processors, unless --parallel says otherwise."""
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = os.cpu_count()
+
     def build_extensions(self) -> None:
         """Build all of them, or exit with a sentence."""
+        # The module that takes longer than all the others together begins first.
+        self.extensions.sort(key=lambda ext: not ext.name.endswith("._kernels"))
         compile_flags, link_flags = self._find_openmp()
         for ext in self.extensions:
             ext.extra_compile_args += compile_flags
@@ -104,14 +115,15 @@ class BuildExt(build_ext):
         from Cython.Build import cythonize
 
         # Cython compares only the .pyx with the .c, but a directive may have changed here.
-        ext.sources = cythonize(
-            [ext],
-            compiler_directives=_DIRECTIVES,
-            include_path=[_folder_with_package()],
-            build_dir="build",
-            force=bool(self.force)
-            or _is_newer(__file__, Path("build", ext.sources[0]).with_suffix(".c")),
-        )[0].sources
+        with self._cython:
+            ext.sources = cythonize(
+                [ext],
+                compiler_directives=_DIRECTIVES,
+                include_path=[_folder_with_package()],
+                build_dir="build",
+                force=bool(self.force)
+                or _is_newer(__file__, Path("build", ext.sources[0]).with_suffix(".c")),
+            )[0].sources
         super().build_extension(ext)
 
     def _find_openmp(self) -> tuple[list[str], list[str]]:
