@@ -26,9 +26,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lariat import _kernels
+from lariat import _kernels, processor
 from lariat.errors import LariatError
-from lariat.measure.machine import Probe, cpu_info
+from lariat.measure.machine import Probe
 from lariat.runtime import threads
 from tqdm import tqdm
 
@@ -293,7 +293,8 @@ def machine_line(n_threads: Sequence[int]) -> str:
         f" {probe.int8_peak(n) / 1e9:.0f} GMAC/s int8"
         for n in n_threads
     ]
-    return f"{cpu_info()}, {threads.available()} processors, {_kernels.isa()}; {'; '.join(parts)}"
+    machine = f"{processor.name()}, {threads.available()} processors, {_kernels.isa()}"
+    return f"{machine}; {'; '.join(parts)}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,16 +15,16 @@ A token's way goes down this page, and so do imports:
                                  Context: tokens to edit
     architectures                a model family each: tensors, layers, forward pass
     cache                        keys and values in blocks, roped or raw
-    _attention, _attention_plan, _cache, _experts, _routing, _rows, _kernels
+    _attention, _attention_plan, _cache, _experts, _routing, _rows, _tiles, _kernels
                                  Cython: cut operations into tasks
     _program                     all threads take tasks of a recorded program
     simd/                        C: the innermost tiles, an instruction set each
 
 Beside them stand formats (GGUF and other files), tokenizers, structured (texts that follow a
 grammar), speculative (guesses at next tokens), hub (models that are fetched), config, checks and
-errors; below them _lock, _machine, _masks, _quantize, _strings (compiled helpers), os_memory and
-demo. docs/design.md follows a token from `LLM.stream` to the multiply-add, and tests hold the
-directions.
+errors; below them _lock, _machine, _masks, _quantize, _strings (compiled helpers), os_memory,
+processor and demo. docs/design.md follows a token from `LLM.stream` to the multiply-add, and tests
+hold the directions.
 """
 
 from __future__ import annotations

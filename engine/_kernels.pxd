@@ -34,6 +34,7 @@ cdef extern from "simd/table.h" nogil:
     ctypedef void (*quantize_fn)(const float *, int, int64_t, void *) noexcept nogil
     ctypedef struct kernels_t:
         matmul_fn matmul[N_WEIGHT_TYPES]
+        matmul_fn matmul_few[N_WEIGHT_TYPES]
         matmul_fn matmul_many[N_WEIGHT_TYPES]
         void (*rms_norm)(const float *, const float *, float, int64_t, float *) noexcept nogil
         void (*quantize_column)(const float *, int64_t, int64_t, int8_t *, float *, int32_t *,
@@ -59,6 +60,7 @@ cdef extern from "simd/table.h" nogil:
         quantize_fn quantize[N_CACHE_TYPES]
     matmul_fn matmul_of(const kernels_t *, int, int64_t, int64_t, int64_t *) noexcept
     int64_t tile_width(int64_t) noexcept
+    enum: FEW_COLUMNS
     int64_t cache_row_bytes(int, int64_t) noexcept
     int64_t cache_scale_bytes(int, int64_t) noexcept
 
@@ -105,3 +107,5 @@ cdef class Rope:
 
 # The table in use, one for all modules: `use_isa` rewrites it.
 cdef kernels_t *table() noexcept nogil
+# That of an instruction set that this machine has, and of a kind of core
+cdef int fill(str isa, str core, kernels_t *out) except -1

@@ -28,7 +28,7 @@ cdef extern from "simd/kernels.h" nogil:
     enum: N_TARGETS
     const target_t *TARGETS
     const char *core_at_hand() noexcept
-    void use_target(int, kernels_t *) noexcept
+    void fill_table(int, kernels_t *) noexcept
     void map_pages(const uint8_t *, int64_t) noexcept
     ctypedef struct weight_type_t:
         const char *name
@@ -47,7 +47,7 @@ cdef kernels_t *table() noexcept nogil:
 _TARGETS = tuple((TARGETS[i].isa.decode(), TARGETS[i].core.decode()) for i in range(N_TARGETS))
 _ISAS = tuple(dict.fromkeys(isa for isa, _ in _TARGETS if isa != "test"))
 _CORES = tuple(dict.fromkeys(core for _, core in _TARGETS))
-_in_use = {}  # "isa" and "core": names
+_in_use = {"is_forced": False}  # and "isa" and "core": names
 
 
 def supported_isas():
@@ -66,12 +66,11 @@ def use_isa(name):
     Raises ValueError if the set is unknown or missing here.
     """
     supported = supported_isas()
-    if name not in supported and name not in _ISAS:
+    if name not in (*supported, *_ISAS):
         raise ValueError(f"instruction set {name!r} is unknown, expected one of {', '.join(_ISAS)}")
     if name not in supported:
-        raise ValueError(
-            f"instruction set {name!r} is not supported here, only {', '.join(supported)}"
-        )
+        names = ", ".join(supported)
+        raise ValueError(f"instruction set {name!r} is not supported here, only {names}")
     _use(name, _in_use["core"])
 
 
@@ -83,11 +82,17 @@ def core():
 def use_core(name):
     """Choose the kernels for a kind of core; any runs anywhere. Raises ValueError if it is unknown.
 
-    An instruction set that has no target of that kind keeps the one that it has.
+    An instruction set without such a target keeps the one that it has. Then none is measured.
     """
     if name not in _CORES:
         raise ValueError(f"kind of core {name!r} is unknown, expected one of {', '.join(_CORES)}")
     _use(_in_use["isa"], name)
+    _in_use["is_forced"] = True
+
+
+def core_is_forced():
+    """Whether somebody has named the kind of core."""
+    return _in_use["is_forced"]
 
 
 def variants():
@@ -96,9 +101,14 @@ def variants():
 
 
 def _use(isa, core):
-    target = (isa, core) if (isa, core) in _TARGETS else (isa, "other")
-    use_target(_TARGETS.index(target), &KERNELS)
+    fill(isa, core, &KERNELS)
     _in_use.update(isa=isa, core=core)
+
+
+cdef int fill(str isa, str core, kernels_t *out) except -1:
+    target = (isa, core) if (isa, core) in _TARGETS else (isa, "other")
+    fill_table(_TARGETS.index(target), out)
+    return 0
 
 
 def _force(variable, use):

@@ -26,21 +26,23 @@ from lariat import (
     _routing,
     _rows,
     _strings,
+    _tiles,
 )
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "engine"
 COMPILED = (
     *(_attention, _attention_plan, _cache, _experts, _kernels, _lock, _masks, _program),
-    *(_quantize, _routing, _rows, _strings),
+    *(_quantize, _routing, _rows, _strings, _tiles),
 )
 
 # From the ground up. A folder, or a module that stands in none, imports from rows before its own
 # only. Modules of one folder may import each other, but never in a circle.
 LEVELS = (
-    ("_lock", "_masks", "_program", "_quantize", "_strings", "demo", "errors", "os_memory"),
+    ("_lock", "_masks", "_program", "_quantize", "_strings"),
+    ("demo", "errors", "os_memory", "processor"),
     ("_kernels", "checks"),
-    ("_cache", "_machine", "_routing", "_rows"),
+    ("_cache", "_machine", "_routing", "_rows", "_tiles"),
     ("_attention_plan", "_experts", "config"),
     ("_attention",),
     ("formats",),

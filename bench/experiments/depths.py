@@ -16,10 +16,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-from lariat import _kernels
+from lariat import _kernels, processor
 from lariat.cli.console import Bar
 from lariat.measure.cases import Case, Cost
-from lariat.measure.machine import Probe, cpu_info
+from lariat.measure.machine import Probe
 
 from bench import filled
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         Bar("measuring") as bar,
     ):
         cost = Cost(loaded.config, loaded.weights)
-        print(f"**{os.path.basename(args.model)}** on {cpu_info()}, {_kernels.isa()}\n")
+        print(f"**{os.path.basename(args.model)}** on {processor.name()}, {_kernels.isa()}\n")
         print(
             "| test | threads | roped t/s | raw t/s | raw / roped | in pairs | MB/token | of read |"
         )

@@ -15,9 +15,8 @@ import statistics
 import time
 from dataclasses import replace
 
-from lariat import _kernels
+from lariat import _kernels, processor
 from lariat.measure.cases import Case, Cost
-from lariat.measure.machine import cpu_info
 
 from bench import filled
 
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         ignored = replace(c, layers=tuple(replace(layer, window=None) for layer in c.layers))
         models = [*loaded.models, filled.FilledModel(ignored, loaded.weights, cache, n_ctx, 1)]
         costs = [Cost(config, loaded.weights) for config in (c, ignored)]
-        print(f"**{os.path.basename(args.model)}** on {cpu_info()}, {_kernels.isa()}\n")
+        print(f"**{os.path.basename(args.model)}** on {processor.name()}, {_kernels.isa()}\n")
         print("| depth | windows t/s | ignored t/s | in pairs | MB/token | MB/token ignored |")
         print("| --- | --- | --- | --- | --- | --- |")
         for depth in args.n_depth:

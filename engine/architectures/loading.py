@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lariat.architectures import ARCHITECTURES
+from lariat.architectures import ARCHITECTURES, tiles
 from lariat.architectures.metadata import Metadata
 from lariat.architectures.packed import Places
 from lariat.architectures.weights import TensorChecker, TensorLoader, Weights
@@ -47,12 +47,14 @@ def load_weights(
     Each matrix's pages of the file are released once it is interleaved, so that loading needs no
     more memory than the model. `progress` gets the share done, 0 to 1.
 
-    Matrices go into `places`, or are there already (`prepared.find`); None: into memory of this
-    process. Raises `GGUFError` and `ModelError`, for wrong shapes before anything is read.
+    The fastest tiles for them are chosen (`tiles`). Matrices go into `places`, or are there already
+    (`prepared.find`); None: into memory of this process. Raises `GGUFError` and `ModelError`, for
+    wrong shapes before anything is read.
     """
     check_weights(gguf, config)
     loader = TensorLoader(gguf, n_threads, progress, places)
     weights = ARCHITECTURES[config.architecture].read_weights(loader, config)
+    tiles.choose(loader.loaded)
     if progress:
         progress(1.0)  # the embedding stays in the file, and may be a part of its bytes
     return weights

@@ -279,6 +279,7 @@ class TensorLoader(TensorReader):
         self._n_bytes = max(1, sum(info.n_bytes for info in gguf.tensors.values()))
         self._n_done = 0
         self._places = _arena(gguf) if places is None else places
+        self.loaded: list[tuple[Packed, np.ndarray]] = []  # matrices, and their memory
 
     def matrix(self, name: str, shape: tuple[int, int], order: Order = None) -> _kernels.Matrix:
         """Interleave tensor `name`."""
@@ -290,7 +291,7 @@ class TensorLoader(TensorReader):
     def expert_matrix(self, names: list[str], shape: tuple[int, int, int]) -> _experts.ExpertMatrix:
         """Interleave tensors `names`."""
         packed = self._experts(names, shape)
-        memory = self._places.take(packed)
+        memory = self._taken(packed)
         if self._places.is_filled:
             matrix = packed.expert_matrix(memory)
         else:
@@ -308,8 +309,13 @@ class TensorLoader(TensorReader):
             self._finished(name)
         return matrix
 
-    def _interleaved(self, packed: Packed) -> _kernels.Matrix:
+    def _taken(self, packed: Packed) -> np.ndarray:
         memory = self._places.take(packed)
+        self.loaded.append((packed, memory))
+        return memory
+
+    def _interleaved(self, packed: Packed) -> _kernels.Matrix:
+        memory = self._taken(packed)
         if self._places.is_filled:
             return packed.matrix(memory)
         rows = self.gguf.data(packed.name, packed.first, packed.first + packed.n_rows)

@@ -45,9 +45,9 @@ def version() -> str:
 
 @cache
 def _cpu_info() -> str:
-    from lariat.measure.machine import cpu_info
+    from lariat import processor
 
-    return cpu_info()
+    return processor.name()
 
 
 def _given(rope: RopeConfig) -> str:

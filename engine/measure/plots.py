@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lariat import processor
 from lariat.errors import LariatError
 from lariat.measure.cases import PUBLISHED_RATIOS, Case, Result
-from lariat.measure.machine import cpu_info
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ class Picture:
         size = (_PANEL[0] * n_columns, _PANEL[1] * n_rows + 0.4)
         figure = self._figure_class(figsize=size, layout="constrained", dpi=150)
         models = ", ".join(dict.fromkeys(result.model.type for result in results))
-        figure.suptitle(f"{models} on {cpu_info()} ({results[0].isa})", fontsize=10)
+        figure.suptitle(f"{models} on {processor.name()} ({results[0].isa})", fontsize=10)
         return figure
 
 

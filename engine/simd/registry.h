@@ -113,10 +113,15 @@ static const target_t TARGETS[N_TARGETS] = {
 #include "targets.def"
 };
 
-/* Fills the table with the kernels of a target that this machine supports. */
 static void use_target(int target, kernels_t *k) {
     if (TARGETS[target].below != TARGET_none) use_target(TARGETS[target].below, k);
     TARGETS[target].use(k);
+}
+
+/* Fills the table with the kernels of a target that this machine supports. */
+static void fill_table(int target, kernels_t *k) {
+    use_target(target, k);
+    for (int type = 0; type < N_WEIGHT_TYPES; type++) k->matmul_few[type] = k->matmul[type];
 }
 
 #endif

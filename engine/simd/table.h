@@ -43,8 +43,11 @@ typedef void (*block_weighted_sum_fn)(const float *s, const void *block, int fir
 typedef void (*dequantize_fn)(const void *block, int first, int n, int64_t head_dim, float *out);
 typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *block);
 
+enum { FEW_COLUMNS = 4 }; /* so few that reading the weights takes longer than the products */
+
 typedef struct {
     matmul_fn matmul[N_WEIGHT_TYPES]; /* of types that have tiles; n_cols is a `tile_width` */
+    matmul_fn matmul_few[N_WEIGHT_TYPES]; /* the same for up to FEW_COLUMNS; set by fill_table */
     /* Tiles of 16 columns in a row, up to MANY_COLUMNS; NULL where `matmul` is as good */
     matmul_fn matmul_many[N_WEIGHT_TYPES];
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
@@ -80,7 +83,7 @@ static inline matmul_fn matmul_of(const kernels_t *k, int type, int64_t n_k, int
         return k->matmul_many[type];
     }
     *width = tile_width(n_left);
-    return k->matmul[type];
+    return *width <= FEW_COLUMNS ? k->matmul_few[type] : k->matmul[type];
 }
 
 /* Bytes of a cached position of one KV head, without scales */

@@ -217,7 +217,3 @@ def test_numbers_of_proc_files(tmp_path):
     assert machine._read_kib(str(path), "VmNone") is None
     assert machine._read_kib(str(path), "VmPeak") is None
     assert machine._read_kib(str(tmp_path / "missing"), "VmHWM") is None
-
-
-def test_the_processor_has_a_name():
-    assert machine.cpu_info()
