@@ -43,7 +43,7 @@ help:
 	@echo "make digests                           logits of every type and instruction set, bit for bit"
 	@echo "make check-kernels [SHAPES=3]          each kernel at each level on random shapes, and its speed"
 	@echo "make fuzz [FUZZ_SECONDS=300] [FUZZ_INPUTS=request]     changed files, texts and requests, until one does harm"
-	@echo "make sanitize [LARIAT_CASES=8]         cases of each test, with checks of addresses and undefined behaviour"
+	@echo "make sanitize [LARIAT_CASES=1]         cases of each test, with checks of addresses and undefined behaviour"
 	@echo "make test-arm [LARIAT_CASES=1]         compiles for aarch64; cases of kernel and model tests under qemu-user"
 	@echo "make coverage                          the tests, and the lines of engine/ that they run"
 	@echo "make bench                             the benchmarks, saved in .benchmarks"

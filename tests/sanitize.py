@@ -10,7 +10,8 @@ That process has none of the engine's C code, so it runs without the checks.
 
 **Tests** that cannot pass under these conditions are skipped: `_NOT_HERE` has their names and the
 reasons. The checks make all else some twenty times as slow, so each test runs with some of its
-parameters: as many as LARIAT_CASES says, 0 for all. They are drawn by their names, always the same.
+parameters: as many at each instruction set as LARIAT_CASES says, 0 for all. They are drawn by their
+names, always the same.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lariat import os_memory
 from tests.support.some_cases import leave_some
 
 _ALIGNMENT = 64
-_N_CASES = int(os.environ.get("LARIAT_CASES", "8"))
+_N_CASES = int(os.environ.get("LARIAT_CASES", "1"))
 _MEASURED = "time and memory are those of the checks, not of the engine"
 _UNMAPPED = "no file is mapped here"
 _HEAP = "memory comes from the heap here, not in whole pages"
@@ -69,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = _NOT_HERE.get(getattr(item, "originalname", item.name))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
-    leave_some(config, items, _N_CASES)
+    leave_some(config, items, _N_CASES, at_each_level=True)
 
 
 def start_unchecked(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
