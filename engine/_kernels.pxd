@@ -59,7 +59,7 @@ cdef extern from "simd/table.h" nogil:
         dequantize_fn dequantize[N_CACHE_TYPES]
         quantize_fn quantize[N_CACHE_TYPES]
     matmul_fn matmul_of(const kernels_t *, int, int64_t, int64_t, int64_t *) noexcept
-    int64_t tile_width(int64_t) noexcept
+    int64_t tile_width(const kernels_t *, int64_t) noexcept
     enum: FEW_COLUMNS
     int64_t cache_row_bytes(int, int64_t) noexcept
     int64_t cache_scale_bytes(int, int64_t) noexcept

@@ -278,10 +278,10 @@ cdef q8_t q8_of(Activations out, Py_ssize_t n_tokens, Py_ssize_t n_cols) except 
 cdef void quantize_row(const q8_t *out, int64_t row, const float *x, int64_t first,
                        int64_t last) noexcept nogil:
     """Numbers [first, last) of a token, x, go to their place in the tiles of `activations_t`."""
-    cdef int64_t tile = 0, width = tile_width(out.n_tokens), at
+    cdef int64_t tile = 0, width = tile_width(&KERNELS, out.n_tokens), at
     while row >= tile + width:
         tile += width
-        width = tile_width(out.n_tokens - tile)
+        width = tile_width(&KERNELS, out.n_tokens - tile)
     at = tile * (out.n_cols // BLOCK) + first // BLOCK * width + row - tile
     KERNELS.quantize_column(x, last - first, width, out.q + at * BLOCK, out.scale + at,
                             out.neg8_sum + at, out.half_sum + 2 * at)

@@ -190,8 +190,7 @@ typedef steps4_x16 iq3_s_x16;
 /* Columns of a matmul: as float, and quantized to 8 bits a block of 32 with a float scale
  * (see activation_scale).
  *
- * The quantized columns stand in tiles of 16, 8, 4, 2 or 1 columns (`tile_width`). A tile that
- * starts at column c holds, from q + c * n_k on, [n_blocks][width][32]; scale and sums likewise.
+ * The quantized columns stand in tiles of up to 16 columns (`tile_width`). A tile that starts at column c holds, from q + c * n_k on, [n_blocks][width][32]; scale and sums likewise.
  * So a tile is read in one run: with columns apart by n_k bytes, 16 of them would fight for the
  * same set of the L1 cache. */
 typedef struct {
@@ -211,10 +210,6 @@ typedef struct {
     float gain;        /* scores of the pairs that are rotated are multiplied by it */
     int32_t group_n, group_window; /* of group attention; 1: none */
 } rope_t;
-
-static inline int64_t tile_width(int64_t n_left) {
-    return n_left >= 16 ? 16 : n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1;
-}
 
 static inline float f16_to_f32(f16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u;

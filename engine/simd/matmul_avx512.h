@@ -4,8 +4,8 @@
  * unsigned weight byte and a signed activation byte. Weights keep their offset (8, 128, ...); since
  *     sum (n - 8) q = sum n q - 8 sum q
  * the correction is the start value of the integer sum and costs nothing. A minimum costs one more
- * FMA a column: sum (d q + m) x = d sum q x + m sum x. Up to 16 columns share one unpacking of the
- * weights. Each column is summed in the same order whatever the tile's width, so that a token's
+ * FMA a column: sum (d q + m) x = d sum q x + m sum x. Tiles of 1 to 8 columns and of 16 share one
+ * unpacking of the weights. Each column is summed in the same order whatever the tile's width, so that a token's
  * result does not depend on its neighbours in the batch.
  *
  * Q4_0 has a loop of its own for one column, which needs fewer instructions; Q4_K, Q5_K and Q6_K
@@ -206,16 +206,21 @@ ALWAYS_INLINE void float_tile_avx512(const void *w, const activations_t *a, int6
                                      const int type, const fetch_t fetch) {
     const float *x = a->x + col * a->n_k;
     const int64_t n_k = a->n_k;
+#define COLUMNS(n)                                                                                \
+    float_columns_avx512(w, x + c * n_k, n_k, n, out + c * out_stride, out_stride, n_rows, add, type, \
+                         fetch)
     int c = 0;
-    for (; c + 8 <= n_cols; c += 8)
-        float_columns_avx512(w, x + c * n_k, n_k, 8, out + c * out_stride, out_stride, n_rows, add,
-                             type, fetch);
-    for (; c + 4 <= n_cols; c += 4)
-        float_columns_avx512(w, x + c * n_k, n_k, 4, out + c * out_stride, out_stride, n_rows, add,
-                             type, fetch);
-    for (; c < n_cols; c++)
-        float_columns_avx512(w, x + c * n_k, n_k, 1, out + c * out_stride, out_stride, n_rows, add,
-                             type, fetch);
+    for (; c + 8 <= n_cols; c += 8) COLUMNS(8);
+    switch (n_cols - c) {
+    case 7: COLUMNS(7); break;
+    case 6: COLUMNS(6); break;
+    case 5: COLUMNS(5); break;
+    case 4: COLUMNS(4); break;
+    case 3: COLUMNS(3); break;
+    case 2: COLUMNS(2); break;
+    case 1: COLUMNS(1);
+    }
+#undef COLUMNS
 }
 
 #undef FOR_COLUMNS_BY

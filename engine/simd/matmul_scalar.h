@@ -156,6 +156,8 @@ ALWAYS_INLINE void tile_scalar(const void *weights, const activations_t *a, int6
 #include "types.def"
 
 static void use_matmul_scalar(kernels_t *k) {
+    for (int n = 1; n <= TILE_COLUMNS; n++)
+        k->widths[n] = (int8_t)(n >= 16 ? 16 : n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1);
 #define TYPE(NAME, name) \
     k->matmul[W_##NAME] = matmul_##name##_scalar, k->matmul_many[W_##NAME] = NULL;
 #include "types.def"

@@ -21,7 +21,8 @@
 ALWAYS_INLINE void add_sixes_avx512(block_x16 block, const int type, const int8_t *x,
                                     const int32_t *start, const float *scale, const int nc,
                                     const tuning_t *tuning, __m512 *total) {
-    const int n = columns_at_once(tuning, nc > 4 ? 4 : nc);
+    const int most = nc == 6 ? 3 : nc == 8 || nc == 16 ? 4 : nc; /* for so many sums there is room */
+    const int n = columns_at_once(tuning, most);
     __m512i w_u8x64[8], f[2];
     integers_avx512(block, type, w_u8x64);
     for (int h = 0; h < 2; h++) f[h] = load_factors_avx512(d_factors(block, NULL, h, type));
@@ -141,9 +142,11 @@ ALWAYS_INLINE void add_pair_avx512(block_x16 pair, const int8_t (*factor)[16], c
 /* Of 8 parts of nc columns: scales, those of odd parts times `odd`, and scaled sums */
 ALWAYS_INLINE void part_scales_avx512(const activations_t *a, int64_t at, const int nc, float odd,
                                       float *scale, float *sum) {
+    _Pragma("GCC unroll 16")
     for (int i = 0; i < 8 * nc; i += 8) {
-        const __mmask8 odd_parts =
-            (__mmask8)(nc == 1 ? 0xaa : nc == 2 ? 0xcc : nc == 4 ? 0xf0 : -(i / nc % 2));
+        __mmask8 odd_parts = 0;
+        _Pragma("GCC unroll 8")
+        for (int lane = 0; lane < 8; lane++) odd_parts |= (i + lane) / nc % 2 << lane;
         const __m256 s = _mm256_loadu_ps(a->scale + at + i);
         const __m256i sums = _mm256_loadu_si256((const __m256i *)(a->neg8_sum + at + i));
         _mm256_storeu_ps(scale + i, _mm256_mask_mul_ps(s, odd_parts, s, _mm256_set1_ps(odd)));
@@ -224,13 +227,12 @@ ALWAYS_INLINE void tile_avx512(const void *w, const activations_t *a, int64_t co
         float_tile_avx512(w, a, col, n_cols, out, out_stride, n_rows, add, type, tuning->few);
         return;
     }
+#define WIDTH(n) \
+    case n: tile_of_avx512(w, a, col, n, out, out_stride, n_rows, add, type, tuning); break;
     switch (n_cols) {
-    case 16: tile_of_avx512(w, a, col, 16, out, out_stride, n_rows, add, type, tuning); break;
-    case 8: tile_of_avx512(w, a, col, 8, out, out_stride, n_rows, add, type, tuning); break;
-    case 4: tile_of_avx512(w, a, col, 4, out, out_stride, n_rows, add, type, tuning); break;
-    case 2: tile_of_avx512(w, a, col, 2, out, out_stride, n_rows, add, type, tuning); break;
-    default: tile_of_avx512(w, a, col, 1, out, out_stride, n_rows, add, type, tuning);
+        WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7) WIDTH(8) WIDTH(16)
     }
+#undef WIDTH
 }
 
 #define TYPE(NAME, name) MATMUL(matmul_##name##_avx512, tile_avx512, W_##NAME, &TUNING_avx512)
@@ -240,6 +242,7 @@ ALWAYS_INLINE void tile_avx512(const void *w, const activations_t *a, int64_t co
 #include "types.def"
 
 static void use_matmul_avx512(kernels_t *k) {
+    for (int n = 1; n <= TILE_COLUMNS; n++) k->widths[n] = (int8_t)(n >= 16 ? 16 : n >= 8 ? 8 : n);
 #define TYPE(NAME, name) k->matmul[W_##NAME] = matmul_##name##_avx512;
 #include "types.def"
 }

@@ -46,6 +46,7 @@ typedef void (*quantize_fn)(const float *x, int slot, int64_t head_dim, void *bl
 enum { FEW_COLUMNS = 4 }; /* so few that reading the weights takes longer than the products */
 
 typedef struct {
+    int8_t widths[TILE_COLUMNS + 1]; /* columns of the next tile when so many, or more, are left */
     matmul_fn matmul[N_WEIGHT_TYPES]; /* of types that have tiles; n_cols is a `tile_width` */
     matmul_fn matmul_few[N_WEIGHT_TYPES]; /* the same for up to FEW_COLUMNS; set by fill_table */
     /* Tiles of 16 columns in a row, up to MANY_COLUMNS; NULL where `matmul` is as good */
@@ -74,6 +75,11 @@ typedef struct {
     quantize_fn quantize[N_CACHE_TYPES]; /* a position, or (by channel) all of a block's */
 } kernels_t;
 
+/* Columns of the next tile of a matmul, of which n_left are left */
+static inline int64_t tile_width(const kernels_t *k, int64_t n_left) {
+    return k->widths[n_left < TILE_COLUMNS ? n_left : TILE_COLUMNS];
+}
+
 /* The kernel for the next columns of a matmul, of which n_left are left, and how many it takes */
 static inline matmul_fn matmul_of(const kernels_t *k, int type, int64_t n_k, int64_t n_left,
                                   int64_t *width) {
@@ -82,7 +88,7 @@ static inline matmul_fn matmul_of(const kernels_t *k, int type, int64_t n_k, int
         *width = many;
         return k->matmul_many[type];
     }
-    *width = tile_width(n_left);
+    *width = tile_width(k, n_left);
     return *width <= FEW_COLUMNS ? k->matmul_few[type] : k->matmul[type];
 }
 
