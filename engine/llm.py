@@ -28,7 +28,7 @@ from lariat.formats import context_file
 from lariat.formats.finite import check_tensors as check
 from lariat.formats.gguf_sampling import FileSampling
 from lariat.formats.gguf_split import GGUFModel
-from lariat.runtime import rope_choice, scoring, threads
+from lariat.runtime import rope_choice, scoring, threads, tuned
 from lariat.runtime.context import Context
 from lariat.runtime.draft_model import find_draft_model, load_draft_model
 from lariat.runtime.engine_thread import EngineThread
@@ -52,7 +52,8 @@ class LLM:
                      the parts that it was split into
     n_ctx            positions of the KV cache, shared by all requests; 0: as many as the model was
                      trained on
-    n_threads        threads for decoding; None: the physical cores this process may use
+    n_threads        threads for decoding; None: the physical cores this process may use, or what
+                     `lariat bench --tune` has found
     n_threads_batch  threads for prompts; None: as `n_threads`
     n_batch          max tokens of one scheduler step
     n_ubatch         max tokens of one forward pass
@@ -119,14 +120,11 @@ class LLM:
             RopeConfig() if rope is None else rope, prefix_sharing, check_tensors,
             swa_window_only, speculative, n_draft,
         )  # fmt: skip
-        n_threads = threads.resolve(n_threads)
-        n_threads_batch = threads.resolve(
-            n_threads if n_threads_batch is None else n_threads_batch, "n_threads_batch"
-        )
-        threads.check_startable(max(n_threads, n_threads_batch))
-        self.settings = replace(settings, n_threads=n_threads, n_threads_batch=n_threads_batch)
         self.gguf = GGUFModel(path, check_overrides(overrides), use_mmap)
         try:
+            n, n_batch = tuned.threads_for(self.gguf, n_threads, n_threads_batch)
+            threads.check_startable(max(n, n_batch))
+            self.settings = replace(settings, n_threads=n, n_threads_batch=n_batch)
             self.config = read_config(self.gguf)
             check_types(self.config, type_k, type_v)
             check_weights(self.gguf, self.config)  # before the vocabulary, which takes longer
@@ -134,13 +132,11 @@ class LLM:
             self._grammars = Grammars(self.tokenizer)
             self.sampling = FileSampling.from_gguf(self.gguf)  # where a prompt has no params
             if check_tensors:
-                check(self.gguf, n_threads_batch, progress)
+                check(self.gguf, n_batch, progress)
             found = find(self.gguf, self.config) if prepared and use_mmap else Found(None, ())
             self.prepared, self.prepared_refused = found.path, found.refused
             with threads.forward_pass():
-                weights = load_weights(
-                    self.gguf, self.config, n_threads_batch, progress, found.places
-                )
+                weights = load_weights(self.gguf, self.config, n_batch, progress, found.places)
             guesser = None
             if draft_path:
                 guesser = load_draft_model(

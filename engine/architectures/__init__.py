@@ -9,6 +9,7 @@ metadata             checked reading of a file's keys
 weights              checked reading of tensors; interleaving of matrices
 packed               interleaved matrices, and memory for them
 prepared             interleaved matrices in a file that processes share
+measured             small files with what was measured on this machine
 tiles                the fastest matmul tiles here, by measuring
 recorder             the verbs of a forward pass; its buffers
 loading              config and weights of a file, read by the architecture that it names

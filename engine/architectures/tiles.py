@@ -10,8 +10,6 @@ nothing is measured.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import statistics
 import time
@@ -21,9 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from lariat import _kernels, _tiles, processor
 from lariat._program import Program, run
+from lariat.architectures import measured
 from lariat.architectures.packed import Packed
-from lariat.architectures.prepared import cache_folder
-from lariat.formats.atomic import written_beside
 
 FILE = "tiles.json"
 """Its name in the cache folder. Processor, instruction set, kernels -> type and columns -> kind."""
@@ -34,7 +31,6 @@ _PART_BYTES = 1 << 20  # of weights that are multiplied at once, with the tiles 
 _N_ROUNDS = 9
 _LEAST_GAIN = 1.03  # smaller ones are noise, and the maker's tiles stay
 _PAGE = 4096
-_MAX_KNOWN = 64  # processors and builds in the file
 
 Loaded = Sequence[tuple[Packed, np.ndarray]]
 """Matrices, and the memory of each, uint8, with their interleaved rows."""
@@ -50,7 +46,7 @@ def choose(loaded: Loaded) -> None:
     cores = _tiles.cores()
     if len(cores) < 2 or _kernels.core_is_forced():
         return
-    known = _read()
+    known = measured.read(FILE)
     here = known.setdefault(_place(), {})
     is_new = False
     for parts in _by_type(loaded):
@@ -61,7 +57,7 @@ def choose(loaded: Loaded) -> None:
                 is_new = True
             _tiles.use(parts[0].matrix, _tiles.is_few(n_columns), here[key])
     if is_new:
-        _write(known)
+        measured.write(FILE, known)
 
 
 @dataclass(frozen=True)
@@ -144,19 +140,3 @@ def _place() -> str:
     """What a choice holds for."""
     built = os.stat(_kernels.__file__)
     return f"{processor.name()}, {_kernels.isa()}, {built.st_size}-{int(built.st_mtime)}"
-
-
-def _read() -> dict[str, dict[str, str]]:
-    """The file's choices; none if it cannot be read or was changed by hand."""
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads((cache_folder() / FILE).read_text())
-        if isinstance(known, dict) and all(isinstance(here, dict) for here in known.values()):
-            return known
-    return {}
-
-
-def _write(known: dict[str, dict[str, str]]) -> None:
-    with contextlib.suppress(OSError):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with written_beside(cache_folder() / FILE) as path:
-            path.write_text(json.dumps(dict([*known.items()][-_MAX_KNOWN:]), indent=1) + "\n")

@@ -41,6 +41,7 @@ examples:
   lariat bench -m model.gguf -p 0 --spec off,4:0.7
   lariat bench -m model.gguf --table rope-on-read --plot ratio.png
   lariat bench -m model.gguf --scaling -t 1-8 --pin --plot scaling.pdf
+  lariat bench -m model.gguf --tune
 
 docs/benchmarks.md explains each column. Ctrl-C prints the results so far."""
 
@@ -89,6 +90,13 @@ def register(commands: Any) -> None:
         dest="by_threads",
         action="store_true",
         help="speed-up and efficiency by threads, with both caches unless --cache is given",
+    )
+
+    what.add_argument(
+        "--tune",
+        action="store_true",
+        help="find the fastest -t and -tb for each model; generate, chat, serve and LLM take them "
+        "from then on where none are given",
     )
 
     engine = parser.add_argument_group("engine")
@@ -146,6 +154,8 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit code."""
+    if args.tune:
+        return _tune(args)
     cases = _cases(args)
     repetitions = _repetitions(args)
     if args.plot:
@@ -236,6 +246,32 @@ def _measure(
                 for printer in printers:
                     printer.end()
     return results, interrupted
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from lariat.cli import bench_tune
+
+    _refuse(
+        args,
+        "--tune: it chooses what to measure",
+        ("-p", args.n_prompt),
+        ("-n", args.n_gen),
+        ("-pg", args.pg),
+        ("-d", args.n_depth),
+        ("--sequences", args.sequences),
+        ("--spec", args.spec),
+        ("--table", args.table),
+        ("--scaling", args.by_threads or None),
+        ("-t", args.threads),
+        ("-tb", args.threads_batch),
+        ("-r", args.repetitions),
+        ("--plot", args.plot),
+        ("-oe", args.output_err),
+        ("--pin", args.pin or None),
+    )
+    if args.output not in ("md", "json"):
+        raise UsageError("argument -o/--output: --tune prints md or json")
+    return bench_tune.run(model_file.find_all(args) or [DEMO_MODEL], args.output, args.use_mmap)
 
 
 def _pins() -> Pins:

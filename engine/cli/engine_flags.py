@@ -75,7 +75,11 @@ _ROPE = (
 )
 _FREQ_SCALE = "--rope-freq-scale"
 _THREADS = (
-    (("-t", "--threads"), "n_threads", "threads for writing (default: the physical cores)"),
+    (
+        ("-t", "--threads"),
+        "n_threads",
+        "threads for writing (default: the physical cores, or what `bench --tune` found)",
+    ),
     (("-tb", "--threads-batch"), "n_threads_batch", "threads for reading prompts (default: -t)"),
 )
 

@@ -5,6 +5,7 @@
     disturbance  CPU time that others take meanwhile
     machine      ceilings of this machine, pinned threads, peak memory
     plots        pictures of the results
+    tuning       how many threads are fastest, found with few measurements
     chunk_check  what documents of a library lose when they are put together
     reuse_quality  answers behind reused documents, beside full prefill and no documents
 

@@ -21,4 +21,5 @@ edits      what was edited, and the tokens behind it that recall it
 renewal    tokens of a context that are computed anew before a request's own
 placed     documents in a context: plans to place them, and which tokens are recomputed when
 threads    how many threads, and on which processors
+tuned      how many, as `lariat bench --tune` has found for a model on this machine
 """
