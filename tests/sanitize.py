@@ -32,6 +32,7 @@ _N_CASES = int(os.environ.get("LARIAT_CASES", "1"))
 _MEASURED = "time and memory are those of the checks, not of the engine"
 _UNMAPPED = "no file is mapped here"
 _HEAP = "memory comes from the heap here, not in whole pages"
+_TOO_LARGE = "the checks exceed the limit of memory of templates in a process of their own"
 _NOT_HERE = {
     "test_refusing_takes_little_memory": _MEASURED,
     "test_loading_needs_no_more_memory_than_the_file": _MEASURED,
@@ -42,9 +43,17 @@ _NOT_HERE = {
     "test_processes_share_the_weights": _MEASURED,
     "test_memory_that_the_system_refuses_is_one_sentence": _HEAP,
     "test_the_memory_of_some_layers_goes_back": _HEAP,
-    "test_the_worker_needs_nothing_of_the_package": "the checks exceed its limit of memory",
+    "test_the_worker_needs_nothing_of_the_package": _TOO_LARGE,
+    "test_nothing_is_written_to_files": _TOO_LARGE,
+    "test_it_answers_and_sigterm_ends_it_when_running_requests_are_finished": _TOO_LARGE,
+    "test_ray_with_a_worker_that_is_killed": "Ray gives up on its processes, which the checks slow",
     "test_blocks_of_whole_pages_are_mapped_and_others_copied": _UNMAPPED,
     "test_pages_are_there_before_they_are_used": _UNMAPPED,
+}
+
+
+_FILES_NOT_HERE = {
+    "test_page_browser.py": "a browser does not run with the library of the checks",
 }
 
 
@@ -68,6 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip what `_NOT_HERE` names, and leave out cases of tests that have many."""
     for item in items:
         reason = _NOT_HERE.get(getattr(item, "originalname", item.name))
+        reason = _FILES_NOT_HERE.get(item.path.name, reason)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
     leave_some(config, items, _N_CASES, at_each_level=True)

@@ -181,7 +181,8 @@ def test_requests_of_the_engine_thread_go_on_whatever_strikes_others(path: Path,
             for _ in llm.stream(ids_of(rng.randint(1, 40)), GREEDY):
                 pass
 
-        while alarm.n_strikes < min(N_STRIKES, 300):
+        n_least = min(N_STRIKES, 300)  # a slow machine gets through few requests in so many
+        while alarm.n_strikes < n_least or (n_done <= 2 and alarm.n_strikes < 20 * n_least):
             if request is None or request.closed:
                 if request is not None:
                     assert request.completion.token_ids == expected
