@@ -1,7 +1,8 @@
 """The command line: `main` parses and reports errors, and each command is a file of its own.
 
 Commands:   generate, chat, serve, batch, chunk, info, list, tokenize, quantize, prepare, imatrix,
-            perplexity, eval, bench (bench_output prints its results, bench_tune is its --tune)
+            perplexity, eval, bench (bench_output prints its results, bench_tune is its --tune,
+            bench_scaling its --scaling)
 main        chooses the command; errors to sentences and exit codes
 interrupts  Ctrl-C while modules are imported
 usage       the parser, and flags that fill a configuration class

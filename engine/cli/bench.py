@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lariat.cli import bench_output, console, engine_flags, interrupts, model_file
+from lariat.cli import (
+    bench_output,
+    bench_scaling,
+    console,
+    engine_flags,
+    interrupts,
+    model_file,
+)
 from lariat.cli.usage import UsageError
 from lariat.config import CACHE_STRATEGIES, CACHE_TYPES, MAX_DRAFT, EngineConfig
 from lariat.demo import DEMO_MODEL
@@ -89,7 +96,9 @@ def register(commands: Any) -> None:
         "--scaling",
         dest="by_threads",
         action="store_true",
-        help="speed-up and efficiency by threads, with both caches unless --cache is given",
+        help="speed-up and efficiency by threads, with both caches unless --cache is given: "
+        "writing with -t, prompts with -tb; with fits of Amdahl's law and the roofline, and the "
+        "numbers from which on more threads do not pay; --pin keeps threads on labelled cores",
     )
 
     what.add_argument(
@@ -288,8 +297,8 @@ def _printer(
 ) -> bench_output.Printer:
     if name == "md" and args.table:
         return bench_output.RopeOnRead(setting, write)
-    if name == "md" and args.by_threads:
-        return bench_output.Scaling(setting, write)
+    if args.by_threads and name in ("md", "json"):
+        return (bench_scaling.Scaling if name == "md" else bench_scaling.Json)(setting, write)
     return bench_output.FORMATS[name](setting, write)
 
 
@@ -313,12 +322,6 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             ("--sequences", args.sequences),
             ("--spec", args.spec),
         )
-    if args.by_threads:
-        _refuse(
-            args,
-            "--scaling: prompts are read with the threads of -t",
-            ("-tb", args.threads_batch),
-        )
     both = bool(args.table or args.by_threads)
     n_threads = (
         list(range(1, threads.available() + 1)) if args.by_threads else [threads.available()]
@@ -341,7 +344,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             "--cache", args.cache, CACHE_STRATEGIES, list(CACHE_STRATEGIES) if both else ["roped"]
         ),
     }
-    if args.threads_batch:
+    if args.threads_batch and not args.by_threads:
         lists["n_threads_batch"] = _numbers(
             "-tb/--threads-batch", args.threads_batch, [], 1, threads.MAX_THREADS
         )
@@ -351,7 +354,17 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             EngineConfig(cache=str(cache), rope=rope)
         except ValueError as error:
             raise UsageError(f"argument --cache: {error}") from None
-    return combinations(shapes, rope, _specs(args.spec), **lists)
+    if not args.by_threads:
+        return combinations(shapes, rope, _specs(args.spec), **lists)
+    # Each test has one number of threads: prompts those of -tb, the others those of -t.
+    prompts_only = [shape for shape in shapes if not shape[1]]
+    others = [shape for shape in shapes if shape[1]]
+    cases = combinations(others, rope, _specs(args.spec), **lists)
+    if args.threads_batch:
+        lists["n_threads"] = _numbers(
+            "-tb/--threads-batch", args.threads_batch, [], 1, threads.MAX_THREADS
+        )
+    return combinations(prompts_only, rope, [None], **lists) + cases
 
 
 def _refuse(args: argparse.Namespace, why: str, *flags: tuple[str, object]) -> None:

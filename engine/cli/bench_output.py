@@ -122,9 +122,12 @@ def record(result: Result) -> dict[str, Any]:
 
 
 def with_samples(result: Result) -> dict[str, Any]:
-    """Return all fields of a result, and the time and speed of each repetition."""
+    """Return all fields of a result; time, speed and load of each repetition, each probe, and the
+    tiles that were in use."""
     samples = {"samples_ns": result.samples_ns, "samples_ts": result.samples_ts}
-    return record(result) | samples
+    probes = {"read_bandwidths": result.bandwidths, "int8_peaks": result.int8_peaks}
+    loads = {"load_averages": result.load_averages}
+    return record(result) | samples | probes | loads | {"tiles": result.tiles}
 
 
 class Printer:
@@ -155,11 +158,15 @@ class Json(Printer):
 
     def model(self, results: Sequence[Result]) -> None:
         """Write an object each."""
-        for result in results:
-            text = json.dumps(with_samples(result), indent=2)
+        for as_object in self.objects(results):
+            text = json.dumps(as_object, indent=2)
             text = "\n".join(f"  {line}" for line in text.splitlines())
             self.write((",\n" if self._n_written else "") + text)
             self._n_written += 1
+
+    def objects(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+        """What is written of each result of a model."""
+        return [with_samples(result) for result in results]
 
     def end(self) -> None:
         """Close the array."""

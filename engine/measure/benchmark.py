@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from lariat import _kernels
+from lariat import _kernels, _tiles
 from lariat.architectures.loading import load_weights, read_config
 from lariat.architectures.weights import Weights
 from lariat.cache.blocks import SLOTS, BlockTable
@@ -77,6 +77,7 @@ class Benchmark:
             self._gguf.close()
             raise
         facts, cost = ModelFacts.of(self._gguf), Cost(self._config, self._weights)
+        tiles = _tiles_in_use(self._weights)
         self.results = [
             Result(
                 case,
@@ -85,6 +86,7 @@ class Benchmark:
                 pins is not None,
                 cost.bytes_per_token(case),
                 cost.macs_per_token(case),
+                tiles=tiles,
             )
             for case in cases
         ]
@@ -302,6 +304,16 @@ class Benchmark:
 
     def _peak_memory(self) -> int:
         return peak_memory() - (self._probe.n_bytes if self._probe else 0)
+
+
+def _tiles_in_use(weights: Weights) -> dict[str, str]:
+    """The kind of core whose tiles each weight type is multiplied with: by few columns, by many."""
+    matrices = [*weights.matrices(), weights.output.weight]
+    return {
+        f"{matrix.type_name} {'few' if few else 'many'}": _tiles.core_of(matrix, few)
+        for matrix in {matrix.type_name: matrix for matrix in matrices}.values()
+        for few in (True, False)
+    }
 
 
 def _key(case: Case) -> tuple[str, str, str]:

@@ -214,6 +214,7 @@ class Result:
     usages: list[Usage] = field(default_factory=list)  # of processors, during the repetitions
     load_averages: list[float] = field(default_factory=list)  # before each repetition
     peak_memory: int = 0  # bytes of the process, up to the last repetition
+    tiles: dict[str, str] = field(default_factory=dict)  # "Q4_K few" -> the kind of core
 
     @property
     def samples_ts(self) -> list[float]:

@@ -21,5 +21,6 @@ edits      what was edited, and the tokens behind it that recall it
 renewal    tokens of a context that are computed anew before a request's own
 placed     documents in a context: plans to place them, and which tokens are recomputed when
 threads    how many threads, and on which processors
+topology   what these are: threads of a core, nodes, kinds of cores
 tuned      how many, as `lariat bench --tune` has found for a model on this machine
 """

@@ -31,8 +31,18 @@ _is_stale = False  # the result of that
 
 def available() -> int:
     """Physical cores that this process may use: those of its affinity mask, at most its quota."""
-    quota, n_cores = _cgroup_quota(), max(1, len(cores()))
-    return n_cores if quota is None else max(1, min(n_cores, math.floor(quota)))
+    granted, n_cores = quota(), max(1, len(cores()))
+    return n_cores if granted is None else max(1, min(n_cores, math.floor(granted)))
+
+
+def processors() -> list[int]:
+    """The processors that this process may use, ascending: its mask's, or OpenMP's places."""
+    return _affinity()
+
+
+def quota() -> float | None:
+    """Processors' worth of time that the control group grants; None without a limit."""
+    return _cgroup_quota()
 
 
 def cores(topology: str = _TOPOLOGY) -> list[list[int]]:

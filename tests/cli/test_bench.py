@@ -178,7 +178,7 @@ def test_bad_lists_are_refused(text, expected):
         (("--table", "rope-on-read", "-d", "0"), "-d"),
         (("--table", "rope-on-read", "-pg", "1,1"), "-pg"),
         (("--table", "rope-on-read", "--sequences", "2"), "--sequences"),
-        (("--scaling", "-tb", "2"), "-tb"),
+        (("--scaling", "-tb", "0"), "-tb/--threads-batch"),
         (("--plot", "x.png", "-t", "1"), "nothing to draw"),
     ],
 )

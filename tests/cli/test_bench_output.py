@@ -54,6 +54,9 @@ stddev_ns avg_ts stddev_ts
 """
 
 
+SAMPLES = ("samples_ns", "samples_ts", "read_bandwidths", "int8_peaks", "load_averages", "tiles")
+
+
 def test_json_has_every_combination(run, model):
     axes: dict[str, tuple[str, list[Any]]] = {
         "n_depth": ("-d", [0, 40]),
@@ -77,7 +80,7 @@ def test_json_has_every_combination(run, model):
     assert set(found) == expected
     assert len(found) == len(expected)
     for e in entries:
-        assert list(e) == [*FIELDS, "samples_ns", "samples_ts"]
+        assert list(e) == [*FIELDS, *SAMPLES]
         assert e["n_threads_batch"] == e["n_threads"]
 
 
@@ -258,8 +261,11 @@ def written(
 
 
 def printed(results: list[Result], *flags: str, n_processors: int = 2) -> list[list[str]]:
-    """Rows of the Markdown table that these flags make of these results."""
+    """Rows of the Markdown tables that these flags make of these results; with --scaling, of the
+    first, which has the speeds."""
     lines = written(results, *flags, n_processors=n_processors)
+    if "--scaling" in flags:
+        lines = lines[: lines.index("")]
     return [columns(line) for line in lines if line.startswith("|")][2:]
 
 
@@ -297,6 +303,8 @@ def test_scaling_from_more_than_one_thread_counts_from_there():
 def test_scaling_runs(run, model):
     code, out, err = run("-m", model, *SMALL[:-2], "--scaling", "-t", "1-3", "--pin")
     assert (code, err) == (0, "")
-    assert out.count("| roped |") == out.count("| raw   |") == 6
+    speeds, fits = out.split("\n\n")[:2]
+    assert speeds.count("| roped |") == speeds.count("| raw   |") == 6
+    assert fits.count("| roped |") == fits.count("| raw   |") == 2
     code, out, err = run("-m", model, *SMALL[:-2], "--scaling", "-t", "1,2", "-o", "json")
     assert len(json.loads(out)) == 8
