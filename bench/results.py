@@ -34,7 +34,14 @@ MODELS = ROOT / "docs" / "models.md"
 _OTHERS = ("digests", "models")  # files in the folder that are no machine's
 PICTURE = ROOT / "docs" / "raw-against-roped.png"
 MAX_ROWS = 15
-ORDER = ("correctness", "zen5", "zen4", "emerald-rapids", "zen3")  # of the page; others follow
+ORDER = (
+    "correctness",
+    "zen5",
+    "zen4",
+    "sapphire-rapids",
+    "emerald-rapids",
+    "zen3",
+)  # of the page; others follow
 _BEGIN, _END = "<!-- begin: make results -->", "<!-- end: make results -->"
 _HEAD = {"name", "cpu", "isa", "bandwidth", "int8_peak", "date", "commit", "rows"}
 _ROW = {"what", "unit", "values", "command"}

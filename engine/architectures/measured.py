@@ -25,9 +25,12 @@ def read(name: str) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def write(name: str, known: dict[str, dict[str, Any]]) -> None:
-    """Write the file anew; of more than 64 places the first ones are dropped."""
+def write(name: str, known: dict[str, dict[str, Any]]) -> bool:
+    """Write the file anew, and say whether that was possible. Of more than 64 places the first ones
+    are dropped."""
     with contextlib.suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
         with written_beside(cache_folder() / name) as path:
             path.write_text(json.dumps(dict([*known.items()][-_MAX_PLACES:]), indent=1) + "\n")
+        return True
+    return False

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def run(paths: Sequence[str | Path], output: str, use_mmap: bool) -> int:
     """Tune each model, print what was found, and return the exit code."""
     from lariat.measure import tuning
-    from lariat.runtime import threads, tuned
+    from lariat.runtime import tuned
 
     interrupts.begin_work()
-    n_most = threads.available()
+    n_most = tuned.most()
     rows: list[dict[str, Any]] = []
     for path in paths:
         with contextlib.ExitStack() as stack:
@@ -33,10 +33,10 @@ def run(paths: Sequence[str | Path], output: str, use_mmap: bool) -> int:
                 decode = tuning.fewest_fastest(work.decode, n_most, bar)
             with console.Bar("prompts") as bar:
                 prompt = tuning.fewest_fastest(work.prompt, n_most, bar)
-            tuned.keep(gguf, decode.best, prompt.best)
+            is_kept = tuned.keep(gguf, decode.best, prompt.best)
         rows.append(_row(path, decode, prompt))
         if output == "md":
-            console.write(_table(path, decode, prompt))
+            console.write(_table(path, decode, prompt, is_kept))
     if output == "json":
         console.write(json.dumps(rows, indent=1) + "\n")
     return 0
@@ -63,7 +63,7 @@ def _row(path: str | Path, decode: Found, prompt: Found) -> dict[str, Any]:
     }
 
 
-def _table(path: str | Path, decode: Found, prompt: Found) -> str:
+def _table(path: str | Path, decode: Found, prompt: Found, is_kept: bool) -> str:
     from lariat.measure.tuning import N_PROMPT
 
     of_decode, of_prompt = _speeds(decode, 1), _speeds(prompt, N_PROMPT)
@@ -79,7 +79,10 @@ def _table(path: str | Path, decode: Found, prompt: Found) -> str:
         ]
         lines.append(f"| {n} | {cells[0]} | {cells[1]} |")
     lines.append("")
-    lines.append(
-        f"{name}: -t {decode.best} -tb {prompt.best}, from now on where no threads are given"
+    use = (
+        "from now on where no threads are given"
+        if is_kept
+        else "which could not be kept: the cache folder (LARIAT_CACHE) cannot be written"
     )
+    lines.append(f"{name}: -t {decode.best} -tb {prompt.best}, {use}")
     return "\n".join(lines) + "\n"

@@ -1,13 +1,14 @@
 """How many threads are fastest, found with few measurements.
 
 Numbers of threads are compared in pairs that are measured one right after the other, because a
-shared machine drifts. The search begins with all cores and halves their number as long as that may
-pay; then it looks between the best number and its neighbours. The best ones are measured again, and
-of those that are as fast the fewest threads win: they leave cores to others.
+shared machine drifts. The search begins with all processors and halves their number as long as that
+may pay; then it looks between the best number and its neighbours. The best ones are measured again,
+and of those that are as fast the fewest threads win: they leave cores to others.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,9 @@ N_PROMPT = 64
 """Tokens of a prompt that are read at once: enough for the products to take the time."""
 
 _N_CTX = 512
-_LEAST_SECONDS = 0.05  # of a measurement: a shorter one repeats the work
+# Of a measurement: a shorter one repeats the work. Under a quota it has two of the periods in which
+# Linux counts.
+_LEAST_SECONDS, _LEAST_SECONDS_OF_QUOTA = 0.05, 0.2
 _N_ROUNDS = 7  # of the search
 _N_LAST_ROUNDS = 17  # of the best ones
 _N_BEST = 3
@@ -154,7 +157,8 @@ class Work:
         if n_tokens not in self._n_at_once:
             self._n_at_once[n_tokens] = 1
             once = self._seconds(n_tokens, n_threads)
-            self._n_at_once[n_tokens] = max(1, round(_LEAST_SECONDS / once))
+            least = _LEAST_SECONDS if threads.quota() is None else _LEAST_SECONDS_OF_QUOTA
+            self._n_at_once[n_tokens] = max(1, math.ceil(least / once))
         n = self._n_at_once[n_tokens]
         table = self._runner.new_table()
         try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import xxhash
-from lariat import processor
+from lariat import _kernels, processor
 from lariat.architectures import measured
 from lariat.formats.gguf import GGUFFile
 from lariat.runtime import threads
@@ -15,19 +16,27 @@ FILE = "threads.json"
 
 
 def place(gguf: GGUFFile) -> str:
-    """What a choice holds for: the processor, the cores that this process may use, and the shapes
-    and types of the model's tensors."""
+    """What a choice holds for: the processor, which of its threads this process may use, the quota,
+    the instruction set, and the shapes and types of the model's tensors."""
     tensors = [(name, t.type.name, t.shape) for name, t in gguf.tensors.items()]
     model = xxhash.xxh3_64(repr(tensors).encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{processor.name()}, {threads.available()} of {len(threads.cores())} cores, {model}"
+    mask = xxhash.xxh3_64(repr(threads.cores()).encode()).hexdigest()
+    return f"{processor.name()}, {mask}, {threads.quota()}, {_kernels.isa()}, {model}"
 
 
-def keep(gguf: GGUFFile, n_threads: int, n_threads_batch: int) -> None:
-    """Note the best numbers of threads for a model, if the cache folder can be written."""
+def most() -> int:
+    """The largest number of threads that may be the fastest: one for each processor that this
+    process may use, hyper-threads too, and for the last part of a quota."""
+    n, quota = len(threads.processors()), threads.quota()
+    return min(threads.MAX_THREADS, max(1, n if quota is None else min(n, math.ceil(quota))))
+
+
+def keep(gguf: GGUFFile, n_threads: int, n_threads_batch: int) -> bool:
+    """Note the best numbers of threads for a model, and say whether that was possible."""
     known = measured.read(FILE)
     known.pop(place(gguf), None)
     known[place(gguf)] = {"n_threads": n_threads, "n_threads_batch": n_threads_batch}
-    measured.write(FILE, known)
+    return measured.write(FILE, known)
 
 
 def threads_for(

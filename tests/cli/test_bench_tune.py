@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lariat import LLM
-from lariat.runtime import threads, tuned
+from lariat.runtime import tuned
 
 from tests.support.bench_runs import quick_runner, write_small
 from tests.support.command_line import Run, check_refused
@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """A machine of two cores; the cache folder is this test's own."""
     monkeypatch.setenv("LARIAT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(threads, "available", lambda: 2)
+    monkeypatch.setattr(tuned, "most", lambda: 2)
     return quick_runner(capfd, monkeypatch)
 
 
@@ -64,6 +64,13 @@ def test_what_would_be_ignored_is_refused(
     run: Run, model: str, flags: list[str], said: str
 ) -> None:
     check_refused(run("--tune", "-m", model, *flags), 2, said)
+
+
+def test_what_cannot_be_kept_is_told(run: Run, model: str, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    code, out, _ = run("--tune", "-m", model)
+    assert code == 0
+    assert "could not be kept" in out
 
 
 def test_a_bad_model_is_one_sentence(run: Run, tmp_path: Path) -> None:

@@ -54,9 +54,10 @@ def test_another_machine_or_model_has_numbers_of_its_own(
     with monkeypatch.context() as patch:
         patch.setattr(processor, "name", lambda: "another one")
         assert tuned.threads_for(gguf, None, None) == (threads.available(),) * 2
-    with monkeypatch.context() as patch:
-        patch.setattr(threads, "available", lambda: 40)
-        assert tuned.threads_for(gguf, None, None) == (40, 40)
+    for name, value in (("cores", [[0], [1], [9]]), ("quota", 1.5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, name, lambda value=value: value)
+            assert tuned.threads_for(gguf, None, None) == (threads.available(),) * 2
     assert tuned.threads_for(gguf, None, None) == (5, 7)
 
 
@@ -86,3 +87,20 @@ def test_a_broken_file_is_as_none(gguf: GGUFFile, tmp_path: Path, content: str) 
 def test_bad_numbers_are_refused(gguf: GGUFFile, named: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(named))):
         LLM(gguf.path, **named)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("n_processors", "quota", "most"),
+    [(8, None, 8), (8, 1.5, 2), (8, 3.0, 3), (2, 7.5, 2), (600, None, 512), (4, 0.2, 1)],
+)
+def test_the_search_goes_up_to_hyper_threads_and_the_last_part_of_a_quota(
+    monkeypatch: pytest.MonkeyPatch, n_processors: int, quota: float | None, most: int
+) -> None:
+    monkeypatch.setattr(threads, "processors", lambda: list(range(n_processors)))
+    monkeypatch.setattr(threads, "quota", lambda: quota)
+    assert tuned.most() == most
+
+
+def test_a_folder_that_cannot_be_written_is_told(gguf: GGUFFile, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert not tuned.keep(gguf, 5, 7)
