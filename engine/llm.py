@@ -120,6 +120,8 @@ class LLM:
             RopeConfig() if rope is None else rope, prefix_sharing, check_tensors,
             swa_window_only, speculative, n_draft,
         )  # fmt: skip
+        for name, n_given in (("n_threads", n_threads), ("n_threads_batch", n_threads_batch)):
+            threads.resolve(n_given, name)  # a bad number is told before the file is touched
         self.gguf = GGUFModel(path, check_overrides(overrides), use_mmap)
         try:
             n, n_batch = tuned.threads_for(self.gguf, n_threads, n_threads_batch)
